@@ -1,0 +1,54 @@
+# Every target builds what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= outputs
+PROMPT ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Idle worker threads that spin slow down everything else on small machines.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help generate test test-all test-wheel lint style accuracy clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
+
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+generate: $(VENV)/.installed  ## draw pictures with the bundled model; PROMPT="a red bird with white wings" overrides
+ifeq ($(strip $(PROMPT)),)
+	$(BIN)/ratlip generate --prompts_file examples/prompts.txt --num_images 4 --out $(OUT)
+else
+	$(BIN)/ratlip generate "$(PROMPT)" --num_images 8 --out $(OUT)
+endif
+
+lint: $(VENV)/.installed-dev  ## ruff, check and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/.installed-dev  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## lint and the fast test suite, offline
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+test-all: lint test-wheel  ## everything, the slow tests and the wheel included
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or not slow"
+
+test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in a clean environment, draw and train with it
+	PYTHON=$(PYTHON) BUILDER=$(BIN)/python tests/wheel/run.sh
+
+accuracy: $(VENV)/.installed-dev  ## measure the bundled model's alignment with both judges
+	$(BIN)/python -m ratlip_hf.synthetic_birds.alignment
+
+clean:  ## remove the environment and build products
+	rm -rf $(VENV) build dist src/*.egg-info

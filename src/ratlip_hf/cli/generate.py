@@ -1,0 +1,120 @@
+"""Draw pictures from sentences: one PNG per picture, a grid and a manifest.
+Owns the verb's options and files; drawing is the pipeline's."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL.PngImagePlugin import PngInfo
+
+from .. import bundled
+from ..images import grid_image
+from ..utils.errors import UserError
+from ..utils.files import staged_files
+
+DTYPES = ("float32", "float16", "bfloat16")
+_BATCH = 16  # pictures per forward pass: bounds memory, changes no picture
+_GRID_SIDE = 192  # smaller pictures are enlarged in the grid, which is made for looking at
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompts", nargs="*", metavar="prompt", help="sentences to draw")
+    parser.add_argument("--prompts_file", type=Path, help="text file with one sentence per line, added to the others")
+    parser.add_argument(
+        "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
+    )
+    parser.add_argument("--num_images", type=int, default=1, help="pictures per sentence (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
+    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
+
+
+def run(options: argparse.Namespace) -> int:
+    prompts = [prompt for prompt in options.prompts if prompt.strip()] + _read_prompts(options.prompts_file)
+    if not prompts:
+        raise UserError('no prompt: give a sentence, for example ratlip generate "a small red bird with black wings"')
+    if options.num_images < 1:
+        raise UserError(f"--num_images must be at least 1, not {options.num_images}")
+    if not 0 <= options.seed < 2**63 - len(prompts) * options.num_images:
+        raise UserError(f"--seed must be a non-negative 63-bit number, not {options.seed}")
+    if options.dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file, not a folder")
+
+    pipe = _load(options.model, options.device, options.dtype)
+    jobs = [(prompt, options.seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(options.num_images))]
+    with staged_files(options.out) as folder:
+        records, images = [], []
+        for index, ((prompt, seed), image) in enumerate(zip(jobs, _draw(pipe, jobs), strict=True)):
+            record = {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": options.model}
+            image.save(folder / record["file"], pnginfo=_metadata(record))
+            records.append(record)
+            images.append(image)
+        columns = options.num_images if options.num_images > 1 else min(4, len(images))
+        grid_image(images, columns, min_side=_GRID_SIDE).save(folder / "grid.png")
+        (folder / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    print(f"{len(images)} pictures in {options.out}; all of them together: {options.out / 'grid.png'}")
+    return 0
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read --prompts_file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts_file {path} is not UTF-8 text") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _load(model: str, device: str | None, dtype: str):
+    # Heavy imports wait until the options are known to be right, so that a mistake is told at once.
+    import diffusers
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    from ..pipeline import RATLIPPipeline
+
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device} is not available here: {str(error).splitlines()[0]}") from error
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
+    source = bundled.resolve(model)
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise UserError(f"--model {model} holds no pipeline: there is no model_index.json in it")
+    try:
+        pipe = RATLIPPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return pipe.to(device)
+
+
+def _draw(pipe, jobs: list[tuple[str, int]]) -> Iterator:
+    """PIL pictures of (prompt, seed) pairs, in order."""
+    import torch
+
+    for start in range(0, len(jobs), _BATCH):
+        prompts, seeds = zip(*jobs[start : start + _BATCH], strict=True)
+        yield from pipe(list(prompts), generator=[torch.Generator().manual_seed(seed) for seed in seeds]).images
+
+
+def _file_name(index: int, prompt: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
+    return f"{index:04d}-{words or 'prompt'}.png"
+
+
+def _metadata(record: dict) -> PngInfo:
+    info = PngInfo()
+    for key in ("prompt", "seed", "model"):
+        info.add_itxt(key, str(record[key]))
+    return info

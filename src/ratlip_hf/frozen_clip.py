@@ -1,0 +1,156 @@
+"""The frozen CLIP as one thing: tokenizer, text tower and image tower, loaded from any place that holds them.
+Owns loading, identification and sentence encoding; the towers' inner use is in `models.clip`."""
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from .bundled import resolve
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FrozenCLIP:
+    """Tokenizer and both towers of one CLIP, in eval mode and without gradients.
+
+    `source` is where it was loaded from, `revision` the commit on the Hub (None for a folder or a model in memory).
+    """
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection
+    source: str = "memory"
+    revision: str | None = None
+
+    def __post_init__(self):
+        for tower in (self.text_encoder, self.image_encoder):
+            tower.requires_grad_(False).eval()
+
+    def encode(self, captions: list[str]) -> torch.Tensor:
+        """Raw projected sentence embeddings [N, D] of the captions, without gradient."""
+        with torch.no_grad():
+            return encode_text(self.tokenizer, self.text_encoder, captions)
+
+    def describe(self) -> dict[str, str | None]:
+        """What a training run records: source, revision, and the SHA-256 of both towers' weights."""
+        digest = hashlib.sha256()
+        for tower in (self.text_encoder, self.image_encoder):
+            for name, value in sorted(tower.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return {"source": self.source, "revision": self.revision, "weights_sha256": digest.hexdigest()}
+
+
+def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | None = None, **kwargs) -> FrozenCLIP:
+    """Load a frozen CLIP.
+
+    Args:
+        source: a CLIP repository or folder, the folder of a RATLIP pipeline (its CLIP is taken), "synthetic-birds"
+            for the bundled one, or a `CLIPModel`, for which `tokenizer` is needed too.
+        tokenizer: use this one instead of the tokenizer beside the weights.
+        kwargs: passed to transformers, for example `revision=` or `dtype=`.
+
+    Raises:
+        ValueError: when nothing loadable lies there; one line.
+    """
+    if isinstance(source, CLIPModel):
+        if tokenizer is None:
+            raise ValueError("a CLIPModel brings no tokenizer: pass tokenizer= as well")
+        return _split(source, tokenizer)
+    source = resolve(source)
+    in_pipeline = (Path(source) / "model_index.json").is_file()
+    folders = ("text_encoder", "image_encoder", "tokenizer") if in_pipeline else ("", "", "")
+    try:
+        text, image = (
+            _load_tower(kind, source, folder, kwargs)
+            for kind, folder in zip((CLIPTextModelWithProjection, CLIPVisionModelWithProjection), folders, strict=False)
+        )
+        where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        tokenizer = tokenizer or CLIPTokenizer.from_pretrained(source, subfolder=folders[2], **where)
+    except OSError as error:
+        raise ValueError(f"no CLIP could be loaded from {str(source)!r}: {str(error).splitlines()[0]}") from error
+    return FrozenCLIP(tokenizer, text, image, str(source), getattr(image.config, "_commit_hash", None))
+
+
+def _load_tower(kind: type, source: str | os.PathLike, folder: str, kwargs: dict):
+    # A full CLIP holds the other tower too, which transformers would report tensor by tensor.
+    with _quiet_transformers():
+        tower, info = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{source} lacks {len(missing)} weight(s) of {kind.__name__}, for example {missing[0]}")
+    return tower
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _split(model: CLIPModel, tokenizer: CLIPTokenizer) -> FrozenCLIP:
+    text = CLIPTextModelWithProjection(model.config.text_config)
+    image = CLIPVisionModelWithProjection(model.config.vision_config)
+    for tower in (text, image):
+        wanted = tower.state_dict().keys()
+        tower.load_state_dict({name: value for name, value in model.state_dict().items() if name in wanted})
+    return FrozenCLIP(tokenizer, text.to(model.dtype), image.to(model.dtype))
+
+
+def encode_text(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection, captions: list[str]
+) -> torch.Tensor:
+    """Raw projected sentence embeddings [N, D]: text projection of the end token, not normalised.
+
+    Captions beyond the tokenizer's limit are cut, keeping the end token, with a warning that names the lost words.
+
+    Raises:
+        ValueError: when tokenizer and text tower do not belong together.
+    """
+    config = text_encoder.config
+    limit = min(tokenizer.model_max_length, config.max_position_embeddings)
+    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+    ids = tokens.input_ids
+    if int(ids.max()) >= config.vocab_size or not _end_token_is_found(ids, config.eos_token_id):
+        # Pooling would silently read position 0 and give every caption the same embedding.
+        raise ValueError(
+            "the tokenizer does not fit the text encoder: its ids exceed the vocabulary or lack the end token "
+            f"{config.eos_token_id}"
+        )
+    _warn_of_lost_words(tokenizer, captions, limit)
+    return text_encoder(input_ids=ids.to(text_encoder.device)).text_embeds
+
+
+def _end_token_is_found(ids: torch.Tensor, eos_token_id: int) -> bool:
+    legacy = 2  # transformers then takes the largest id as the end token
+    return eos_token_id == legacy or bool((ids == eos_token_id).any(dim=1).all())
+
+
+def _warn_of_lost_words(tokenizer: CLIPTokenizer, captions: list[str], limit: int) -> None:
+    # A token stands for at least one byte, so shorter captions need no second look.
+    for caption in (caption for caption in captions if len(caption.encode()) > limit - 2):
+        ids = tokenizer(caption, truncation=False, verbose=False).input_ids
+        if len(ids) > limit:
+            lost = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip()
+            logger.warning("the prompt was cut at %d tokens; these words were lost: %s", limit, lost)

@@ -1,0 +1,28 @@
+"""Pictures side by side: the grid used by sampling, training and documentation.
+Owns layout only; pictures come as PIL images."""
+
+from PIL import Image
+
+
+def grid_image(images: list[Image.Image], columns: int, gap: int = 2, min_side: int = 0) -> Image.Image:
+    """Paste equally large pictures row by row on white, `gap` pixels apart.
+
+    Pictures smaller than `min_side` are enlarged by a whole factor to at least that side.
+
+    Raises:
+        ValueError: for no pictures or fewer than one column.
+    """
+    if not images or columns < 1:
+        raise ValueError("a grid needs at least one picture and one column")
+    factor = -(-min_side // min(images[0].size)) if min_side else 1
+    if factor > 1:
+        size = (images[0].width * factor, images[0].height * factor)
+        images = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width, height = images[0].size
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        grid.paste(image, (column * (width + gap), row * (height + gap)))
+    return grid

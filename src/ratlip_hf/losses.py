@@ -1,0 +1,78 @@
+"""The objective (Eq. 8) as pure functions of tensors: no network, optimizer or device appears here.
+Training adds the terms up; each function returns one term or one score per sample."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+PENALTY_FORMS = ("summed", "concatenated")
+
+
+def hinge_real(logits: torch.Tensor) -> torch.Tensor:
+    """E[relu(1 - D)] over real matching pairs, logits [B] (Eq. 8, first term)."""
+    return F.relu(1 - logits).mean()
+
+
+def hinge_fake(logits: torch.Tensor) -> torch.Tensor:
+    """E[relu(1 + D)] over generated or mismatched pairs, logits [B] (Eq. 8, second and third term before the 1/2)."""
+    return F.relu(1 + logits).mean()
+
+
+def discriminator_hinge(real: torch.Tensor, fake: torch.Tensor, mismatch: torch.Tensor) -> torch.Tensor:
+    """The three hinge terms of L_D with their weights 1, 1/2, 1/2 (Eq. 8), from logits [B] each."""
+    return hinge_real(real) + 0.5 * (hinge_fake(fake) + hinge_fake(mismatch))
+
+
+def mismatched(prompt_embeds: torch.Tensor) -> torch.Tensor:
+    """Text i+1 for image i, detached: the mismatched pairs of Eq. 8. Raises ValueError for a batch of one."""
+    if len(prompt_embeds) < 2:
+        raise ValueError("mismatched pairs need at least two samples in a batch")
+    return prompt_embeds.detach().roll(-1, 0)
+
+
+def input_gradients(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Gradients of each sample's logit with respect to its inputs, themselves differentiable."""
+    return torch.autograd.grad(_full(logits).sum(), list(inputs), create_graph=True)
+
+
+def matching_aware_gradient_penalty(
+    gradients: Sequence[torch.Tensor], weight: float = 2.0, power: float = 6.0, form: str = "summed"
+) -> torch.Tensor:
+    """MA-GP (Eq. 8, last term): weight * E[norm^power] over real matching pairs, in float32 or better whatever comes in.
+
+    Args:
+        gradients: gradient of the logits with respect to the image features and to the text, [B, ...] each.
+        weight: k of Eq. 8.
+        power: p of Eq. 8.
+        form: "summed" adds the norms of the two gradients (Eq. 8); "concatenated" takes the norm of both together
+            (the released code).
+
+    Raises:
+        ValueError: for an unknown form.
+    """
+    if form not in PENALTY_FORMS:
+        raise ValueError(f"form must be one of {PENALTY_FORMS}, not {form!r}")
+    norms = torch.stack([_full(gradient).flatten(1).norm(dim=1) for gradient in gradients], dim=1)
+    norm = norms.sum(dim=1) if form == "summed" else norms.norm(dim=1)
+    return weight * norm.pow(power).mean()
+
+
+def generator_adversarial(logits: torch.Tensor) -> torch.Tensor:
+    """-E[D(C(G(z, T)), T)], logits [B] (Eq. 8, first term of L_G)."""
+    return -logits.mean()
+
+
+def clip_similarity(image_embeds: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    """E[cos(CLIP(x), T)] of embeddings [B, D]; L_G subtracts it times lambda = 4 (Eq. 8)."""
+    return F.cosine_similarity(_full(image_embeds), _full(prompt_embeds), dim=1).mean()
+
+
+def out_of_range(images: torch.Tensor) -> torch.Tensor:
+    """E[relu(|x| - 1)] over pixels: keeps unclamped pictures near [-1, 1]. Not in the paper (weight 0 by default)."""
+    return F.relu(_full(images).abs() - 1).mean()
+
+
+def _full(x: torch.Tensor) -> torch.Tensor:
+    """Half precision raised to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,55 @@
+"""What generator and discriminator have in common: presets, strict loading, gradient checkpointing.
+A checkpoint with a missing weight is an error here, never a model with uninitialised memory."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+
+from .checkpointing import checkpoint_module
+from .presets import preset
+
+
+def refuse_string_dtypes(kwargs: dict) -> None:
+    """Raise ValueError if `dtype`/`torch_dtype` holds a string; diffusers would silently load float32 instead."""
+    for name in ("dtype", "torch_dtype"):
+        value = kwargs.get(name)
+        for item in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(item, str):
+                raise ValueError(f"{name}={item!r} is a string; pass a torch.dtype such as torch.float16")
+
+
+class RATLIPModel(ModelMixin, ConfigMixin):
+    """Base of [`RATLIPGenerator`] and [`RATLIPDiscriminator`]."""
+
+    _supports_gradient_checkpointing = True
+    _preset_part: str
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "RATLIPModel":
+        """A model with fresh weights from a named preset (`ratlip`, `ratlip-released`, `galip`, `tiny`).
+
+        Keyword arguments replace single values. Raises ValueError for an unknown preset.
+        """
+        return cls(**{**preset(name)[cls._preset_part], **overrides})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers, but a missing weight raises ValueError and so does a dtype given as a string."""
+        refuse_string_dtypes(kwargs)
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} weight(s) of {cls.__name__}, "
+                f"for example {missing[0]}: the file is incomplete or belongs to another configuration"
+            )
+        return (model, info) if with_info else model
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func=None) -> None:
+        """Recompute activations in the backward pass. BatchNorm statistics still move once per step."""
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or checkpoint_module)
+
+    def _run(self, module: torch.nn.Module, *args) -> torch.Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(module, *args)
+        return module(*args)

@@ -1,0 +1,216 @@
+"""`RATLIPPipeline`: sentences in, pictures out, modelled on `DiffusionPipeline`; inference only.
+Owns the public call with its checks; noise is drawn in `latents`, sentences are encoded in `frozen_clip`."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from .frozen_clip import encode_text, load_clip
+from .latents import check_latents, draw_latents
+from .models import RATLIPGenerator
+from .models.base import refuse_string_dtypes
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+_DIFFUSION_HABITS = {
+    "height": "the size of the pictures is fixed by the model (pipe.generator.config.sample_size)",
+    "width": "the size of the pictures is fixed by the model (pipe.generator.config.sample_size)",
+    "num_inference_steps": "a GAN draws in one step; leave it out",
+    "guidance_scale": "there is no guidance; use truncation= to trade variety for typical pictures",
+    "negative_prompt": "there is no guidance; say what you want in prompt=",
+    "negative_prompt_embeds": "there is no guidance; say what you want in prompt_embeds=",
+}
+
+
+class RATLIPPipeline(DiffusionPipeline):
+    r"""Text-to-image generation with RATLIP and its relatives, in one forward pass.
+
+    Every component may be None as long as the call does not need it.
+
+    Args:
+        tokenizer ([`~transformers.CLIPTokenizer`]): tokenizer of the frozen CLIP.
+        text_encoder ([`~transformers.CLIPTextModelWithProjection`]): its text tower.
+        image_encoder ([`~transformers.CLIPVisionModelWithProjection`]): its image tower, which the generator borrows.
+        generator ([`RATLIPGenerator`]): the generator network. Note the clash of names: in `from_pretrained` and
+            `__init__`, `generator=` is the network; in `__call__`, as everywhere in diffusers, the random generator.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->generator"
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection
+    generator: RATLIPGenerator
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModelWithProjection,
+        image_encoder: CLIPVisionModelWithProjection,
+        generator: RATLIPGenerator,
+    ):
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, image_encoder=image_encoder, generator=generator
+        )
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @classmethod
+    def from_clip(
+        cls,
+        clip: str | os.PathLike | CLIPModel,
+        generator: RATLIPGenerator,
+        tokenizer: CLIPTokenizer | None = None,
+        **kwargs,
+    ) -> "RATLIPPipeline":
+        """Assemble a pipeline from a CLIP and a generator network, for instance after training.
+
+        Args:
+            clip: CLIP repository or folder, folder of another RATLIP pipeline, or a `CLIPModel` (then with
+                `tokenizer`).
+            generator: the generator network.
+            tokenizer: tokenizer to use instead of the one beside the weights.
+            kwargs: passed to transformers, for example `revision=` or `dtype=`.
+        """
+        parts = load_clip(clip, tokenizer, **kwargs)
+        return cls(parts.tokenizer, parts.text_encoder, parts.image_encoder, generator)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers; a dtype given as a string raises ValueError instead of being ignored."""
+        refuse_string_dtypes(kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
+        """Encode sentences.
+
+        Args:
+            prompt (`str` or `list[str]`): P sentences; one that is too long is cut with a warning.
+            device (`torch.device`, *optional*): where the result is wanted; the pipeline's device by default.
+
+        Returns:
+            A tuple with `prompt_embeds` [P, D]: projected sentence embeddings, not normalised.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts)
+        prompt_embeds = prompt_embeds.to(device or self._execution_device)
+        return (prompt_embeds,)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        truncation: float | None = None,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **unknown,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw pictures.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): P sentences; or give `prompt_embeds`.
+            num_images_per_prompt (`int`): pictures per sentence; the result is ordered prompt by prompt.
+            generator (`torch.Generator` or a list, *optional*): the random generator (not the network), or one per
+                picture. Noise is drawn picture by picture: one seed, one picture, at every batch size.
+            latents (`torch.Tensor`, *optional*): the noise z itself, [P * num_images_per_prompt, noise_dim].
+            prompt_embeds (`torch.Tensor`, *optional*): raw projected sentence embeddings [P, D], not normalised.
+            truncation (`float`, *optional*): noise entries with |z| above it are drawn again.
+            batch_size (`int`, *optional*): pictures per forward pass; all at once by default. Models with
+                `recurrence="batch_as_time"` draw one at a time by default; only an explicit `batch_size` above 1
+                lets the pictures of a batch influence each other as in the released code.
+            output_type (`str`): "pil", "np" ([N, S, S, 3]) or "pt" ([N, 3, S, S]), values in [0, 1].
+            return_dict (`bool`): return an `ImagePipelineOutput` instead of a tuple.
+
+        Raises:
+            TypeError, ValueError: for arguments of the wrong kind; the message says what to do.
+        """
+        self._check_inputs(prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, unknown)
+        device, config = self._execution_device, self.generator.config
+
+        # 1. Sentences
+        if prompt_embeds is None:
+            (prompt_embeds,) = self.encode_prompt(prompt, device)
+        self._check_prompt_embeds(prompt_embeds)
+        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+
+        # 2. Noise
+        count = len(prompt_embeds)
+        if latents is None:
+            latents = draw_latents(count, config.noise_dim, generator, truncation)
+        elif truncation is not None:
+            raise ValueError("truncation applies to noise that is drawn here; it cannot be combined with latents=")
+        check_latents(latents, count, config.noise_dim)
+
+        # 3. Pictures
+        batch_size = batch_size or (1 if self.generator.couples_batch else count)
+        latents = latents.to(device, self.generator.dtype)
+        prompt_embeds = prompt_embeds.to(device, self.generator.dtype)
+        with _evaluating(self.generator):
+            samples = [
+                self.generator(z, text, self.image_encoder, return_dict=False)[0]
+                for z, text in zip(latents.split(batch_size), prompt_embeds.split(batch_size), strict=True)
+            ]
+        images = self.image_processor.postprocess(torch.cat(samples).float(), output_type=output_type)
+
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_inputs(
+        self, prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, unknown
+    ) -> None:
+        for name in unknown:
+            if name in _DIFFUSION_HABITS:
+                raise ValueError(f"{name} has no meaning here: {_DIFFUSION_HABITS[name]}")
+            raise TypeError(f"{type(self).__name__} does not take {name!r}")
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("pass either prompt or prompt_embeds, and not both")
+        if prompt is not None:
+            if not isinstance(prompt, str | list | tuple):
+                raise TypeError(f"prompt must be a string or a list of strings, not {type(prompt).__name__}")
+            if not isinstance(prompt, str) and not all(isinstance(item, str) for item in prompt):
+                raise TypeError("every prompt in the list must be a string")
+            if not isinstance(prompt, str) and not prompt:
+                raise ValueError("prompt is an empty list; give at least one sentence")
+        elif not isinstance(prompt_embeds, torch.Tensor):
+            raise TypeError(f"prompt_embeds must be a torch.Tensor, not {type(prompt_embeds).__name__}")
+        for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
+            if value is not None or name == "num_images_per_prompt":
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, int | float)):
+            raise TypeError(f"truncation must be a number, not {type(truncation).__name__}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
+
+    def _check_prompt_embeds(self, prompt_embeds: torch.Tensor) -> None:
+        config = self.generator.config
+        if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != config.text_dim or not len(prompt_embeds):
+            raise ValueError(f"prompt_embeds must be [prompts, {config.text_dim}], not {list(prompt_embeds.shape)}")
+        if not prompt_embeds.isfinite().all():
+            raise ValueError("prompt_embeds contain NaN or infinite values")
+        if config.text_norm is None and ((prompt_embeds.float().norm(dim=1) - 1).abs() < 1e-3).all():
+            warnings.warn(
+                "prompt_embeds have length 1; this model reads CLIP's raw text_embeds, which are not normalised",
+                stacklevel=3,
+            )
+
+
+@contextlib.contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Eval mode within the block; a training loop that samples from its own network gets it back as it was."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

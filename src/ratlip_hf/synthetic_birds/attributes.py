@@ -1,0 +1,91 @@
+"""The attributes that define one synthetic bird and the rule that keeps some colour combinations unseen.
+Owns the vocabularies (colours, directions, backgrounds, perches, sizes), sampling, and the train/test split."""
+
+import random
+from dataclasses import dataclass, replace
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "black", "white", "purple")
+PARTS = ("crown", "belly", "wing")
+DIRECTIONS = ("left", "right")
+BACKGROUNDS = ("sky", "meadow", "sunset", "snow")
+PERCHES = ("branch", "rock", "grass", "post")
+SIZES = ("small", "large")
+SPLITS = ("train", "test")
+
+_HELD_OUT_REMAINDER = 5
+
+
+@dataclass(frozen=True)
+class BirdAttributes:
+    """One bird: a colour name per part, where it looks, where it sits and how large it is.
+
+    Raises `ValueError` for a word outside the vocabulary of its field.
+    """
+
+    crown: str
+    belly: str
+    wing: str
+    direction: str = "right"
+    background: str = "sky"
+    perch: str = "branch"
+    size: str = "large"
+
+    def __post_init__(self):
+        for name, vocabulary in FIELD_VOCABULARIES.items():
+            value = getattr(self, name)
+            if value not in vocabulary:
+                raise ValueError(f"{name} must be one of {', '.join(vocabulary)}; got {value!r}")
+
+    @property
+    def colours(self) -> tuple[str, str, str]:
+        """The colour names of crown, belly and wing, in the order of `PARTS`."""
+        return self.crown, self.belly, self.wing
+
+    @property
+    def colour_labels(self) -> tuple[int, int, int]:
+        """The indices of `colours` in `COLOURS`."""
+        return tuple(COLOURS.index(colour) for colour in self.colours)
+
+
+FIELD_VOCABULARIES = {
+    **dict.fromkeys(PARTS, COLOURS),
+    "direction": DIRECTIONS,
+    "background": BACKGROUNDS,
+    "perch": PERCHES,
+    "size": SIZES,
+}
+
+
+def is_held_out(attributes: BirdAttributes) -> bool:
+    """Whether the colour triple belongs to the test split: 64 of the 512 triples, a Latin square.
+
+    Any two colours leave exactly one third colour held out, so every pair of part colours occurs in training.
+    """
+    return sum(attributes.colour_labels) % len(COLOURS) == _HELD_OUT_REMAINDER
+
+
+def sample_attributes(rng: random.Random, split: str | None = None) -> BirdAttributes:
+    """Draw attributes uniformly: of all triples (`split=None`), the seen ("train") or the held-out ("test") ones."""
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    while True:
+        attributes = BirdAttributes(**{name: rng.choice(words) for name, words in FIELD_VOCABULARIES.items()})
+        if split is None or is_held_out(attributes) == (split == "test"):
+            return attributes
+
+
+def swap_two_parts(attributes: BirdAttributes, rng: random.Random) -> BirdAttributes:
+    """Exchange the colours of two parts whose colours differ; everything else stays.
+
+    Raises `ValueError` if all three parts share one colour.
+    """
+    pairs = [
+        (first, second)
+        for index, first in enumerate(PARTS)
+        for second in PARTS[index + 1 :]
+        if getattr(attributes, first) != getattr(attributes, second)
+    ]
+    if not pairs:
+        raise ValueError(f"an all {attributes.crown} bird has no two different colours to exchange")
+    first, second = rng.choice(pairs)
+    return replace(attributes, **{first: getattr(attributes, second), second: getattr(attributes, first)})

@@ -1,0 +1,132 @@
+"""A small network that reads the colours of crown, belly and wing off a picture, trained apart from every CLIP.
+Owns its architecture, its training on augmented renders of all colour triples, and the command that writes it."""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn import functional
+
+from ratlip_hf.synthetic_birds.attributes import COLOURS, PARTS
+from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds
+from ratlip_hf.utils.errors import UserError, command_line
+from ratlip_hf.utils.files import atomic_directory, atomic_write
+
+GATE = 0.97
+
+_STRIDES = (2, 2, 1, 2, 2)
+_BATCH = 64
+
+
+class BirdJudge(ModelMixin, ConfigMixin):
+    """Convolutional colour reader: pictures [B, 3, 64, 64] in [-1, 1] to logits [B, 3, 8].
+
+    The second axis is crown, belly, wing (`PARTS`), the third the colours in the order of `COLOURS`.
+    Raises `ValueError` for pictures of another shape.
+    """
+
+    @register_to_config
+    def __init__(self, widths: tuple[int, ...] = (24, 48, 64, 96, 96)):
+        super().__init__()
+        layers, before = [], 3
+        for width, stride in zip(widths, _STRIDES, strict=True):
+            convolution = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+            before = width
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(before * 16, len(PARTS) * len(COLOURS))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        if pictures.ndim != 4 or pictures.shape[1:] != (3, 64, 64):
+            raise ValueError(f"the judge reads pictures [B, 3, 64, 64]; got {list(pictures.shape)}")
+        return self.head(self.layers(pictures).flatten(1)).unflatten(1, (len(PARTS), len(COLOURS)))
+
+    @torch.no_grad()
+    def read(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the most likely colour indices [B, 3] of pictures [B, 3, 64, 64] in [-1, 1]."""
+        return torch.cat([self(part).argmax(-1) for part in pictures.split(256)])
+
+
+def augment(pictures: torch.Tensor) -> torch.Tensor:
+    """Make renders [B, 3, H, W] in [-1, 1] imperfect like generated ones: shifted, blurred, noisy, brighter or paler.
+
+    Draws from torch's global generator; the result may leave the range slightly.
+    """
+    count = len(pictures)
+    down, right = torch.randint(-3, 4, (2,)).tolist()
+    pictures = pictures.roll((down, right), dims=(2, 3))
+    blurred = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    pictures = torch.lerp(pictures, blurred, torch.rand(count, 1, 1, 1))
+    contrast = 1 + 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
+    brightness = 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
+    noise = 0.2 * torch.rand(count, 1, 1, 1) * torch.randn_like(pictures)
+    return pictures * contrast + brightness + noise
+
+
+def _renders(purpose: str, seed: int, count: int, split: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    birds, seeds = sample_birds(purpose, seed, count, split)
+    return render_pixels(birds, seeds), torch.tensor([bird.colour_labels for bird in birds])
+
+
+def to_signed(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn uint8 pixels into floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def train_judge(
+    seed: int, steps: int = 1500, pool_size: int = 20_000, check_count: int = 2000
+) -> tuple[BirdJudge, dict[str, float]]:
+    """Train a judge on augmented renders of all colour triples with a one-cycle rate.
+
+    Returns it in eval mode with its accuracy per part on `check_count` untouched renders of held-out triples.
+    """
+    torch.manual_seed(seed)
+    pixels, labels = _renders("judge", seed, pool_size, None)
+    judge = BirdJudge().train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    for step in range(steps):
+        chosen = torch.randint(pool_size, (_BATCH,))
+        logits = judge(augment(to_signed(pixels[chosen])))
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 250 == 0:
+            print(f"step {step + 1}  loss {loss.item():.4f}", flush=True)
+    pixels, labels = _renders("judge_check", seed, check_count, "test")
+    hits = (judge.eval().read(to_signed(pixels)) == labels).float().mean(0)
+    return judge, {part: round(hit, 4) for part, hit in zip(PARTS, hits.tolist(), strict=True)}
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    """Train a judge, check it on held-out renders, and write it with `training_report.json` into one folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1500)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    judge, accuracy = train_judge(options.seed, options.steps)
+    if min(accuracy.values()) < GATE:
+        raise UserError(f"accuracy on held-out renders is {accuracy}, below {GATE}; raise --steps")
+    command = shlex.join(["python", "-m", "ratlip_hf.synthetic_birds.judge", *sys.argv[1:]])
+    minutes = round((time.monotonic() - start) / 60, 1)
+    report = {"seed": options.seed, "steps": options.steps, **accuracy, "command": command, "minutes": minutes}
+    with atomic_directory(options.output_dir) as folder:
+        judge.save_pretrained(folder)
+        atomic_write(folder / "training_report.json", json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What a trained small CLIP must show before it may guide a generator: it binds colours to parts on unseen triples.
+Owns the caption-swap test and the zero-shot colour test, both on held-out renders."""
+
+import random
+
+import torch
+from torch.nn import functional
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ratlip_hf.synthetic_birds.attributes import COLOURS, PARTS, swap_two_parts
+from ratlip_hf.synthetic_birds.captions import full_caption
+from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds, wording_rng
+
+_PART_PROMPTS = {"crown": "a bird with a {} crown", "belly": "a bird with a {} belly", "wing": "a bird with {} wings"}
+_BATCH = 256
+
+
+def clip_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn pictures in [0, 1], [N, 3, H, W], into CLIP's input by its published mean and standard deviation."""
+    mean, deviation = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels - mean) / deviation
+
+
+def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Unit-length text embeddings [N, projection]; padded only to the longest caption given."""
+    tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+    return functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+
+
+def embed_images(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Unit-length image embeddings [N, projection] of pictures in [0, 1]."""
+    return functional.normalize(model.get_image_features(clip_pixels(pixels)).pooler_output, dim=-1)
+
+
+class HeldOutChecks:
+    """Renders of held-out triples with their captions, kept so that a model can be checked repeatedly."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, count: int = 1200, seed: int = 0, image_size: int = 64):
+        birds, seeds = sample_birds("clip_check", seed, count, "test")
+        # A bird of one colour has no exchanged caption to be confused with.
+        kept = [index for index, bird in enumerate(birds) if len(set(bird.colours)) > 1]
+        birds, seeds = [birds[index] for index in kept], [seeds[index] for index in kept]
+        self.tokenizer = tokenizer
+        self.pixels = render_pixels(birds, seeds, image_size).float() / 255
+        self.labels = torch.tensor([bird.colour_labels for bird in birds])
+        self.captions, self.exchanged = [], []
+        for bird, render_seed in zip(birds, seeds, strict=True):
+            rng = wording_rng(render_seed)
+            exchanged, wording = swap_two_parts(bird, rng), rng.getrandbits(32)
+            self.captions.append(full_caption(bird, random.Random(wording)))
+            self.exchanged.append(full_caption(exchanged, random.Random(wording)))
+
+    @torch.no_grad()
+    def measure(self, model: CLIPModel) -> dict[str, float]:
+        """Return the share of renders that prefer their caption over the exchanged one ("swap_accuracy"), the
+        zero-shot colour accuracy per part ("crown", "belly", "wing"), and the number of renders ("count")."""
+        was_training = model.training
+        model.eval()
+        images = torch.cat([embed_images(model, pixels) for pixels in self.pixels.split(_BATCH)])
+        truth = (images * embed_texts(model, self.tokenizer, self.captions)).sum(-1)
+        rival = (images * embed_texts(model, self.tokenizer, self.exchanged)).sum(-1)
+        figures = {"swap_accuracy": (truth > rival).float().mean().item()}
+        for index, part in enumerate(PARTS):
+            prompts = embed_texts(model, self.tokenizer, [_PART_PROMPTS[part].format(colour) for colour in COLOURS])
+            guesses = (images @ prompts.T).argmax(-1)
+            figures[part] = (guesses == self.labels[:, index]).float().mean().item()
+        model.train(was_training)
+        return {name: round(value, 4) for name, value in figures.items()} | {"count": len(self.captions)}

@@ -1,0 +1,23 @@
+"""Command line of the trainer: `accelerate launch -m ratlip_hf.training --config synthetic_birds --output_dir DIR`.
+The top-level `train_ratlip.py` of the repository is a shell over `main`."""
+
+import logging
+import sys
+
+from ..utils.errors import command_line
+from .config import load_config
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    config = load_config(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    print(config.to_json(), end="", flush=True)
+    from .loop import train  # after the configuration, so that a mistake in it is told at once
+
+    print(f"written to {train(config)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The training loop, read from top to bottom: prepare, resume, iterate, save.
+Owns the order of things; what a step does is in `step`, what is kept in `state` and `outputs`."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from ..frozen_clip import FrozenCLIP, load_clip
+from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..models.clip import image_features
+from .config import TrainingConfig
+from .data import Batch, CaptionedImages, load_training_data
+from .ema import EMA
+from .outputs import Log, assemble, save_models, save_run_config, save_samples
+from .state import Checkpoints
+from .step import Networks, training_step
+
+logger = logging.getLogger(__name__)
+
+_STATISTICS = 1024  # samples on which centring and scaling are fitted
+_SAMPLE_CAPTIONS = 16
+
+
+def train(config: TrainingConfig) -> Path:
+    """Train as configured and return the output folder.
+
+    Time is counted in real images seen over all processes: it decides the data order, the noise and the learning
+    rate, and it is all that a resumed run needs to know besides the states of networks and optimizers.
+
+    Raises:
+        UserError, ValueError: before anything is trained, when configuration, CLIP and data do not fit together.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    main, device, output_dir = accelerator.is_main_process, accelerator.device, Path(config.output_dir)
+    set_seed(config.seed)
+
+    # Networks
+    generator = RATLIPGenerator.from_preset(config.preset, **config.generator)
+    discriminator = RATLIPDiscriminator.from_preset(config.preset, **config.discriminator)
+    clip = load_clip(config.clip, **({"revision": config.clip_revision} if config.clip_revision else {}))
+    clip.text_encoder.to(device), clip.image_encoder.to(device)
+
+    # Data
+    data = load_training_data(config, generator.config.sample_size, generator.config.noise_dim)
+    fit_conditioning(generator, discriminator, clip, data)
+
+    # Optimisation
+    betas = (config.adam_beta1, config.adam_beta2)
+    ema = EMA(generator.to(device), config.ema_decay)
+    networks = accelerator.prepare(
+        generator,
+        discriminator,
+        torch.optim.Adam(generator.parameters(), config.generator_learning_rate, betas),
+        torch.optim.Adam(
+            [p for p in discriminator.parameters() if p.requires_grad], config.discriminator_learning_rate, betas
+        ),
+    )
+    nets = Networks(*networks, clip.image_encoder, accelerator, config)
+    registered = {
+        "generator": generator,
+        "discriminator": discriminator,
+        "ema": ema,
+        "generator_optimizer": nets.generator_optimizer,
+        "discriminator_optimizer": nets.discriminator_optimizer,
+    }
+
+    # Resume
+    checkpoints = Checkpoints(output_dir / "checkpoints", registered, config.checkpoints_total_limit)
+    which = config.resume_from_checkpoint
+    progress = checkpoints.load(which) if which else {}
+    step, seen = progress.get("step", 0), progress.get("images", 0)
+    pipeline = assemble(clip, ema.module)
+    if main:
+        save_run_config(output_dir, config, clip.describe())
+        log = Log(output_dir / "log.jsonl", step)
+        logger.info(describe(generator, discriminator, data, config))
+
+    # Iterate
+    per_step = config.train_batch_size * accelerator.num_processes
+    started, first = time.monotonic(), seen
+    for batch in data.batches(seen, accelerator.process_index, accelerator.num_processes):
+        if seen >= config.max_train_images:
+            break
+        set_learning_rates(nets, config, seen)
+        metrics = training_step(nets, *to_tensors(batch, clip, device))
+        ema.update(generator)
+        step, seen = step + 1, seen + per_step
+        if not main:
+            continue
+        if step % config.logging_steps == 0:
+            rate = (seen - first) / (time.monotonic() - started)
+            rounded = {name: round(float(value), 4) for name, value in metrics.items()}
+            log.write({"step": step, "images": seen, **rounded, "images_per_second": round(rate, 1)})
+        if step % config.sample_steps == 0:
+            save_samples(output_dir, step, pipeline, data.first_captions(_SAMPLE_CAPTIONS))
+        if step % config.checkpointing_steps == 0 or seen >= config.max_train_images:
+            checkpoints.save(step, {"step": step, "images": seen})
+            save_models(output_dir, pipeline, discriminator)
+
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return output_dir
+
+
+def fit_conditioning(
+    generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, clip: FrozenCLIP, data: CaptionedImages
+) -> None:
+    """Set the buffers that centre and scale CLIP's outputs, where the configuration has any, from the first samples."""
+    texts = clip.encode(data.first_captions(_STATISTICS)).cpu()
+    for network in (generator, discriminator):
+        network.text_conditioning.fit(texts)
+    if discriminator.config.scale_features:
+        reader, images = discriminator.config, data.batch(range(64)).images.to(clip.image_encoder.device)
+        with torch.no_grad():
+            features = image_features(clip.image_encoder, images, reader.feature_layers, reader.clip_input)
+        discriminator.feature_scale.fit(features.cpu())
+
+
+def to_tensors(batch: Batch, clip: FrozenCLIP, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, noise and sentence embeddings of a batch on the device."""
+    return batch.images.to(device), batch.noise.to(device), clip.encode(batch.captions)
+
+
+def set_learning_rates(nets: Networks, config: TrainingConfig, seen: int) -> None:
+    """Constant, then linear over the last third of the run towards `final_learning_rate_factor`."""
+    late = max(0.0, 3 * seen / config.max_train_images - 2)
+    factor = 1 - late * (1 - config.final_learning_rate_factor)
+    for optimizer, rate in (
+        (nets.generator_optimizer, config.generator_learning_rate),
+        (nets.discriminator_optimizer, config.discriminator_learning_rate),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+
+def describe(generator, discriminator, data: CaptionedImages, config: TrainingConfig) -> str:
+    """One line: sizes of networks and data."""
+    sizes = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (generator, discriminator)]
+    return (
+        f"generator {sizes[0]:.2f} M parameters, discriminator {sizes[1]:.2f} M, {len(data.images)} images, "
+        f"{config.max_train_images} images to see"
+    )

@@ -1,0 +1,63 @@
+"""What a run leaves behind besides checkpoints: pipeline, discriminator, sample grids, log and configuration.
+All files are written as a whole or not at all."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from ..frozen_clip import FrozenCLIP
+from ..images import grid_image
+from ..latents import draw_latents
+from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..pipeline import RATLIPPipeline
+from ..utils.files import atomic_directory, atomic_write
+from .config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(clip: FrozenCLIP, generator: RATLIPGenerator) -> RATLIPPipeline:
+    """A pipeline of the run's CLIP and a generator network."""
+    return RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, generator)
+
+
+def save_models(output_dir: Path, pipeline: RATLIPPipeline, discriminator: RATLIPDiscriminator) -> None:
+    """Write `pipeline/` (averaged generator) and `discriminator/` beside it."""
+    with atomic_directory(output_dir / "pipeline") as folder:
+        pipeline.save_pretrained(folder)
+    with atomic_directory(output_dir / "discriminator") as folder:
+        discriminator.save_pretrained(folder)
+
+
+def save_run_config(output_dir: Path, config: TrainingConfig, clip: dict) -> None:
+    """Write `config.json`, which `--config` reads again, and `clip.json`: which frozen CLIP the run really used."""
+    atomic_write(output_dir / "config.json", config.to_json())
+    atomic_write(output_dir / "clip.json", json.dumps(clip, indent=2) + "\n")
+
+
+def save_samples(output_dir: Path, step: int, pipeline: RATLIPPipeline, captions: list[str], per_caption: int = 4) -> None:
+    """Write `samples/step-<n>.png`: a row per caption, the same noise in every grid of the run."""
+    noise_dim = pipeline.generator.config.noise_dim
+    latents = draw_latents(per_caption, noise_dim, torch.Generator().manual_seed(0)).repeat(len(captions), 1)
+    images = pipeline(captions, num_images_per_prompt=per_caption, latents=latents).images
+    folder = output_dir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    grid_image(images, columns=2 * per_caption).save(folder / f"step-{step:08d}.png")
+
+
+class Log:
+    """`log.jsonl`: one line per logged step. Lines after the step a run resumes from are dropped."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = []
+        if step and path.is_file():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        atomic_write(path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, record: dict) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        logger.info("  ".join(f"{key} {value}" for key, value in record.items()))

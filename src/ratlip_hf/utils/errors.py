@@ -1,0 +1,38 @@
+"""How commands tell a user what went wrong: one clear line on stderr and exit code 2, never a traceback.
+Library code raises ordinary exceptions; only the command-line entry points are wrapped."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake the person at the keyboard can correct; its text is one line saying what and how."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are [`UserError`]s, and that takes options only under their full names."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a command's `main`: [`UserError`], `ValueError` and `OSError` become one line on stderr and exit code 2.
+
+    Other exceptions are defects of the program and keep their traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except (UserError, ValueError, OSError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+
+    return wrapped

@@ -1,0 +1,67 @@
+"""All-or-nothing writing of files and folders: a reader finds the old state or the new one, never half of either.
+Everything in the package that leaves something on disk goes through here."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
+    """Write `content` to `path` (parents are created), replacing what was there in one step. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends well, and vanishes when it raises.
+
+    A folder that is already at `path` is replaced as a whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        os.chmod(temporary, 0o755)
+        yield temporary
+        if path.exists():
+            # Two renames rather than a deletion first: a kill in between leaves the old folder under the spare name.
+            spare = temporary.with_name(f"{temporary.name}.old")
+            os.rename(path, spare)
+            os.rename(temporary, path)
+            shutil.rmtree(spare)
+        else:
+            os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def staged_files(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder whose files move into the folder `path` when the block ends well; else they vanish.
+
+    Other files in `path` stay. Raises NotADirectoryError if `path` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        yield Path(temporary)
+        path.mkdir(exist_ok=True)
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, path / file.name)

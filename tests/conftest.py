@@ -1,0 +1,135 @@
+"""Fixtures that several test modules share: a tiny random CLIP, a generator and pipeline around it, a local Hub.
+Tests run on one thread and cannot reach the network."""
+
+import copy
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+import ratlip_hf
+from ratlip_hf import RATLIPGenerator, RATLIPPipeline
+from ratlip_hf.frozen_clip import FrozenCLIP
+from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer, small_clip_config
+
+SENTENCES = ["a red bird with a blue crown", "a small yellow bird on a branch", "this bird has white wings"]
+CLIP_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 16}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback_only() -> Iterator[None]:
+    """Connections to any other machine raise."""
+
+    def guarded(connect: Callable) -> Callable:
+        def guard(self: socket.socket, address):
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+                raise RuntimeError(f"tests must not reach the network, but this one connects to {address}")
+            return connect(self, address)
+
+        return guard
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+        yield
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session")
+def clip_model() -> CLIPModel:
+    """A random CLIP: width 32, 3 layers, 32-px pictures in 4 x 4 patches, projection 16. Not to be modified."""
+    config = small_clip_config(build_tokenizer(SENTENCES), image_size=32).to_dict()
+    for part in ("text_config", "vision_config"):
+        config[part].update(CLIP_SIZES)
+    torch.manual_seed(0)
+    return CLIPModel(CLIPConfig(**{**config, "projection_dim": CLIP_SIZES["projection_dim"]})).eval()
+
+
+@pytest.fixture(scope="session")
+def small_clip(clip_model) -> FrozenCLIP:
+    """Tokenizer and towers of `clip_model`. Not to be modified."""
+    towers = (
+        CLIPTextModelWithProjection(clip_model.config.text_config),
+        CLIPVisionModelWithProjection(clip_model.config.vision_config),
+    )
+    for tower in towers:
+        tower.load_state_dict({name: clip_model.state_dict()[name] for name in tower.state_dict()})
+    return FrozenCLIP(build_tokenizer(SENTENCES), *towers)
+
+
+@pytest.fixture(scope="session")
+def make_generator() -> Callable[..., RATLIPGenerator]:
+    """Builds a generator for `small_clip` in eval mode; keywords replace values of its configuration."""
+
+    def make(**overrides) -> RATLIPGenerator:
+        sizes = {"sample_size": 32, "noise_dim": 100, "text_dim": 16, "clip_width": 32, "clip_grid": 4}
+        widths = {"base_channels": 8, "bridge_channels": 8, "bridge_blocks": 2, "lstm_hidden": 8}
+        config = {**sizes, **widths, "attention_groups": 2, "prompt_layers": (0, 1), **overrides}
+        torch.manual_seed(0)
+        return _disturbed(RATLIPGenerator(**config)).eval()
+
+    return make
+
+
+def _disturbed(model: torch.nn.Module) -> torch.nn.Module:
+    """Move parameters and BatchNorm statistics off their start, where affines and gates are the identity."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def small_generator(make_generator) -> RATLIPGenerator:
+    return make_generator()
+
+
+@pytest.fixture
+def pipe(small_clip, small_generator) -> RATLIPPipeline:
+    """A pipeline of its own for each test."""
+    towers = copy.deepcopy((small_clip.text_encoder, small_clip.image_encoder))
+    return RATLIPPipeline(small_clip.tokenizer, *towers, small_generator)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    """A running local Hub, empty at the start of each module."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., None]:
+    """Runs a script in a fresh interpreter, with arguments and an environment; its failure is the test's."""
+
+    def run(script: str, *arguments: object, env: dict[str, str] | None = None) -> None:
+        env = {**(os.environ if env is None else env), "OMP_NUM_THREADS": "1"}
+        env["PYTHONPATH"] = os.pathsep.join([str(Path(ratlip_hf.__file__).parents[1]), env.get("PYTHONPATH", "")])
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    return run

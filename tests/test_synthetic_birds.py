@@ -1,0 +1,312 @@
+"""Behaviour of the synthetic-birds world: attributes, renderer, captions, data set, prompts, CLIP, judge, alignment.
+Training functions run for a step or two; no quality is claimed here."""
+
+import hashlib
+import random
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+
+from ratlip_hf.synthetic_birds import captions, small_clip
+from ratlip_hf.synthetic_birds.alignment import measure_alignment
+from ratlip_hf.synthetic_birds.attributes import (
+    COLOURS,
+    PARTS,
+    BirdAttributes,
+    is_held_out,
+    sample_attributes,
+    swap_two_parts,
+)
+from ratlip_hf.synthetic_birds.dataset import (
+    load_heldout_prompts,
+    make_dataset,
+    make_heldout_prompts,
+    prompt_bird,
+    prompt_labels,
+)
+from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed, train_judge
+from ratlip_hf.synthetic_birds.renderer import render_bird
+from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds
+from ratlip_hf.synthetic_birds.small_clip_model import MAX_TOKENS, build_tokenizer, small_clip_config
+
+BIRD = BirdAttributes("red", "yellow", "blue", direction="left", background="snow", perch="rock", size="small")
+_WORD = "|".join(COLOURS)
+_FULL_PATTERNS = {
+    "crown": rf"({_WORD})(?: crown| cap| head|-crowned)|(?:crown|cap|head) is ({_WORD})",
+    "belly": rf"({_WORD}) (?:belly|breast|underside|chest)|(?:belly|breast|underside|chest) is ({_WORD})"
+    rf"|({_WORD}) bird|bird is ({_WORD})",
+    "wing": rf"({_WORD}) wings?|wings are ({_WORD})",
+}
+
+
+def parse_colours(caption: str) -> tuple[str, ...]:
+    """Read crown, belly and wing colours off a full caption."""
+    found = (re.search(_FULL_PATTERNS[part], caption) for part in PARTS)
+    return tuple(next(filter(None, match.groups())) for match in found)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    rng = random.Random(0)
+    return build_tokenizer([captions.any_caption(sample_attributes(rng), rng) for _ in range(300)])
+
+
+class TestAttributes:
+    def test_one_triple_in_eight_is_held_out_and_every_pair_of_colours_is_seen(self):
+        birds = [BirdAttributes(*triple) for triple in _all_triples()]
+        assert sum(map(is_held_out, birds)) == 64
+        seen = [bird.colours for bird in birds if not is_held_out(bird)]
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            assert len({(colours[first], colours[second]) for colours in seen}) == 64
+
+    @pytest.mark.parametrize(("split", "held_out"), [("train", {False}), ("test", {True}), (None, {False, True})])
+    def test_samples_respect_their_split(self, split, held_out):
+        rng = random.Random(1)
+        assert {is_held_out(sample_attributes(rng, split)) for _ in range(300)} == held_out
+
+    def test_unknown_words_and_splits_are_refused(self):
+        with pytest.raises(ValueError, match=r"crown must be one of red, .*; got 'pink'"):
+            replace(BIRD, crown="pink")
+        with pytest.raises(ValueError, match="split must be one of train, test"):
+            sample_attributes(random.Random(0), "validation")
+
+    def test_swap_exchanges_two_different_colours_and_nothing_else(self):
+        rng = random.Random(2)
+        for _ in range(100):
+            bird = sample_attributes(rng)
+            if len(set(bird.colours)) == 1:
+                continue
+            swapped = swap_two_parts(bird, rng)
+            assert swapped.colours != bird.colours
+            assert sorted(swapped.colours) == sorted(bird.colours)
+            assert replace(swapped, crown=bird.crown, belly=bird.belly, wing=bird.wing) == bird
+
+    def test_a_bird_of_one_colour_cannot_be_swapped(self):
+        with pytest.raises(ValueError, match="all red bird"):
+            swap_two_parts(BirdAttributes("red", "red", "red"), random.Random(0))
+
+
+def _all_triples():
+    return [(crown, belly, wing) for crown in COLOURS for belly in COLOURS for wing in COLOURS]
+
+
+class TestRenderer:
+    def test_same_seed_gives_the_same_bytes_in_another_process(self):
+        code = (
+            "import hashlib; from ratlip_hf.synthetic_birds import BirdAttributes, render_bird;"
+            "bird = BirdAttributes('red', 'yellow', 'blue', 'left', 'snow', 'rock', 'small');"
+            "print(hashlib.sha256(render_bird(bird, 7).tobytes()).hexdigest())"
+        )
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        assert hashlib.sha256(render_bird(BIRD, 7).tobytes()).hexdigest() == other
+
+    @pytest.mark.parametrize("image_size", [64, 100, 256])
+    def test_renders_rgb_at_any_size_from_64(self, image_size):
+        picture = render_bird(BIRD, 0, image_size)
+        assert (picture.mode, picture.size) == ("RGB", (image_size, image_size))
+
+    def test_refuses_smaller_pictures(self):
+        with pytest.raises(ValueError, match="at least 64; got 32"):
+            render_bird(BIRD, 0, 32)
+
+    def test_seeds_vary_the_pose(self):
+        assert len({render_bird(BIRD, seed).tobytes() for seed in range(5)}) == 5
+
+    @pytest.mark.parametrize("field", ["direction", "background", "perch", "size", *PARTS])
+    def test_every_attribute_changes_many_pixels(self, field):
+        other = {"direction": "right", "background": "meadow", "perch": "grass", "size": "large"}.get(field, "black")
+        pair = render_pixels([BIRD, replace(BIRD, **{field: other})], [3, 3]).float()
+        # The smallest part of a small bird, its crown, still covers over one percent of the picture.
+        assert ((pair[0] - pair[1]).abs().amax(0) > 40).float().mean() > 0.01 or field == "background"
+        assert (pair[0] - pair[1]).abs().mean() > 1
+
+
+class TestCaptions:
+    def test_full_captions_name_every_part(self):
+        rng = random.Random(3)
+        for _ in range(500):
+            bird = sample_attributes(rng)
+            caption = captions.full_caption(bird, rng)
+            assert parse_colours(caption) == bird.colours, caption
+
+    def test_same_generator_state_changes_only_the_colours(self):
+        rng = random.Random(4)
+        for state in range(200):
+            bird = sample_attributes(rng, "test")
+            if len(set(bird.colours)) == 1:
+                continue
+            swapped = swap_two_parts(bird, rng)
+            pair = [captions.full_caption(each, random.Random(state)) for each in (bird, swapped)]
+            skeletons = {re.sub(rf"\b(an? )?({_WORD})\b", "*", caption) for caption in pair}
+            skeletons = {re.sub(r"\ban (?=small|little|tiny|large|big|bird)", "a ", text) for text in skeletons}
+            assert len(skeletons) == 1
+            assert pair[0] != pair[1]
+
+    def test_ten_captions_at_least_half_of_them_full(self):
+        rng = random.Random(5)
+        for _ in range(50):
+            bird = sample_attributes(rng, "train")
+            if len(set(bird.colours)) < 3:
+                continue
+            texts = captions.make_captions(bird, rng)
+            assert len(texts) == 10
+            assert sum(all(colour in text for colour in bird.colours) for text in texts) >= 5
+
+    def test_articles_lengths_and_coinciding_colours(self):
+        rng = random.Random(6)
+        texts = [captions.any_caption(sample_attributes(rng), rng) for _ in range(3000)]
+        texts += [captions.any_caption(BirdAttributes("red", "red", "red"), rng) for _ in range(100)]
+        assert not [text for text in texts if re.search(r"\ba [aeio]|\ban [^aeio]|  |,,|^ | $", text)]
+        assert max(len(text.split()) for text in texts) <= captions.MAX_WORDS
+        assert any(text.startswith("an all red bird") for text in texts)
+        assert any("completely red bird" in text for text in texts)
+
+    def test_everyday_captions_call_a_bird_by_its_belly(self):
+        rng = random.Random(7)
+        texts = [captions.loose_caption(BIRD, rng) for _ in range(300)]
+        assert "a small yellow bird with blue wings" in texts
+        assert not any("red bird" in text or "blue bird" in text for text in texts)
+
+    def test_setting_words_match_the_attributes(self):
+        rng = random.Random(8)
+        text = " ".join(captions.any_caption(BIRD, rng) for _ in range(300))
+        assert re.search("facing left", text) and re.search("on a rock", text) and re.search("in the snow", text)
+        assert not re.search(r"right|branch|meadow|sunset|\blarge|\bbig", text)
+
+
+class TestDataset:
+    def test_is_an_ordinary_dataset(self):
+        data = make_dataset("train", 12, seed=3)
+        assert isinstance(data, datasets.Dataset) and len(data) == 12
+        row = data[0]
+        assert row["image"].size == (64, 64) and len(row["captions"]) == 10
+        assert data.features["crown"].names == list(COLOURS)
+        assert all(isinstance(data.features[name], datasets.ClassLabel) for name in ("direction", "perch", "size"))
+        assert make_dataset("train", 12, seed=3)[5] == data[5]
+        assert make_dataset("train", 12, seed=4)["captions"][:] != data["captions"][:]
+
+    @pytest.mark.parametrize(("split", "held_out"), [("train", {False}), ("test", {True})])
+    def test_splits_share_no_colour_triple(self, split, held_out):
+        data = make_dataset(split, 60).remove_columns("image")
+        birds = [BirdAttributes(*(COLOURS[row[part]] for part in PARTS)) for row in data]
+        assert set(map(is_held_out, birds)) == held_out
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"), [(("valid", 3), "split"), (("train", 0), "num_images"), (("train", 3, -1), "seed")]
+    )
+    def test_wrong_arguments_are_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=f"^{message} must"):
+            make_dataset(*arguments)
+
+    def test_prompts_file_is_what_the_function_generates(self):
+        prompts = load_heldout_prompts()
+        assert prompts == make_heldout_prompts()
+        assert len(prompts) == 400
+        assert all(is_held_out(prompt_bird(entry)) for entry in prompts)
+        assert all(parse_colours(entry["prompt"]) == prompt_bird(entry).colours for entry in prompts)
+
+
+class TestSmallClip:
+    def test_end_token_has_the_highest_id_and_different_texts_differ(self, tokenizer):
+        assert tokenizer.eos_token_id == len(tokenizer) - 1
+        config = small_clip_config(tokenizer)
+        assert config.text_config.eos_token_id == tokenizer.eos_token_id
+        assert config.text_config.max_position_embeddings == tokenizer.model_max_length == MAX_TOKENS
+        torch.manual_seed(0)
+        model = CLIPModel(config).eval()
+        tokens = tokenizer(["a red bird", "a blue bird"], padding="max_length", truncation=True, return_tensors="pt")
+        first, second = model.get_text_features(**tokens).pooler_output
+        assert not torch.allclose(first, second)
+
+    def test_unknown_words_keep_their_letters(self, tokenizer):
+        assert tokenizer.decode(tokenizer("a zyx kiwi!", add_special_tokens=False).input_ids).split() == [
+            "a", "zyx", "kiwi", "!",
+        ]  # fmt: skip
+
+    def test_negative_captions_exchange_colours(self):
+        rng = random.Random(0)
+        pairs = [small_clip.caption_pair(BIRD, rng) for _ in range(50)]
+        assert sum(caption != exchanged for caption, exchanged in pairs) > 30
+        single = BirdAttributes("red", "red", "red")
+        assert len(set(small_clip.caption_pair(single, rng))) == 1
+
+    def test_equal_texts_are_no_negatives(self):
+        images = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
+        texts = torch.cat([images, -images])
+        distinct = small_clip.contrastive_loss(images, texts, ["a", "b", "c", "d"], 1.0)
+        repeated = small_clip.contrastive_loss(images, texts, ["a", "a", "a", "a"], 1.0)
+        assert repeated.abs() < 1e-6 < distinct
+
+    def test_two_training_steps_give_a_loadable_model(self, tmp_path):
+        sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
+        model, tokenizer, report = small_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
+        assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        again = CLIPModel.from_pretrained(tmp_path)
+        tokens = CLIPTokenizer.from_pretrained(tmp_path)(["a red bird"], return_tensors="pt")
+        assert torch.allclose(again.get_text_features(**tokens)[1], model.get_text_features(**tokens)[1], atol=1e-5)
+
+
+class TestJudge:
+    def test_two_training_steps_and_a_round_trip(self, tmp_path):
+        judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8)
+        assert set(accuracy) == set(PARTS)
+        pictures = torch.rand(3, 3, 64, 64) * 2 - 1
+        assert judge(pictures).shape == (3, 3, 8)
+        judge.save_pretrained(tmp_path)
+        assert torch.allclose(BirdJudge.from_pretrained(tmp_path)(pictures), judge(pictures), atol=1e-5)
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1_500_000
+
+    def test_refuses_other_sizes(self):
+        with pytest.raises(ValueError, match="64, 64"):
+            BirdJudge()(torch.zeros(1, 3, 32, 32))
+
+
+class _Oracle:
+    """A judge that knows the answer for the pictures it is shown, in order."""
+
+    def __init__(self, labels):
+        self.labels = torch.tensor(labels)
+
+    def read(self, pictures):
+        return self.labels
+
+
+class TestAlignment:
+    def test_figures(self):
+        prompts = make_heldout_prompts()[:60]
+        right, wrong = _Oracle(prompt_labels(prompts)), _Oracle([[-1, -1, -1]] * 60)
+        calls = []
+
+        def generate(texts, seeds):
+            calls.append((texts, seeds))
+            return torch.zeros(len(texts), 3, 64, 64)
+
+        figures = measure_alignment(generate, [right, wrong], prompts, noise_seeds=(0, 1))
+        assert figures["judges"][0] == dict.fromkeys(PARTS, 1.0)
+        assert figures["judges"][1] == dict.fromkeys(PARTS, 0.0)
+        assert figures["mean"] == figures["real_renders"]["mean"] == 0.5
+        assert figures["spread_over_seeds"] == figures["standard_error"] == 0.0
+        seeds = [seed for _, batch in calls for seed in batch]
+        assert len(set(seeds)) == 120
+        assert [text for texts, _ in calls for text in texts] == [entry["prompt"] for entry in prompts] * 2
+
+    def test_needs_judges_and_prompts(self):
+        with pytest.raises(ValueError, match="at least one judge"):
+            measure_alignment(lambda texts, seeds: None, [], [])
+
+
+def test_purposes_share_no_render_seed():
+    ranges = [sample_birds(purpose, 0, 5, None)[1] for purpose in ("train", "test", "clip", "judge", "judge_check")]
+    assert len({seed for seeds in ranges for seed in seeds}) == 25
+
+
+def test_signed_pixels_span_the_judges_range():
+    assert to_signed(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
