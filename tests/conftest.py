@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import ratlip_hf
+from hub_server import HubServer
 from ratlip_hf import RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer, small_clip_config
@@ -94,7 +94,7 @@ def _disturbed(model: torch.nn.Module) -> torch.nn.Module:
     """Move parameters and BatchNorm statistics off their start, where affines and gates are the identity."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.07 * torch.randn_like(parameter))
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(std=0.2)

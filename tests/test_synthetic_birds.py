@@ -229,12 +229,14 @@ class TestSmallClip:
             "a", "zyx", "kiwi", "!",
         ]  # fmt: skip
 
-    def test_negative_captions_exchange_colours(self):
+    def test_rival_captions_differ_in_colours_only(self):
         rng = random.Random(0)
-        pairs = [small_clip.caption_pair(BIRD, rng) for _ in range(50)]
-        assert sum(caption != exchanged for caption, exchanged in pairs) > 30
+        texts = [small_clip.caption_with_rivals(BIRD, rng) for _ in range(50)]
+        assert sum(caption != exchanged for caption, exchanged, _ in texts) > 30
+        assert sum(caption != recoloured for caption, _, recoloured in texts) > 20
         single = BirdAttributes("red", "red", "red")
-        assert len(set(small_clip.caption_pair(single, rng))) == 1
+        caption, exchanged, _ = small_clip.caption_with_rivals(single, rng)
+        assert caption == exchanged
 
     def test_equal_texts_are_no_negatives(self):
         images = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
@@ -246,7 +248,7 @@ class TestSmallClip:
     def test_two_training_steps_give_a_loadable_model(self, tmp_path):
         sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
         model, tokenizer, report = small_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
-        assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1
+        assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1 and 0 <= report["crown_in_caption"] <= 1
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
         again = CLIPModel.from_pretrained(tmp_path)

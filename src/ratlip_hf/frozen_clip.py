@@ -77,7 +77,9 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
     try:
         text, image = (
             _load_tower(kind, source, folder, kwargs)
-            for kind, folder in zip((CLIPTextModelWithProjection, CLIPVisionModelWithProjection), folders, strict=False)
+            for kind, folder in zip(
+                (CLIPTextModelWithProjection, CLIPVisionModelWithProjection), folders, strict=False
+            )
         )
         where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         tokenizer = tokenizer or CLIPTokenizer.from_pretrained(source, subfolder=folders[2], **where)

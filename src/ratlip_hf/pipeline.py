@@ -183,10 +183,11 @@ class RATLIPPipeline(DiffusionPipeline):
                 raise ValueError("prompt is an empty list; give at least one sentence")
         elif not isinstance(prompt_embeds, torch.Tensor):
             raise TypeError(f"prompt_embeds must be a torch.Tensor, not {type(prompt_embeds).__name__}")
-        for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
-            if value is not None or name == "num_images_per_prompt":
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        counts = {"num_images_per_prompt": num_images_per_prompt}
+        counts |= {} if batch_size is None else {"batch_size": batch_size}
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, int | float)):
             raise TypeError(f"truncation must be a number, not {type(truncation).__name__}")
         if output_type not in OUTPUT_TYPES:

@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out} is a file, not a folder")
 
     pipe = _load(options.model, options.device, options.dtype)
-    jobs = [(prompt, options.seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(options.num_images))]
+    drawn = [prompt for prompt in prompts for _ in range(options.num_images)]
+    jobs = [(prompt, options.seed + index) for index, prompt in enumerate(drawn)]
     with staged_files(options.out) as folder:
         records, images = [], []
         for index, ((prompt, seed), image) in enumerate(zip(jobs, _draw(pipe, jobs), strict=True)):

@@ -42,7 +42,7 @@ def discriminator_key_map(discriminator: RATLIPDiscriminator) -> dict[str, tuple
 def from_original(
     key_map: Mapping[str, str], original: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Original tensors under our names and in the shapes of `like` (a state dict). Raises KeyError if one is absent."""
+    """Original tensors under our names, in the shapes of `like` (a state dict). Raises KeyError if one is absent."""
     return {ours: original[theirs].reshape(like[ours].shape) for ours, theirs in key_map.items()}
 
 

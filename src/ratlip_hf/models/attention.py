@@ -43,7 +43,8 @@ class ShuffleAttention(nn.Module):
 
         x = torch.cat([by_channel, by_place], dim=1)
         # Interleave the two halves of all channels so that the halves of a group meet other channels next time.
-        return x.reshape(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        halves = x.reshape(batch, 2, channels // 2, height, width)
+        return halves.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 def _wide(vector: torch.Tensor) -> torch.Tensor:

@@ -136,7 +136,9 @@ class RATLIPDiscriminator(RATLIPModel):
         self.extractor = FeatureExtractor(clip_width, extractor_channels, len(layers), gate_init, unused_shortcuts)
         self.referee = Referee(extractor_channels + text_dim, head_channels, clip_grid)
 
-    def condition(self, image_features: torch.Tensor, prompt_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def condition(
+        self, image_features: torch.Tensor, prompt_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Centre and scale raw inputs (the identity in the paper); shapes stay. No trained weight is involved."""
         return self.feature_scale(image_features), self.text_conditioning(prompt_embeds)
 

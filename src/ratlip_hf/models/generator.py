@@ -20,6 +20,10 @@ from .recurrence import RECURRENCES, build_states
 
 SAMPLE_SIZES = (32, 64, 128, 224, 256)
 FUSIONS = ("cat", "rat")
+_COUNTS = (
+    *("noise_dim", "text_dim", "clip_width", "base_channels"),
+    *("bridge_channels", "bridge_blocks", "lstm_hidden", "attention_groups"),
+)
 
 
 @dataclass
@@ -165,7 +169,8 @@ class RATLIPGenerator(RATLIPModel):
 
     def _check_inputs(self, noise, prompt_embeds, image_encoder) -> None:
         config, tower = self.config, image_encoder.config
-        for name, value, width in (("noise", noise, config.noise_dim), ("prompt_embeds", prompt_embeds, config.text_dim)):
+        widths = (("noise", noise, config.noise_dim), ("prompt_embeds", prompt_embeds, config.text_dim))
+        for name, value, width in widths:
             if value.ndim != 2 or value.shape[1] != width:
                 raise ValueError(f"{name} must be [batch, {width}], not {list(value.shape)}")
         if len(noise) != len(prompt_embeds):
@@ -218,9 +223,7 @@ def _check_options(config) -> None:
     for name, allowed in choices.items():
         if config[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, not {config[name]!r}")
-    for name in (
-        "noise_dim text_dim clip_width base_channels bridge_channels bridge_blocks lstm_hidden attention_groups".split()
-    ):
+    for name in _COUNTS:
         if not isinstance(config[name], int) or config[name] < 1:
             raise ValueError(f"{name} must be a positive integer, not {config[name]!r}")
     if config.text_norm is not None and not config.text_norm > 0:

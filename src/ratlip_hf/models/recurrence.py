@@ -60,9 +60,7 @@ class PerLayerStates(nn.Module):
     def __init__(self, noise_dim: int, text_dim: int, hidden_size: int, steps: int, batch_as_time: bool):
         super().__init__()
         self.state_dim, self.batch_as_time = hidden_size, batch_as_time
-        self.cells = nn.ModuleList(
-            nn.LSTM(noise_dim + text_dim, hidden_size, batch_first=True) for _ in range(steps)
-        )
+        self.cells = nn.ModuleList(nn.LSTM(noise_dim + text_dim, hidden_size, batch_first=True) for _ in range(steps))
 
     def forward(self, noise: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
         condition = torch.cat([noise, text], dim=1)

@@ -1,5 +1,5 @@
 """Trains the small CLIP on renders of seen colour triples until it binds colours to parts.
-Owns the loss with exchanged-caption negatives, the schedule and the command that writes the model folder."""
+Owns the loss with wrong-colour captions as negatives, the schedule and the command that writes the model folder."""
 
 import argparse
 import json
@@ -47,7 +47,8 @@ def caption_with_rivals(bird: BirdAttributes, rng: random.Random, long: bool = F
 def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, captions: list[str], scale) -> torch.Tensor:
     """Symmetric contrastive loss of N images against their N captions followed by any number of rival captions.
 
-    `images` [N, D] and `texts` [N + rivals, D] have unit length. A text equal to an image's own caption is no negative of it.
+    `images` [N, D] and `texts` [N + rivals, D] have unit length.
+    A text equal to an image's own caption is no negative of it.
     """
     count = len(images)
     number = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
@@ -123,11 +124,12 @@ def train_small_clip(
             print(f"step {step}  loss {loss:.3f}  rate {rate:.1e}  {minutes:.1f} min  {figures}", flush=True)
             if last_step is None and (figures["swap_accuracy"] >= GATE or step >= max_steps):
                 last_step = step + tail_steps
-    report = {"seed": seed, "steps": step, "gate": GATE, **checks.measure(model)}
+    report = {"seed": seed, "steps": step, "gate": GATE, **checks.measure(model), **checks.measure_choice(model)}
     return model.eval(), tokenizer, report
 
 
 def _take_step(model: CLIPModel, tokenizer: CLIPTokenizer, optimizer, batches: _Batches, rate: float) -> float:
+    """Draw a batch and take one optimizer step at the given rate; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     pixels, captions = batches.draw()

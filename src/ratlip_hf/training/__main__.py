@@ -4,7 +4,7 @@ The top-level `train_ratlip.py` of the repository is a shell over `main`."""
 import logging
 import sys
 
-from ..utils.errors import command_line
+from ..utils.errors import UserError, command_line
 from .config import load_config
 
 
@@ -13,8 +13,10 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     print(config.to_json(), end="", flush=True)
-    from .loop import train  # after the configuration, so that a mistake in it is told at once
-
+    try:
+        from .loop import train  # after the configuration, so that a mistake in it is told at once
+    except ModuleNotFoundError as error:
+        raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
     print(f"written to {train(config)}")
     return 0
 

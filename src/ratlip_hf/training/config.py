@@ -28,7 +28,9 @@ class TrainingConfig:
     # Models
     preset: str = _option("ratlip", f"model preset: {', '.join(PRESETS)}")
     generator: dict = _option(dict, "values of the generator's configuration that differ from the preset (JSON)")
-    discriminator: dict = _option(dict, "values of the discriminator's configuration that differ from the preset (JSON)")
+    discriminator: dict = _option(
+        dict, "values of the discriminator's configuration that differ from the preset (JSON)"
+    )
     clip: str = _option("openai/clip-vit-base-patch32", "frozen CLIP: repository, folder, or folder of a pipeline")
     clip_revision: str | None = _option(None, "branch, tag or commit of the CLIP repository")
 

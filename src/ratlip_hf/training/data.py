@@ -4,6 +4,7 @@ so they depend neither on how the batch is cut over processes nor on where a run
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -103,6 +104,8 @@ def load_training_data(config: TrainingConfig, size: int, noise_dim: int) -> Cap
 
         dataset = make_dataset("train", config.max_train_samples or 20_000, seed=config.seed, image_size=size)
     else:
+        if config.train_data_dir is not None and not Path(config.train_data_dir).is_dir():
+            raise UserError(f"train_data_dir {config.train_data_dir} is not a folder")
         try:
             dataset = datasets.load_dataset(config.dataset_name or config.train_data_dir, split="train")
         except Exception as error:  # datasets raises many kinds; each means that the name or folder is wrong

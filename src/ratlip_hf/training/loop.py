@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from ..frozen_clip import FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.clip import image_features
+from ..utils.errors import UserError
 from .config import TrainingConfig
 from .data import Batch, CaptionedImages, load_training_data
 from .ema import EMA
@@ -34,8 +35,14 @@ def train(config: TrainingConfig) -> Path:
     Raises:
         UserError, ValueError: before anything is trained, when configuration, CLIP and data do not fit together.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision="no")  # see Networks.autocast
     main, device, output_dir = accelerator.is_main_process, accelerator.device, Path(config.output_dir)
+    checkpoints = Checkpoints(output_dir / "checkpoints", config.checkpoints_total_limit)
+    if checkpoints.any() and not config.resume_from_checkpoint:
+        raise UserError(
+            f"{output_dir} already holds a run: continue it with --resume_from_checkpoint latest "
+            "or choose another --output_dir"
+        )
     set_seed(config.seed)
 
     # Networks
@@ -60,16 +67,15 @@ def train(config: TrainingConfig) -> Path:
         ),
     )
     nets = Networks(*networks, clip.image_encoder, accelerator, config)
-    registered = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "ema": ema,
-        "generator_optimizer": nets.generator_optimizer,
-        "discriminator_optimizer": nets.discriminator_optimizer,
-    }
+    checkpoints.register(
+        generator=generator,
+        discriminator=discriminator,
+        ema=ema,
+        generator_optimizer=nets.generator_optimizer,
+        discriminator_optimizer=nets.discriminator_optimizer,
+    )
 
     # Resume
-    checkpoints = Checkpoints(output_dir / "checkpoints", registered, config.checkpoints_total_limit)
     which = config.resume_from_checkpoint
     progress = checkpoints.load(which) if which else {}
     step, seen = progress.get("step", 0), progress.get("images", 0)
@@ -109,7 +115,7 @@ def train(config: TrainingConfig) -> Path:
 def fit_conditioning(
     generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, clip: FrozenCLIP, data: CaptionedImages
 ) -> None:
-    """Set the buffers that centre and scale CLIP's outputs, where the configuration has any, from the first samples."""
+    """Set the buffers that centre and scale CLIP's outputs, where there are any, from the first samples."""
     texts = clip.encode(data.first_captions(_STATISTICS)).cpu()
     for network in (generator, discriminator):
         network.text_conditioning.fit(texts)
@@ -120,7 +126,9 @@ def fit_conditioning(
         discriminator.feature_scale.fit(features.cpu())
 
 
-def to_tensors(batch: Batch, clip: FrozenCLIP, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def to_tensors(
+    batch: Batch, clip: FrozenCLIP, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, noise and sentence embeddings of a batch on the device."""
     return batch.images.to(device), batch.noise.to(device), clip.encode(batch.captions)
 

@@ -37,7 +37,9 @@ def save_run_config(output_dir: Path, config: TrainingConfig, clip: dict) -> Non
     atomic_write(output_dir / "clip.json", json.dumps(clip, indent=2) + "\n")
 
 
-def save_samples(output_dir: Path, step: int, pipeline: RATLIPPipeline, captions: list[str], per_caption: int = 4) -> None:
+def save_samples(
+    output_dir: Path, step: int, pipeline: RATLIPPipeline, captions: list[str], per_caption: int = 4
+) -> None:
     """Write `samples/step-<n>.png`: a row per caption, the same noise in every grid of the run."""
     noise_dim = pipeline.generator.config.noise_dim
     latents = draw_latents(per_caption, noise_dim, torch.Generator().manual_seed(0)).repeat(len(captions), 1)

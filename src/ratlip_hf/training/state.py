@@ -18,12 +18,19 @@ class Checkpoints:
 
     Args:
         folder: where they lie, one folder `step-<n>` each.
-        objects: name -> anything with `state_dict` and `load_state_dict`.
         keep: how many to keep, or None for all.
     """
 
-    def __init__(self, folder: Path, objects: dict, keep: int | None):
-        self.folder, self.objects, self.keep = folder, objects, keep
+    def __init__(self, folder: Path, keep: int | None):
+        self.folder, self.keep, self.objects = folder, keep, {}
+
+    def register(self, **objects) -> None:
+        """Name everything that has a state: anything with `state_dict` and `load_state_dict`."""
+        self.objects |= objects
+
+    def any(self) -> bool:
+        """Whether the folder holds a checkpoint."""
+        return bool(self._all())
 
     def save(self, step: int, progress: dict[str, int]) -> None:
         """Write everything and `progress` (plain numbers) as one checkpoint; older ones beyond `keep` go."""

@@ -26,6 +26,12 @@ class Networks:
     accelerator: Accelerator
     config: TrainingConfig
 
+    def autocast(self) -> torch.autocast:
+        """The configured precision of forward passes. Ours rather than accelerate's, which would also cover the
+        penalty: its wrapper around a prepared model cannot be switched off for one phase."""
+        device = self.accelerator.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+
 
 def training_step(
     nets: Networks, images: torch.Tensor, noise: torch.Tensor, prompt_embeds: torch.Tensor
@@ -43,9 +49,9 @@ def training_step(
     """
     reader = nets.accelerator.unwrap_model(nets.discriminator).config
     layers, clip_input = reader.feature_layers, reader.clip_input
-    with torch.no_grad(), nets.accelerator.autocast():
+    with torch.no_grad(), nets.autocast():
         real_features = image_features(nets.image_encoder, images, layers, clip_input)
-    with nets.accelerator.autocast():
+    with nets.autocast():
         fakes = nets.generator(noise, prompt_embeds, nets.image_encoder, return_dict=False)[0]
         fake_features, fake_embeds = image_features_and_embeds(nets.image_encoder, fakes, layers, clip_input)
     return {
@@ -95,7 +101,7 @@ def generator_phase(
     """L_G of Eq. 8 on live features, with the discriminator just moved and now frozen."""
     config = nets.config
     with _frozen(nets.discriminator):
-        with nets.accelerator.autocast():
+        with nets.autocast():
             logits = nets.discriminator(fake_features, prompt_embeds, return_dict=False)[0]
         adversarial = losses.generator_adversarial(logits.float())
         similarity = losses.clip_similarity(fake_embeds, prompt_embeds)

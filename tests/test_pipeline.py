@@ -1,0 +1,549 @@
+"""What users of diffusers rely on in `RATLIPPipeline`: seeds, batches, outputs, errors, saving, loading, offloading.
+All of it runs on random weights; the networks themselves are tested elsewhere."""
+
+import ast
+import contextlib
+import copy
+import inspect
+import json
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from ratlip_hf import RATLIPGenerator, RATLIPPipeline
+from ratlip_hf.frozen_clip import load_clip
+from ratlip_hf.latents import draw_latents
+
+PROMPT = "a red bird with a blue crown"
+OTHER = "a small yellow bird on a branch"
+TOO_LONG = 100 * "very long"
+NOISE_DIM, TEXT_DIM = 100, 16
+NETWORKS = ("text_encoder", "image_encoder", "generator")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(pipe: RATLIPPipeline, **options) -> np.ndarray:
+    """Pictures as an array; one of PROMPT from seed 0 unless told otherwise."""
+    given = {"prompt": PROMPT} if "prompt_embeds" not in options else {}
+    return pipe(**{**given, "generator": seeded(), "output_type": "np", **options}).images
+
+
+def close(pictures: np.ndarray, others: np.ndarray, atol: float = 1e-5) -> bool:
+    return pictures.shape == others.shape and np.allclose(pictures, others, rtol=0, atol=atol)
+
+
+def dtypes(pipe: RATLIPPipeline) -> list[torch.dtype]:
+    return [getattr(pipe, name).dtype for name in NETWORKS]
+
+
+def settings(model: RATLIPGenerator) -> dict:
+    """Configuration as it is stored, without the place that it was loaded from."""
+    return {key: value for key, value in json.loads(model.to_json_string()).items() if key != "_name_or_path"}
+
+
+@pytest.fixture
+def saved(pipe, tmp_path):
+    """Folder of the saved pipeline."""
+    pipe.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+class TestOutputs:
+    def test_output_types_show_the_same_picture(self, pipe):
+        array, tensor, pil = (draw(pipe, output_type=kind) for kind in ("np", "pt", "pil"))
+        assert array.shape == (1, 32, 32, 3)
+        assert 0 <= array.min() < array.max() <= 1
+        assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+        assert (pil[0].mode, pil[0].size) == ("RGB", (32, 32))
+        assert np.array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype("uint8"))
+
+    def test_pictures_are_pil_by_default(self, pipe):
+        assert pipe(PROMPT).images[0].size == (32, 32)
+
+    def test_tuple_holds_what_the_output_class_holds(self, pipe):
+        as_tuple = pipe(PROMPT, generator=seeded(), output_type="np", return_dict=False)
+        assert isinstance(as_tuple, tuple)
+        assert np.array_equal(as_tuple[0], draw(pipe))
+
+    @pytest.mark.parametrize("prompts", [1, 2])
+    @pytest.mark.parametrize("per_prompt", [1, 2])
+    def test_number_of_pictures(self, pipe, prompts, per_prompt):
+        assert len(draw(pipe, prompt=prompts * [PROMPT], num_images_per_prompt=per_prompt)) == prompts * per_prompt
+
+    def test_prompt_and_seed_both_matter(self, pipe):
+        assert not close(draw(pipe), draw(pipe, prompt=OTHER), atol=1e-2)
+        assert not close(draw(pipe), draw(pipe, generator=seeded(1)), atol=1e-2)
+
+    def test_optional_parameters_of_diffusers_are_there(self):
+        parameters = set(inspect.signature(RATLIPPipeline.__call__).parameters)
+        assert {"num_images_per_prompt", "generator", "latents", "output_type", "return_dict"} <= parameters
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("count", [1, 3, 8])
+    def test_one_seed_is_one_picture_at_every_batch_size(self, pipe, count):
+        together = draw(pipe, num_images_per_prompt=count, generator=[seeded(seed) for seed in range(count)])
+        alone = [draw(pipe, generator=seeded(seed)) for seed in range(count)]
+        assert close(together, np.concatenate(alone))
+
+    @pytest.mark.parametrize("count", [3, 8])
+    def test_pictures_take_turns_at_a_shared_generator(self, pipe, count):
+        shared = seeded()
+        alone = [draw(pipe, generator=shared) for _ in range(count)]
+        assert close(draw(pipe, num_images_per_prompt=count), np.concatenate(alone))
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
+    def test_pictures_do_not_depend_on_batch_size(self, pipe, batch_size):
+        assert close(draw(pipe, num_images_per_prompt=5, batch_size=batch_size), draw(pipe, num_images_per_prompt=5))
+
+    @pytest.mark.parametrize(("batch_size", "passes"), [(None, [5]), (2, [2, 2, 1]), (8, [5])])
+    def test_batch_size_bounds_the_forward_passes(self, pipe, batch_size, passes):
+        seen = []
+        pipe.generator.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+        draw(pipe, num_images_per_prompt=5, batch_size=batch_size)
+        assert seen == passes
+
+    def test_over_long_prompt_leaves_its_neighbours_alone(self, pipe):
+        together = draw(pipe, prompt=[PROMPT, OTHER, TOO_LONG], generator=[seeded(seed) for seed in range(3)])
+        assert close(together[:2], np.concatenate([draw(pipe), draw(pipe, prompt=OTHER, generator=seeded(1))]))
+
+    def test_global_seed_makes_pictures_reproducible(self, pipe):
+        pictures = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            pictures.append(draw(pipe, generator=None))
+        assert np.array_equal(*pictures)
+        assert close(pictures[0], draw(pipe, generator=seeded(3)))
+
+    def test_noise_is_plain_normal_noise_of_the_seed(self, pipe):
+        assert close(draw(pipe, latents=torch.randn(1, NOISE_DIM, generator=seeded())), draw(pipe))
+
+    def test_latents_run_prompt_by_prompt(self, pipe):
+        latents = draw_latents(4, NOISE_DIM, seeded())
+        together = draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=2, latents=latents)
+        prompts = [PROMPT, PROMPT, OTHER, OTHER]
+        alone = [draw(pipe, prompt=prompt, latents=z[None]) for prompt, z in zip(prompts, latents, strict=True)]
+        assert close(together, np.concatenate(alone))
+
+
+class TestTruncation:
+    def test_draws_only_the_entries_outside_again(self):
+        plain = draw_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)])
+        truncated = draw_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)], truncation=0.7)
+        inside = plain.abs() <= 0.7
+        assert torch.equal(truncated[inside], plain[inside])
+        redrawn = truncated[~inside]
+        assert redrawn.abs().max() < 0.7, "entries outside are drawn again, not clamped"
+        assert redrawn.std() > 0.3
+
+    def test_changes_the_picture_unless_it_cuts_nothing(self, pipe):
+        assert not close(draw(pipe, truncation=0.5), draw(pipe), atol=1e-3)
+        assert np.array_equal(draw(pipe, truncation=10), draw(pipe))
+
+    def test_keeps_one_seed_one_picture(self, pipe):
+        together = draw(pipe, num_images_per_prompt=2, generator=[seeded(0), seeded(1)], truncation=0.5)
+        assert close(together[1:], draw(pipe, generator=seeded(1), truncation=0.5))
+
+
+class TestBatchAsTime:
+    """Models with the released code's recurrence, in which the pictures of a batch influence each other."""
+
+    @pytest.fixture
+    def coupled(self, pipe, make_generator):
+        pipe.generator = make_generator(recurrence="batch_as_time")
+        return pipe
+
+    @pytest.mark.parametrize("options", [{}, {"batch_size": 1}])
+    def test_pictures_are_independent_unless_asked_otherwise(self, coupled, options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            together = draw(coupled, prompt=[PROMPT, OTHER], **options)
+            assert close(together[:1], draw(coupled))
+
+    def test_explicit_batch_size_couples_them_with_a_warning(self, coupled):
+        with pytest.warns(UserWarning, match="batch_as_time"):
+            together = draw(coupled, prompt=[PROMPT, OTHER], batch_size=2)
+        assert not close(together[:1], draw(coupled), atol=1e-3)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"prompt": None}, ValueError, "either prompt or prompt_embeds"),
+            ({"prompt_embeds": torch.ones(1, TEXT_DIM), "prompt": PROMPT}, ValueError, "and not both"),
+            ({"prompt": 3}, TypeError, "string or a list"),
+            ({"prompt": [PROMPT, 3]}, TypeError, "must be a string"),
+            ({"prompt": []}, ValueError, "empty list"),
+            ({"prompt_embeds": [1.0] * TEXT_DIM}, TypeError, "torch.Tensor"),
+            ({"prompt_embeds": torch.ones(TEXT_DIM)}, ValueError, r"\[prompts, 16\]"),
+            ({"prompt_embeds": torch.ones(1, TEXT_DIM + 1)}, ValueError, r"\[prompts, 16\]"),
+            ({"prompt_embeds": torch.ones(0, TEXT_DIM)}, ValueError, r"\[prompts, 16\]"),
+            ({"prompt_embeds": torch.full((1, TEXT_DIM), torch.nan)}, ValueError, "NaN"),
+            ({"prompt_embeds": torch.full((1, TEXT_DIM), torch.inf)}, ValueError, "infinite"),
+            ({"truncation": "0.5"}, TypeError, "truncation must be a number"),
+            ({"truncation": True}, TypeError, "truncation must be a number"),
+            ({"truncation": 0}, ValueError, "truncation must be at least"),
+            ({"truncation": -1.0}, ValueError, "truncation must be at least"),
+            ({"truncation": float("nan")}, ValueError, "truncation must be at least"),
+            ({"truncation": 0.5, "latents": torch.zeros(1, NOISE_DIM)}, ValueError, "cannot be combined"),
+            ({"output_type": "jpeg"}, ValueError, "output_type"),
+            ({"output_type": "latent"}, ValueError, "output_type"),
+            ({"generator": 3}, TypeError, "torch.Generator"),
+            ({"generator": [3]}, TypeError, "torch.Generator"),
+            ({"generator": []}, ValueError, "0 generators were given for 1"),
+            ({"generator": [seeded(), seeded()]}, ValueError, "2 generators were given for 1"),
+            ({"latents": [[0.0] * NOISE_DIM]}, TypeError, "latents must be a torch.Tensor"),
+            ({"latents": torch.zeros(2, NOISE_DIM)}, ValueError, r"latents must be \[1, 100\]"),
+            ({"latents": torch.zeros(1, NOISE_DIM + 1)}, ValueError, r"latents must be \[1, 100\]"),
+            ({"latents": torch.full((1, NOISE_DIM), torch.nan)}, ValueError, "NaN"),
+            ({"num_images_per_prompt": None}, ValueError, "num_images_per_prompt must be a positive integer"),
+            ({"promt": PROMPT}, TypeError, "does not take 'promt'"),
+        ],
+    )
+    def test_bad_arguments_are_refused(self, pipe, options, error, message):
+        with pytest.raises(error, match=message):
+            draw(pipe, **options)
+
+    @pytest.mark.parametrize("name", ["num_images_per_prompt", "batch_size"])
+    @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+    def test_counts_must_be_positive_integers(self, pipe, name, value):
+        with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
+            draw(pipe, **{name: value})
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("height", "sample_size"),
+            ("width", "sample_size"),
+            ("num_inference_steps", "one step"),
+            ("guidance_scale", "truncation="),
+            ("negative_prompt", "prompt="),
+            ("negative_prompt_embeds", "prompt_embeds="),
+        ],
+    )
+    def test_habits_from_diffusion_models_are_explained(self, pipe, name, hint):
+        with pytest.raises(ValueError, match=f"{name} has no meaning here: .*{hint}"):
+            draw(pipe, **{name: 1})
+
+    def test_the_network_is_not_a_random_generator(self, pipe):
+        with pytest.raises(TypeError, match=r"torch\.Generator"):
+            draw(pipe, generator=pipe.generator)
+
+    @pytest.mark.parametrize("name", ["tokenizer", *NETWORKS])
+    def test_a_component_that_is_needed_but_missing_is_named(self, pipe, name):
+        incomplete = RATLIPPipeline(**{**pipe.components, name: None})
+        with pytest.raises(ValueError, match=name):
+            draw(incomplete)
+
+    def test_a_tower_of_another_size_is_refused(self, pipe, make_generator):
+        pipe.generator = make_generator(clip_width=64)
+        with pytest.raises(ValueError, match="width 64"):
+            draw(pipe)
+
+
+class TestPrompts:
+    def test_lost_words_of_an_over_long_prompt_are_named(self, pipe, caplog):
+        draw(pipe, prompt="a purple finch " + 30 * "red bird " + "beside a green zebra")
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert caplog.text.rstrip().endswith("beside a green zebra")
+        assert "purple" not in caplog.text
+
+    def test_prompts_that_fit_are_silent(self, pipe, caplog):
+        draw(pipe, prompt="a small red bird with white wings on a branch")
+        assert not caplog.records
+
+    def test_over_long_prompt_keeps_its_end_token(self, pipe):
+        seen = []
+        pipe.text_encoder.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+        )
+        draw(pipe, prompt=TOO_LONG)
+        assert seen[0].shape == (1, pipe.tokenizer.model_max_length)
+        assert seen[0][0, -1] == pipe.tokenizer.eos_token_id
+        assert (seen[0][0, :-1] != pipe.tokenizer.eos_token_id).all()
+
+    def test_a_tokenizer_without_a_limit_takes_the_text_towers(self, pipe):
+        expected = draw(pipe, prompt=TOO_LONG)
+        pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+        pipe.tokenizer.model_max_length = int(1e30)
+        assert np.array_equal(draw(pipe, prompt=TOO_LONG), expected)
+
+    def test_a_tokenizer_of_another_clip_is_refused(self, pipe):
+        pipe.text_encoder.config.eos_token_id = 7
+        with pytest.raises(ValueError, match="does not fit"):
+            draw(pipe)
+
+    def test_embeddings_are_clips_own_text_features(self, pipe, clip_model):
+        (embeds,) = pipe.encode_prompt([PROMPT, OTHER])
+        tokens = pipe.tokenizer([PROMPT, OTHER], padding="max_length", return_tensors="pt")
+        assert torch.allclose(embeds, clip_model.get_text_features(**tokens).pooler_output, atol=1e-6)
+        assert torch.allclose(pipe.encode_prompt(OTHER)[0], embeds[1:], atol=1e-6)
+
+    @pytest.mark.parametrize(("text_norm", "warned"), [(None, True), (8.0, False)])
+    def test_normalised_embeddings_are_noticed_where_length_matters(self, pipe, make_generator, text_norm, warned):
+        pipe.generator = make_generator(text_norm=text_norm)
+        embeds = torch.nn.functional.normalize(pipe.encode_prompt([PROMPT])[0], dim=1)
+        with pytest.warns(UserWarning, match="not normalised") if warned else contextlib.nullcontext():
+            draw(pipe, prompt_embeds=embeds)
+
+    def test_encoding_works_without_the_image_half_and_drawing_without_the_text_half(self, pipe):
+        encoder = RATLIPPipeline(pipe.tokenizer, pipe.text_encoder, image_encoder=None, generator=None)
+        (embeds,) = encoder.encode_prompt([PROMPT])
+        painter = RATLIPPipeline(None, None, pipe.image_encoder, pipe.generator)
+        assert close(draw(painter, prompt_embeds=embeds), draw(pipe, prompt=[PROMPT]))
+
+    def test_encode_prompt_returns_call_arguments_by_name(self):
+        """diffusers' own tests read the names from the source."""
+        source = textwrap.dedent(inspect.getsource(RATLIPPipeline.encode_prompt))
+        (result,) = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
+        assert isinstance(result, ast.Tuple)
+        assert all(isinstance(item, ast.Name) for item in result.elts)
+        assert {item.id for item in result.elts} <= set(inspect.signature(RATLIPPipeline.__call__).parameters)
+
+
+class TestModes:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_call_draws_in_eval_mode_and_restores_the_mode(self, pipe, training):
+        expected, before = draw(pipe), copy.deepcopy(pipe.generator.state_dict())
+        pipe.generator.train(training)
+        assert close(draw(pipe, num_images_per_prompt=2)[:1], expected)
+        assert all(torch.equal(value, before[name]) for name, value in pipe.generator.state_dict().items())
+        assert {module.training for module in pipe.generator.modules()} == {training}
+
+    def test_mode_is_restored_after_an_error(self, pipe):
+        pipe.generator.train()
+        pipe.generator.to_rgb = None
+        with pytest.raises(TypeError):
+            draw(pipe)
+        assert pipe.generator.training
+
+    def test_frozen_parts_of_a_training_generator_stay_frozen(self, pipe):
+        pipe.generator.train().bridge.eval()
+        draw(pipe)
+        assert pipe.generator.training
+        assert not pipe.generator.bridge.training
+
+    def test_no_gradients_are_recorded(self, pipe):
+        assert not draw(pipe, output_type="pt").requires_grad
+
+
+class TestComponents:
+    def test_are_those_of_the_constructor(self, pipe):
+        assert set(pipe.components) == {"tokenizer", *NETWORKS}
+
+    def test_from_pipe_shares_them(self, pipe):
+        other = RATLIPPipeline.from_pipe(pipe)
+        assert all(other.components[name] is part for name, part in pipe.components.items())
+        assert np.array_equal(draw(other), draw(pipe))
+
+    @pytest.mark.parametrize(("dtype", "atol"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+    def test_to_another_dtype(self, pipe, dtype, atol):
+        expected = draw(pipe)
+        assert pipe.to(dtype=dtype) is pipe
+        assert dtypes(pipe) == 3 * [dtype]
+        assert close(draw(pipe), expected, atol)
+
+
+class TestSaving:
+    @pytest.mark.parametrize("cls", [RATLIPPipeline, DiffusionPipeline])
+    @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}, {"device_map": "cpu"}])
+    def test_round_trip_is_exact(self, pipe, saved, cls, options):
+        loaded = cls.from_pretrained(saved, **options)
+        assert type(loaded) is RATLIPPipeline
+        assert not any(getattr(loaded, name).training for name in NETWORKS)
+        for name in NETWORKS:
+            weights = getattr(pipe, name).state_dict()
+            copied = getattr(loaded, name).state_dict()
+            assert weights.keys() == copied.keys()
+            assert all(torch.equal(copied[key], value) for key, value in weights.items())
+        assert settings(loaded.generator) == settings(pipe.generator)
+        assert np.array_equal(draw(loaded), draw(pipe))
+
+    def test_index_names_the_package_and_not_its_modules(self, saved):
+        index = json.loads((saved / "model_index.json").read_text())
+        assert index["generator"] == ["ratlip_hf", "RATLIPGenerator"]
+
+    def test_frozen_towers_are_not_in_the_generator_file(self, pipe, saved):
+        names = load_file(saved / "generator/diffusion_pytorch_model.safetensors")
+        assert names.keys() == pipe.generator.state_dict().keys()
+        assert not any("clip" in name or "encoder" in name for name in names)
+
+    def test_pickled_weights(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path, safe_serialization=False)
+        assert not list(tmp_path.rglob("diffusion_pytorch_model.safetensors"))
+        assert np.array_equal(draw(RATLIPPipeline.from_pretrained(tmp_path)), draw(pipe))
+
+    def test_variant(self, pipe, tmp_path):
+        pipe.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+        assert len(list(tmp_path.rglob("*.fp16.safetensors"))) == len(list(tmp_path.rglob("*.safetensors"))) == 3
+        loaded = RATLIPPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+        assert dtypes(loaded) == 3 * [torch.float16]
+        assert np.array_equal(draw(loaded), draw(pipe))
+
+    @pytest.mark.parametrize(("saved_as", "asked_for"), [("fp16", None), (None, "fp16"), ("fp16", "no_ema")])
+    def test_another_variant_is_not_taken_in_its_place(self, pipe, tmp_path, saved_as, asked_for):
+        pipe.save_pretrained(tmp_path, variant=saved_as)
+        with pytest.raises((OSError, ValueError)):
+            RATLIPPipeline.from_pretrained(tmp_path, variant=asked_for)
+
+    @pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
+    @pytest.mark.parametrize(
+        ("wanted", "expected"),
+        [
+            (torch.bfloat16, 3 * [torch.bfloat16]),
+            ({"generator": torch.float16, "default": torch.float32}, [torch.float32, torch.float32, torch.float16]),
+            ({"text_encoder": torch.float16}, [torch.float16, torch.float32, torch.float32]),
+        ],
+    )
+    def test_dtype_at_loading(self, saved, keyword, wanted, expected):
+        loaded = RATLIPPipeline.from_pretrained(saved, **{keyword: wanted})
+        assert dtypes(loaded) == expected
+        assert np.isfinite(draw(loaded)).all()
+
+    @pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
+    @pytest.mark.parametrize("wanted", ["float16", "auto", {"generator": "float16"}])
+    def test_dtype_as_a_string_is_refused(self, saved, keyword, wanted):
+        with pytest.raises(ValueError, match=r"pass a torch\.dtype"):
+            RATLIPPipeline.from_pretrained(saved, **{keyword: wanted})
+        if isinstance(wanted, str):
+            with pytest.raises(ValueError, match=r"pass a torch\.dtype"):
+                RATLIPGenerator.from_pretrained(saved / "generator", **{keyword: wanted})
+
+    @pytest.mark.parametrize("left_out_of_folder", [True, False])
+    def test_text_half_may_be_left_out(self, pipe, tmp_path, left_out_of_folder):
+        nothing = {"tokenizer": None, "text_encoder": None}
+        stored = {**pipe.components, **nothing} if left_out_of_folder else pipe.components
+        RATLIPPipeline(**stored).save_pretrained(tmp_path)
+        loaded = RATLIPPipeline.from_pretrained(tmp_path, **({} if left_out_of_folder else nothing))
+        assert (loaded.tokenizer, loaded.text_encoder) == (None, None)
+        (embeds,) = pipe.encode_prompt(PROMPT)
+        assert np.array_equal(draw(loaded, prompt_embeds=embeds), draw(pipe))
+
+    def test_network_may_be_replaced_at_loading(self, saved, make_generator):
+        other = make_generator(residual_scale=0.5)
+        assert RATLIPPipeline.from_pretrained(saved, generator=other).generator is other
+
+    @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+    def test_missing_weight_is_an_error(self, saved, low_cpu_mem_usage):
+        file = saved / "generator/diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        del weights["to_rgb.weight"]
+        save_file(weights, file, metadata={"format": "pt"})
+        for cls, folder in ((RATLIPGenerator, saved / "generator"), (RATLIPPipeline, saved)):
+            with pytest.raises(ValueError, match=r"to_rgb\.weight"):
+                cls.from_pretrained(folder, low_cpu_mem_usage=low_cpu_mem_usage)
+
+    def test_fresh_interpreter_needs_only_the_import(self, pipe, saved, run_python, tmp_path):
+        script = """
+            import sys
+            import numpy as np
+            import torch
+            import ratlip_hf
+            from diffusers import DiffusionPipeline
+
+            def draw(cls):
+                random = torch.Generator().manual_seed(0)
+                return cls.from_pretrained(sys.argv[1])(sys.argv[2], generator=random, output_type="np").images
+
+            np.savez(sys.argv[3], base=draw(DiffusionPipeline), own=draw(ratlip_hf.RATLIPPipeline))
+        """
+        run_python(textwrap.dedent(script), saved, PROMPT, tmp_path / "pictures.npz")
+        pictures = np.load(tmp_path / "pictures.npz")
+        assert close(pictures["base"], draw(pipe))
+        assert close(pictures["own"], draw(pipe))
+
+
+class TestFromClip:
+    @pytest.fixture
+    def clip_folder(self, clip_model, pipe, tmp_path):
+        clip_model.save_pretrained(tmp_path / "clip")
+        pipe.tokenizer.save_pretrained(tmp_path / "clip")
+        return tmp_path / "clip"
+
+    def test_folder_of_a_clip(self, pipe, clip_folder):
+        assert close(draw(RATLIPPipeline.from_clip(clip_folder, pipe.generator)), draw(pipe))
+
+    def test_folder_of_a_pipeline(self, pipe, saved):
+        assert close(draw(RATLIPPipeline.from_clip(saved, pipe.generator)), draw(pipe))
+
+    def test_model_in_memory(self, pipe, clip_model):
+        assembled = RATLIPPipeline.from_clip(clip_model, pipe.generator, tokenizer=pipe.tokenizer)
+        assert close(draw(assembled), draw(pipe))
+
+    def test_towers_of_a_model_in_memory_share_no_weights_with_it(self, pipe, clip_model):
+        assembled = RATLIPPipeline.from_clip(clip_model, pipe.generator, tokenizer=pipe.tokenizer)
+        assembled.image_encoder.visual_projection.weight.zero_()
+        assert clip_model.visual_projection.weight.abs().max() > 0
+        assert clip_model.visual_projection.weight.requires_grad
+
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_dtype_reaches_the_towers(self, pipe, clip_model, clip_folder, in_memory):
+        clip = clip_model if in_memory else clip_folder
+        assembled = RATLIPPipeline.from_clip(clip, pipe.generator, pipe.tokenizer, dtype=torch.float16)
+        assert dtypes(assembled) == [torch.float16, torch.float16, torch.float32]
+
+    def test_towers_are_frozen(self, pipe, clip_folder):
+        assembled = RATLIPPipeline.from_clip(clip_folder, pipe.generator)
+        towers = (assembled.text_encoder, assembled.image_encoder)
+        assert not any(parameter.requires_grad for tower in towers for parameter in tower.parameters())
+        assert not any(tower.training for tower in towers)
+
+    def test_source_is_recorded(self, clip_folder, small_clip):
+        clip = load_clip(clip_folder)
+        assert (clip.source, clip.revision) == (str(clip_folder), None)
+        assert clip.describe()["weights_sha256"] == small_clip.describe()["weights_sha256"]
+
+    def test_model_in_memory_needs_a_tokenizer(self, pipe, clip_model):
+        with pytest.raises(ValueError, match="pass tokenizer="):
+            RATLIPPipeline.from_clip(clip_model, pipe.generator)
+
+    def test_folder_without_a_clip_is_a_one_line_error(self, pipe, tmp_path):
+        with pytest.raises(ValueError, match="no CLIP could be loaded") as raised:
+            RATLIPPipeline.from_clip(tmp_path, pipe.generator)
+        assert "\n" not in str(raised.value)
+
+    def test_incomplete_clip_is_an_error(self, pipe, clip_folder):
+        weights = load_file(clip_folder / "model.safetensors")
+        del weights["visual_projection.weight"]
+        save_file(weights, clip_folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"visual_projection\.weight"):
+            RATLIPPipeline.from_clip(clip_folder, pipe.generator)
+
+
+class TestOffload:
+    """Offloading hangs on hooks of a component's `forward`, which the borrowed image tower never runs as a whole."""
+
+    def test_hook_of_the_image_tower_is_called_around_its_use(self, pipe):
+        calls = []
+
+        class Recorder(ModelHook):
+            def pre_forward(self, module, *args, **kwargs):
+                calls.append("load")
+                return args, kwargs
+
+            def post_forward(self, module, output):
+                calls.append("unload")
+                return output
+
+        add_hook_to_module(pipe.image_encoder, Recorder())
+        pipe.image_encoder.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append("use"))
+        draw(pipe)
+        assert calls == ["load", "use", "unload"]
+
+    def test_sequential_offload_draws_the_same_picture(self, pipe):
+        expected = draw(pipe)
+        cpu_offload(pipe.image_encoder, execution_device="cpu")
+        assert {parameter.device.type for parameter in pipe.image_encoder.parameters()} == {"meta"}
+        assert close(draw(pipe), expected)
+        assert {parameter.device.type for parameter in pipe.image_encoder.parameters()} == {"meta"}

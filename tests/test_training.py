@@ -1,0 +1,295 @@
+"""The trainer: configuration, reproducible data, which network moves when, averaging, resuming, outputs.
+Runs take a few steps of a toy generator on rendered birds."""
+
+import copy
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
+from ratlip_hf.models.clip import image_features
+from ratlip_hf.training import loop
+from ratlip_hf.training.__main__ import main
+from ratlip_hf.training.config import TrainingConfig, load_config
+from ratlip_hf.training.data import CaptionedImages, load_training_data
+from ratlip_hf.training.ema import EMA
+from ratlip_hf.training.step import Networks, discriminator_phase, training_step
+from ratlip_hf.utils.errors import UserError
+
+DISCRIMINATOR = {
+    "clip_width": 32,
+    "clip_grid": 4,
+    "text_dim": 16,
+    "feature_layers": [0, 1, 2],
+    "extractor_channels": 8,
+    "head_channels": 4,
+    "gate_init": 1.0,
+    "scale_features": True,
+    "text_center": True,
+    "text_norm": 4.0,
+}
+GENERATOR = {
+    "sample_size": 64,
+    "noise_dim": 8,
+    "text_dim": 16,
+    "clip_width": 32,
+    "clip_grid": 4,
+    "base_channels": 4,
+    "bridge_channels": 8,
+    "bridge_blocks": 1,
+    "lstm_hidden": 4,
+    "prompt_layers": [0, 1],
+    "attention_groups": 2,
+}
+
+
+@pytest.fixture
+def clip_dir(clip_model, small_clip, tmp_path) -> Path:
+    clip_model.save_pretrained(tmp_path / "clip")
+    small_clip.tokenizer.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def config(clip_dir, tmp_path) -> TrainingConfig:
+    return TrainingConfig(
+        generator=GENERATOR,
+        discriminator=DISCRIMINATOR,
+        clip=str(clip_dir),
+        dataset_name="synthetic-birds",
+        max_train_samples=12,
+        max_train_images=16,
+        train_batch_size=4,
+        random_flip=False,
+        checkpointing_steps=2,
+        sample_steps=2,
+        logging_steps=1,
+        range_weight=1.0,
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
+    rows = {
+        "image": [Image.fromarray(np.full((40, 64, 3), index, np.uint8)) for index in range(count)],
+        "captions": [[f"{index} first", f"{index} second"] for index in range(count)],
+    }
+    return CaptionedImages(datasets.Dataset.from_dict(rows), config, size=32, noise_dim=3)
+
+
+# Configuration
+
+
+def test_options_override_the_file_which_overrides_the_defaults(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"dataset_name": "synthetic-birds", "seed": 3, "train_batch_size": 8}))
+    config = load_config(["--config", str(file), "--seed", "5", "--max_train_samples", "none", "--random_flip", "false"])
+    assert (config.seed, config.train_batch_size, config.max_train_images) == (5, 8, 1_000_000)
+    assert config.max_train_samples is None
+    assert config.random_flip is False
+
+
+def test_the_resolved_configuration_reads_back(config, tmp_path):
+    (tmp_path / "again.json").write_text(config.to_json())
+    assert load_config(["--config", str(tmp_path / "again.json")]) == config
+
+
+@pytest.mark.parametrize("name", ["synthetic_birds", "smoke"])
+def test_shipped_configurations_are_valid(name):
+    assert load_config(["--config", name]).preset == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "dataset_name"),
+        (["--dataset_name", "a", "--train_data_dir", "b"], "dataset_name"),
+        (["--config", "nowhere.json"], "cannot read"),
+        (["--dataset_name", "a", "--train_batch_size", "1"], "mismatched"),
+        (["--dataset_name", "a", "--train_batch_size", "many"], "must be int"),
+        (["--dataset_name", "a", "--generator", "[1]"], "must be dict"),
+        (["--dataset_name", "a", "--preset", "large"], "preset"),
+        (["--dataset_name", "a", "--mixed_precision", "fp8"], "mixed_precision"),
+        (["--dataset_name", "a", "--learning_rate", "1"], "unrecognized"),
+        (["--dataset_name", "a", "--ema_decay", "1.5"], "ema_decay"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"sead": 1}', "unknown key 'sead'"), ("{", "valid JSON"), ("[]", "object")]
+)
+def test_bad_files_are_refused(text, message, tmp_path):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(["--config", str(tmp_path / "bad.json")])
+
+
+# Data
+
+
+def test_samples_do_not_depend_on_how_batches_are_cut(config):
+    data = corpus(config)
+    whole = data.batch(range(8, 16))
+    first, second = (next(data.batches(8, rank, world=2)) for rank in (0, 1))
+    assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
+    assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+    assert first.captions + second.captions == whole.captions
+    assert len({tuple(row.tolist()) for row in whole.noise}) == 8
+
+
+def test_each_epoch_visits_every_sample_once_in_another_order(config):
+    data = corpus(config)
+    epochs = [[caption.split()[0] for caption in data.batch(range(start, start + 10)).captions] for start in (0, 10)]
+    assert all(sorted(epoch, key=int) == [str(index) for index in range(10)] for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    captions = Counter(caption.split()[1] for caption in data.batch(range(200)).captions)
+    assert min(captions.values()) > 70  # both captions of a picture are drawn
+
+
+def test_pictures_are_cropped_square_and_scaled_to_minus_one_and_one(config):
+    images = corpus(config).batch(range(10)).images
+    assert images.shape == (10, 3, 32, 32)
+    expected = torch.arange(10) / 127.5 - 1
+    torch.testing.assert_close(images.mean(dim=(1, 2, 3)).sort().values, expected)
+
+
+def test_data_without_the_named_columns_is_refused(config):
+    config.caption_column = "text"
+    with pytest.raises(UserError, match="no column 'text'"):
+        corpus(config)
+    config.dataset_name, config.train_data_dir = None, "no-such-folder"
+    with pytest.raises(UserError, match="no-such-folder"):
+        load_training_data(config, 64, 8)
+
+
+# The step
+
+
+@pytest.fixture
+def nets(small_clip, make_generator, config) -> Networks:
+    generator = make_generator(noise_dim=8).train()
+    torch.manual_seed(0)
+    discriminator = RATLIPDiscriminator(**{**DISCRIMINATOR, "unused_shortcuts": True})
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, discriminator)]
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    return Networks(generator, discriminator, *optimizers, small_clip.image_encoder, accelerator, config)
+
+
+def step_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 8), torch.randn(4, 16)
+
+
+def moved(before: torch.nn.Module, after: torch.nn.Module) -> set[str]:
+    pairs = zip(before.named_parameters(), after.named_parameters(), strict=True)
+    return {name for (name, old), (_, new) in pairs if not torch.equal(old, new)}
+
+
+def test_a_step_moves_both_networks_and_nothing_else(nets):
+    generator, discriminator = copy.deepcopy(nets.generator), copy.deepcopy(nets.discriminator)
+    tower = copy.deepcopy(nets.image_encoder)
+    metrics = training_step(nets, *step_inputs())
+    assert moved(generator, nets.generator) > {"noise_proj.weight", "to_rgb.weight", "states.input_gates.weight"}
+    unused = {name for name, _ in discriminator.named_parameters() if "blocks" in name and "shortcut" in name}
+    assert moved(discriminator, nets.discriminator) == dict(discriminator.named_parameters()).keys() - unused
+    assert not moved(tower, nets.image_encoder)
+    assert all(parameter.grad is None for parameter in nets.image_encoder.parameters())
+    assert all(torch.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(("rate_index", "network"), [(0, "discriminator"), (1, "generator")])
+def test_each_optimizer_moves_its_own_network_only(nets, rate_index, network):
+    """With one network's rate at zero the other phase must not move it: no gradient leaks between the phases."""
+    optimizer = (nets.discriminator_optimizer, nets.generator_optimizer)[rate_index]
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = copy.deepcopy(getattr(nets, network))
+    training_step(nets, *step_inputs())
+    assert not moved(before, getattr(nets, network))
+
+
+def test_the_generator_phase_leaves_no_gradient_in_the_discriminator(nets):
+    images, noise, text = step_inputs()
+    reader = nets.discriminator.config
+    with torch.no_grad():
+        real, fake = (
+            image_features(nets.image_encoder, pictures, reader.feature_layers)
+            for pictures in (images, nets.generator(noise, text, nets.image_encoder).sample)
+        )
+    alone = dataclasses.replace(nets, discriminator=copy.deepcopy(nets.discriminator))
+    discriminator_phase(alone, real, fake, text)
+    training_step(nets, images, noise, text)
+    for name, parameter in nets.discriminator.named_parameters():
+        other = alone.discriminator.get_parameter(name).grad
+        assert (parameter.grad is None and other is None) or torch.allclose(parameter.grad, other), name
+
+
+def test_the_step_uses_one_generator_forward(nets):
+    calls = []
+    nets.generator.register_forward_hook(lambda *_: calls.append(1))
+    training_step(nets, *step_inputs())
+    assert len(calls) == 1
+
+
+# Averaging and whole runs
+
+
+def test_average_covers_weights_and_buffers():
+    module = torch.nn.BatchNorm2d(1)
+    ema = EMA(module, decay=0.5)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+        module.running_mean.fill_(10.0)
+        module.num_batches_tracked.fill_(7)
+    ema.update(module)  # the first decay is 1/10
+    assert ema.module.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 3)
+    assert ema.module.running_mean.item() == pytest.approx(9.0)
+    assert ema.module.num_batches_tracked.item() == 7
+    ema.updates = 1000
+    ema.update(module)
+    assert ema.module.running_mean.item() == pytest.approx(9.5)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return RATLIPPipeline.from_pretrained(folder / "pipeline").generator.state_dict()
+
+
+def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
+    whole = loop.train(config)
+    for name in ("config.json", "clip.json", "log.jsonl", "pipeline/model_index.json", "discriminator/config.json"):
+        assert (whole / name).is_file(), name
+    assert (whole / "samples" / "step-00000004.png").is_file()
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [4, 8, 12, 16]
+    assert len(json.loads((whole / "clip.json").read_text())["weights_sha256"]) == 64
+    assert RATLIPDiscriminator.from_pretrained(whole / "discriminator").feature_scale.scale.min() > 0
+
+    halved = copy.copy(config)
+    halved.output_dir, halved.max_train_images = str(tmp_path / "halved"), 8
+    loop.train(halved)
+    with pytest.raises(UserError, match="already holds a run"):
+        loop.train(halved)
+    halved.max_train_images, halved.resume_from_checkpoint = 16, "latest"
+    resumed = loop.train(halved)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_unknown_clip_is_one_line(config):
+    config.clip = "no/such-folder-or-repository/at-all"
+    with pytest.raises(ValueError, match="no CLIP could be loaded"):
+        loop.train(config)
