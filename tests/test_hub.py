@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPModel
 
 from hub_server import hub_environment
-from transformers import CLIPModel
 from ratlip_hf import RATLIPPipeline
 from ratlip_hf.frozen_clip import FrozenCLIP
 

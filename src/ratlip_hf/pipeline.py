@@ -113,7 +113,7 @@ class RATLIPPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        **unknown,
+        **kwargs,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures.
 
@@ -134,7 +134,7 @@ class RATLIPPipeline(DiffusionPipeline):
         Raises:
             TypeError, ValueError: for arguments of the wrong kind; the message says what to do.
         """
-        self._check_inputs(prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, unknown)
+        self._check_inputs(prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, kwargs)
         device, config = self._execution_device, self.generator.config
 
         # 1. Sentences

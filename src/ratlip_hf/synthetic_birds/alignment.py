@@ -1,7 +1,6 @@
 """Measures how often generated birds wear the colours their prompts ask for, on held-out colour triples.
 Owns the figures (accuracy per part and judge, spread, standard error) and the command that prints them."""
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from ratlip_hf.synthetic_birds.attributes import PARTS
 from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, prompt_bird, prompt_labels
 from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed
 from ratlip_hf.synthetic_birds.rendering import first_render_seed, render_pixels
-from ratlip_hf.utils.errors import command_line
+from ratlip_hf.utils.errors import CommandParser, command_line
 
 Generate = Callable[[list[str], list[int]], torch.Tensor]
 
@@ -87,7 +86,7 @@ def _hits(pictures: torch.Tensor, judges: Sequence[BirdJudge], labels: torch.Ten
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     """Print the alignment of a synthetic-birds pipeline (default: the one that ships with the package) as JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = CommandParser(description=main.__doc__)
     parser.add_argument("--model", help="folder of a saved RATLIPPipeline")
     options = parser.parse_args(arguments)
     # Imported here so that measuring a callable does not pull in the pipeline.
