@@ -14,7 +14,7 @@ EXTRAS = {
     "demo": ["gradio>=6"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
 }
-EXTRAS["dev"] = [*EXTRAS["train"], "Jinja2>=3.1", "build>=1.2", "pytest>=8", "ruff>=0.9"]
+EXTRAS["dev"] = [*EXTRAS["train"], "build>=1.2", "pytest>=8", "ruff>=0.9", "setuptools>=77"]
 
 setup(
     name="ratlip_hf",
@@ -41,6 +41,7 @@ setup(
         "diffusers>=0.42.1",
         "huggingface_hub>=1.32",
         "safetensors>=0.8",
+        "Jinja2>=3.1",
         "Pillow>=10.1",
         "numpy>=1.26",
     ],

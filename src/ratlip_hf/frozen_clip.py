@@ -17,10 +17,13 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
+from transformers.utils import cached_file, extract_commit_hash
 
 from .bundled import resolve
 
 logger = logging.getLogger(__name__)
+
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 
 @dataclass
@@ -70,22 +73,29 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
     if isinstance(source, CLIPModel):
         if tokenizer is None:
             raise ValueError("a CLIPModel brings no tokenizer: pass tokenizer= as well")
-        return _split(source, tokenizer)
+        dtype = kwargs.pop("dtype", None) or source.dtype
+        if kwargs:
+            raise ValueError(f"{', '.join(kwargs)} mean nothing for a CLIPModel that is already loaded")
+        return _split(source, tokenizer, dtype)
     source = resolve(source)
     in_pipeline = (Path(source) / "model_index.json").is_file()
     folders = ("text_encoder", "image_encoder", "tokenizer") if in_pipeline else ("", "", "")
     try:
+        where = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
+        # One commit for all parts, found once: a push in between cannot mix two CLIPs, and the run can be repeated.
+        revision = extract_commit_hash(cached_file(source, "config.json", subfolder=folders[1], **where), None)
+        if revision is not None:
+            kwargs["revision"] = where["revision"] = revision
         text, image = (
             _load_tower(kind, source, folder, kwargs)
             for kind, folder in zip(
                 (CLIPTextModelWithProjection, CLIPVisionModelWithProjection), folders, strict=False
             )
         )
-        where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         tokenizer = tokenizer or CLIPTokenizer.from_pretrained(source, subfolder=folders[2], **where)
     except OSError as error:
         raise ValueError(f"no CLIP could be loaded from {str(source)!r}: {str(error).splitlines()[0]}") from error
-    return FrozenCLIP(tokenizer, text, image, str(source), getattr(image.config, "_commit_hash", None))
+    return FrozenCLIP(tokenizer, text, image, str(source), revision)
 
 
 def _load_tower(kind: type, source: str | os.PathLike, folder: str, kwargs: dict):
@@ -111,13 +121,13 @@ def _quiet_transformers() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _split(model: CLIPModel, tokenizer: CLIPTokenizer) -> FrozenCLIP:
+def _split(model: CLIPModel, tokenizer: CLIPTokenizer, dtype: torch.dtype) -> FrozenCLIP:
     text = CLIPTextModelWithProjection(model.config.text_config)
     image = CLIPVisionModelWithProjection(model.config.vision_config)
     for tower in (text, image):
         wanted = tower.state_dict().keys()
         tower.load_state_dict({name: value for name, value in model.state_dict().items() if name in wanted})
-    return FrozenCLIP(tokenizer, text.to(model.dtype), image.to(model.dtype))
+    return FrozenCLIP(tokenizer, text.to(model.device, dtype), image.to(model.device, dtype))
 
 
 def encode_text(

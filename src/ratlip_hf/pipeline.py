@@ -30,7 +30,8 @@ _DIFFUSION_HABITS = {
 class RATLIPPipeline(DiffusionPipeline):
     r"""Text-to-image generation with RATLIP and its relatives, in one forward pass.
 
-    Every component may be None as long as the call does not need it.
+    Every component may be None as long as no call needs it; `from_pretrained(..., text_encoder=None, tokenizer=None)`
+    leaves the text half out where `prompt_embeds` are at hand.
 
     Args:
         tokenizer ([`~transformers.CLIPTokenizer`]): tokenizer of the frozen CLIP.
@@ -172,6 +173,9 @@ class RATLIPPipeline(DiffusionPipeline):
             if name in _DIFFUSION_HABITS:
                 raise ValueError(f"{name} has no meaning here: {_DIFFUSION_HABITS[name]}")
             raise TypeError(f"{type(self).__name__} does not take {name!r}")
+        needed = ("image_encoder", "generator") if prompt is None else tuple(self.components)
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"this call needs the pipeline's {', '.join(missing)}, which it was built without")
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds, and not both")
         if prompt is not None:
@@ -209,9 +213,10 @@ class RATLIPPipeline(DiffusionPipeline):
 @contextlib.contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Eval mode within the block; a training loop that samples from its own network gets it back as it was."""
-    training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training

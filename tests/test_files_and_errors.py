@@ -1,0 +1,73 @@
+"""The helpers behind every command: all-or-nothing writing, and errors as one line."""
+
+import pytest
+
+from ratlip_hf.utils.errors import CommandParser, UserError, command_line
+from ratlip_hf.utils.files import atomic_directory, atomic_write, staged_files
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = atomic_write(tmp_path / "deep" / "file", "one")
+    atomic_write(path, b"two")
+    assert path.read_text() == "two"
+    with pytest.raises(TypeError):
+        atomic_write(path, 3)
+    assert path.read_text() == "two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_directory_appears_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "model"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), atomic_directory(target) as folder:
+        (folder / "a").write_text("2")
+        raise RuntimeError
+    assert (target / "a").read_text() == "1"
+    with atomic_directory(target) as folder:
+        (folder / "b").write_text("3")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_staged_files_join_a_folder_only_on_success(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError), staged_files(target) as folder:
+        (folder / "a").write_text("1")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    for name in ("a", "b"):
+        with staged_files(target) as folder:
+            (folder / name).write_text(name)
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
+    with pytest.raises(NotADirectoryError), staged_files(target / "a"):
+        pass
+
+
+@pytest.mark.parametrize("error", [UserError("one\n  line"), ValueError("one line"), OSError("one line")])
+def test_mistakes_are_one_line_and_code_2(error, capsys):
+    @command_line
+    def main():
+        raise error
+
+    assert main() == 2
+    assert capsys.readouterr().err == "error: one line\n"
+
+
+def test_defects_keep_their_traceback_and_success_is_0():
+    @command_line
+    def main(fail):
+        if fail:
+            raise KeyError("defect")
+
+    assert main(False) == 0
+    with pytest.raises(KeyError):
+        main(True)
+
+
+def test_options_have_no_short_forms():
+    parser = CommandParser(prog="tool")
+    parser.add_argument("--num_images")
+    with pytest.raises(UserError, match="tool --help"):
+        parser.parse_args(["--num", "3"])
