@@ -91,7 +91,9 @@ def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
 def test_options_override_the_file_which_overrides_the_defaults(tmp_path):
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"dataset_name": "synthetic-birds", "seed": 3, "train_batch_size": 8}))
-    config = load_config(["--config", str(file), "--seed", "5", "--max_train_samples", "none", "--random_flip", "false"])
+    config = load_config(
+        ["--config", str(file), "--seed", "5", "--max_train_samples", "none", "--random_flip", "false"]
+    )
     assert (config.seed, config.train_batch_size, config.max_train_images) == (5, 8, 1_000_000)
     assert config.max_train_samples is None
     assert config.random_flip is False

@@ -15,7 +15,7 @@ def hinge_real(logits: torch.Tensor) -> torch.Tensor:
 
 
 def hinge_fake(logits: torch.Tensor) -> torch.Tensor:
-    """E[relu(1 + D)] over generated or mismatched pairs, logits [B] (Eq. 8, terms 2 and 3 without 1/2)."""
+    """E[relu(1 + D)] over generated or mismatched pairs, logits [B] (terms 2 and 3 of Eq. 8 without 1/2)."""
     return F.relu(1 + logits).mean()
 
 
