@@ -107,6 +107,8 @@ def train(config: TrainingConfig) -> Path:
             checkpoints.save(step, {"step": step, "images": seen})
             save_models(output_dir, pipeline, discriminator)
 
+    if main:
+        logger.info("finished: %s", output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
