@@ -131,9 +131,14 @@ def _split(model: CLIPModel, tokenizer: CLIPTokenizer, dtype: torch.dtype) -> Fr
 
 
 def encode_text(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection, captions: list[str]
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModelWithProjection,
+    captions: list[str],
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Raw projected sentence embeddings [N, D]: text projection of the end token, not normalised.
+
+    `device` is where the tower runs, if that is not where its weights lie (CPU offload).
 
     Captions beyond the tokenizer's limit are cut, keeping the end token, with a warning that names the lost words.
 
@@ -151,7 +156,7 @@ def encode_text(
             f"{config.eos_token_id}"
         )
     _warn_of_lost_words(tokenizer, captions, limit)
-    return text_encoder(input_ids=ids.to(text_encoder.device)).text_embeds
+    return text_encoder(input_ids=ids.to(device or text_encoder.device)).text_embeds
 
 
 def _end_token_is_found(ids: torch.Tensor, eos_token_id: int) -> bool:

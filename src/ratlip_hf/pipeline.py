@@ -98,7 +98,7 @@ class RATLIPPipeline(DiffusionPipeline):
             A tuple with `prompt_embeds` [P, D]: projected sentence embeddings, not normalised.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts)
+        prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
         prompt_embeds = prompt_embeds.to(device or self._execution_device)
         return (prompt_embeds,)
 
