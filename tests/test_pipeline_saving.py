@@ -111,6 +111,15 @@ class TestSaving:
             with pytest.raises(ValueError, match=r"to_rgb\.weight"):
                 cls.from_pretrained(folder, low_cpu_mem_usage=low_cpu_mem_usage)
 
+    @pytest.mark.parametrize("tower", ["text_encoder", "image_encoder"])
+    def test_missing_weight_of_a_tower_is_an_error(self, saved, tower):
+        file = saved / tower / "model.safetensors"
+        weights = load_file(file)
+        lost = sorted(weights)[-1]
+        save_file({name: value for name, value in weights.items() if name != lost}, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=lost.replace(".", r"\.")):
+            RATLIPPipeline.from_pretrained(saved)
+
     def test_fresh_interpreter_needs_only_the_import(self, pipe, saved, run_python, tmp_path):
         script = """
             import sys
