@@ -291,6 +291,22 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("part", "option", "message"),
+    [
+        ("generator", {"clip_width": 24}, "width 24"),
+        ("generator", {"text_dim": 24}, "embeddings of width 24"),
+        ("discriminator", {"clip_grid": 7}, "grid 7"),
+        ("discriminator", {"feature_layers": [0, 5]}, "beyond"),
+    ],
+)
+def test_networks_for_another_clip_are_refused_before_any_data_is_read(config, part, option, message, monkeypatch):
+    monkeypatch.setattr(loop, "load_training_data", lambda *_: pytest.fail("data was read"))
+    setattr(config, part, {**getattr(config, part), **option})
+    with pytest.raises(ValueError, match=message):
+        loop.train(config)
+
+
 def test_an_unknown_clip_is_one_line(config):
     config.clip = "no/such-folder-or-repository/at-all"
     with pytest.raises(ValueError, match="no CLIP could be loaded"):

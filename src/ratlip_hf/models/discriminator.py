@@ -103,6 +103,7 @@ class RATLIPDiscriminator(RATLIPModel):
     """
 
     _preset_part = "discriminator"
+    _layers_option = "feature_layers"
 
     @register_to_config
     def __init__(

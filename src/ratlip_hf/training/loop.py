@@ -49,6 +49,7 @@ def train(config: TrainingConfig) -> Path:
     generator = RATLIPGenerator.from_preset(config.preset, **config.generator)
     discriminator = RATLIPDiscriminator.from_preset(config.preset, **config.discriminator)
     clip = load_clip(config.clip, **({"revision": config.clip_revision} if config.clip_revision else {}))
+    check_clip(clip, generator, discriminator)
     clip.text_encoder.to(device), clip.image_encoder.to(device)
 
     # Data
@@ -112,6 +113,17 @@ def train(config: TrainingConfig) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
+
+
+def check_clip(clip: FrozenCLIP, *networks: RATLIPGenerator | RATLIPDiscriminator) -> None:
+    """Raise ValueError if a network was built for another CLIP."""
+    for network in networks:
+        network.check_tower(clip.image_encoder.config)
+        if network.config.text_dim != clip.text_encoder.config.projection_dim:
+            raise ValueError(
+                f"this {type(network).__name__} was built for sentence embeddings of width {network.config.text_dim}, "
+                f"not {clip.text_encoder.config.projection_dim} as those of {clip.source}"
+            )
 
 
 def fit_conditioning(
