@@ -21,6 +21,7 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig, load_config
 from ratlip_hf.training.data import CaptionedImages, load_training_data
 from ratlip_hf.training.ema import EMA
+from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.training.step import Networks, discriminator_phase, training_step
 from ratlip_hf.utils.errors import UserError
 
@@ -289,6 +290,81 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(config, monkeypatch):
+    real_step, calls = loop.training_step, []
+
+    def diverging(*arguments):
+        calls.append(1)
+        metrics = real_step(*arguments)
+        return {**metrics, "d_loss": torch.tensor(float("nan"))} if len(calls) == 3 else metrics
+
+    monkeypatch.setattr(loop, "training_step", diverging)
+    with pytest.raises(UserError, match=r"step 3 \(global samples 8 to 11\).*d_loss nan"):
+        loop.train(config)
+    assert [path.name for path in (Path(config.output_dir) / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+class State:
+    """Something with a state."""
+
+    def __init__(self, value: int):
+        self.value = value
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    """Three checkpoints of a counter, of which two are kept."""
+    saved = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        saved.objects = {"counter": State(10 * step)}
+        saved.save(step, {"step": step})
+    saved.objects = {"counter": State(0)}
+    return saved
+
+
+def test_the_latest_checkpoint_is_restored_and_old_ones_go(checkpoints):
+    path, facts = checkpoints.find("latest")
+    checkpoints.restore(path)
+    assert (facts["step"], checkpoints.objects["counter"].value) == (3, 30)
+    assert sorted(folder.name for folder in checkpoints.folder.iterdir()) == ["step-00000002", "step-00000003"]
+    assert checkpoints.find(str(checkpoints.folder / "step-00000002"))[1]["step"] == 2
+    assert Checkpoints(checkpoints.folder / "none", keep=1).find("latest") is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "facts"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(checkpoints, damage, caplog):
+    newest = checkpoints.folder / "step-00000003"
+    content = (newest / "state.pt").read_bytes()
+    if damage == "flip":
+        (newest / "state.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        (newest / "state.pt").write_bytes(content[: len(content) // 2])
+    else:
+        (newest / "facts.json").write_text("{")
+    assert checkpoints.find("latest")[1]["step"] == 2
+    assert "step-00000003" in caplog.text
+    with pytest.raises(UserError, match="step-00000003"):
+        checkpoints.find(str(newest))
+
+
+def test_a_changed_architecture_refuses_to_resume_and_a_changed_rate_is_reported(config, caplog):
+    config.max_train_images = 8
+    loop.train(config)
+    config.resume_from_checkpoint, config.max_train_images = "latest", 12
+    config.generator_learning_rate = 1e-3
+    loop.train(config)
+    assert "generator_learning_rate from 0.0001 to 0.001" in caplog.text
+    config.generator = {**GENERATOR, "lstm_hidden": 5}
+    with pytest.raises(UserError, match="lstm_hidden 4"):
+        loop.train(config)
 
 
 @pytest.mark.parametrize(
