@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= outputs
 PROMPT ?=
 
+export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle worker threads that spin slow down everything else on small machines.
 export OMP_WAIT_POLICY ?= passive
@@ -27,7 +28,7 @@ generate: $(VENV)/.installed  ## draw pictures with the bundled model; PROMPT="a
 ifeq ($(strip $(PROMPT)),)
 	$(BIN)/ratlip generate --prompts_file examples/prompts.txt --num_images 4 --out $(OUT)
 else
-	$(BIN)/ratlip generate "$(PROMPT)" --num_images 8 --out $(OUT)
+	$(BIN)/ratlip generate "$$PROMPT" --num_images 8 --out $(OUT)
 endif
 
 lint: $(VENV)/.installed-dev  ## ruff, check and format

@@ -11,7 +11,8 @@ from .version import __version__
 
 __all__ = ["ModelMixin", "RATLIPDiscriminator", "RATLIPGenerator", "RATLIPPipeline", "__version__"]
 
-# diffusers looks pipelines up on its own module and components in libraries it knows. With this entry
-# model_index.json says ["ratlip_hf", "RATLIPGenerator"], which outlives any move of the defining module.
+# diffusers looks pipelines and AutoModel's classes up on its own module, and components in libraries it knows. With
+# this entry model_index.json says ["ratlip_hf", "RATLIPGenerator"], which outlives any move of the defining module.
 LOADABLE_CLASSES["ratlip_hf"] = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
-diffusers.RATLIPPipeline = RATLIPPipeline
+for _public in (RATLIPPipeline, RATLIPGenerator, RATLIPDiscriminator):
+    setattr(diffusers, _public.__name__, _public)

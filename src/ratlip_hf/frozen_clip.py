@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
@@ -80,10 +79,10 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
             raise ValueError(f"{', '.join(kwargs)} mean nothing for a CLIPModel that is already loaded")
         return _split(source, tokenizer, dtype)
     source = resolve(source)
-    in_pipeline = (Path(source) / "model_index.json").is_file()
-    folders = ("text_encoder", "image_encoder", "tokenizer") if in_pipeline else ("", "", "")
     try:
         where = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
+        index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **where)
+        folders = ("text_encoder", "image_encoder", "tokenizer") if index else ("", "", "")
         # One commit for all parts, found once: a push in between cannot mix two CLIPs, and the run can be repeated.
         revision = extract_commit_hash(cached_file(source, "config.json", subfolder=folders[1], **where), None)
         if revision is not None:

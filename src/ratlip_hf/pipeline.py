@@ -5,6 +5,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
+from numbers import Integral, Real
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -48,6 +49,7 @@ class RATLIPPipeline(DiffusionPipeline):
     image_encoder: CLIPVisionModelWithProjection
     generator: RATLIPGenerator
 
+    # No defaults: through DiffusionPipeline.from_pretrained diffusers would no longer see these as components.
     def __init__(
         self,
         tokenizer: CLIPTokenizer,
@@ -83,7 +85,11 @@ class RATLIPPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers; but a missing weight or a dtype given as a string raises ValueError."""
+        """As in diffusers; but a missing weight or a dtype given as a string raises ValueError.
+
+        Through `DiffusionPipeline.from_pretrained` diffusers ignores such a dtype with a warning, and transformers
+        fills in a missing weight of a CLIP tower with random numbers; a missing weight of ours raises there too.
+        """
         refuse_string_dtypes(kwargs)
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name in {"text_encoder", "image_encoder"} - kwargs.keys():
@@ -101,6 +107,7 @@ class RATLIPPipeline(DiffusionPipeline):
         Returns:
             A tuple with `prompt_embeds` [P, D]: projected sentence embeddings, not normalised.
         """
+        self._require("tokenizer", "text_encoder")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
         prompt_embeds = prompt_embeds.to(device or self._execution_device)
@@ -177,9 +184,7 @@ class RATLIPPipeline(DiffusionPipeline):
             if name in _DIFFUSION_HABITS:
                 raise ValueError(f"{name} has no meaning here: {_DIFFUSION_HABITS[name]}")
             raise TypeError(f"{type(self).__name__} does not take {name!r}")
-        needed = ("image_encoder", "generator") if prompt is None else tuple(self.components)
-        if missing := [name for name in needed if getattr(self, name) is None]:
-            raise ValueError(f"this call needs the pipeline's {', '.join(missing)}, which it was built without")
+        self._require("image_encoder", "generator")
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds, and not both")
         if prompt is not None:
@@ -194,19 +199,23 @@ class RATLIPPipeline(DiffusionPipeline):
         counts = {"num_images_per_prompt": num_images_per_prompt}
         counts |= {} if batch_size is None else {"batch_size": batch_size}
         for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
-        if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, int | float)):
+        if truncation is not None and (isinstance(truncation, bool) or not isinstance(truncation, Real)):
             raise TypeError(f"truncation must be a number, not {type(truncation).__name__}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
+
+    def _require(self, *names: str) -> None:
+        if missing := [name for name in names if getattr(self, name) is None]:
+            raise ValueError(f"this call needs the pipeline's {', '.join(missing)}, which it was built without")
 
     def _check_prompt_embeds(self, prompt_embeds: torch.Tensor) -> None:
         config = self.generator.config
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != config.text_dim or not len(prompt_embeds):
             raise ValueError(f"prompt_embeds must be [prompts, {config.text_dim}], not {list(prompt_embeds.shape)}")
-        if not prompt_embeds.isfinite().all():
-            raise ValueError("prompt_embeds contain NaN or infinite values")
+        if not prompt_embeds.is_floating_point() or not prompt_embeds.isfinite().all():
+            raise ValueError("prompt_embeds are not floating point or contain NaN or infinite values")
         if config.text_norm is None and ((prompt_embeds.float().norm(dim=1) - 1).abs() < 1e-3).all():
             warnings.warn(
                 "prompt_embeds have length 1; this model reads CLIP's raw text_embeds, which are not normalised",

@@ -42,13 +42,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--seed must be a non-negative 63-bit number, not {options.seed}")
     if options.dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file, not a folder")
-
-    pipe = _load(options.model, options.device, options.dtype)
     drawn = [prompt for prompt in prompts for _ in range(options.num_images)]
     jobs = [(prompt, options.seed + index) for index, prompt in enumerate(drawn)]
-    with staged_files(options.out) as folder:
+    with staged_files(options.out) as folder:  # first of all, so that a folder that cannot be written is told at once
+        pipe = _load(options.model, options.device, options.dtype)
         records, images = [], []
         for index, ((prompt, seed), image) in enumerate(zip(jobs, _draw(pipe, jobs), strict=True)):
             record = {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": options.model}
@@ -85,17 +82,18 @@ def _load(model: str, device: str | None, dtype: str):
 
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # fails for devices that are absent or hold no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {device} is not available here: {str(error).splitlines()[0]}") from error
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.logging.disable_progress_bar()
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     source = bundled.resolve(model)
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise UserError(f"--model {model} holds no pipeline: there is no model_index.json in it")
     try:
         pipe = RATLIPPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return pipe.to(device)
 

@@ -1,6 +1,8 @@
 """What generator and discriminator have in common: presets, strict loading, gradient checkpointing.
 A checkpoint with a missing weight is an error here, never a model with uninitialised memory."""
 
+import inspect
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from transformers import CLIPVisionConfig
@@ -30,8 +32,11 @@ class RATLIPModel(ModelMixin, ConfigMixin):
     def from_preset(cls, name: str, **overrides) -> "RATLIPModel":
         """A model with fresh weights from a named preset (`ratlip`, `ratlip-released`, `galip`, `tiny`).
 
-        Keyword arguments replace single values. Raises ValueError for an unknown preset.
+        Keyword arguments replace single values. Raises ValueError for an unknown preset or value.
         """
+        known = inspect.signature(cls.__init__).parameters
+        if unknown := sorted(overrides.keys() - known):
+            raise ValueError(f"{cls.__name__} has no option {unknown[0]!r}; there are {', '.join(list(known)[1:])}")
         return cls(**{**preset(name)[cls._preset_part], **overrides})
 
     @classmethod

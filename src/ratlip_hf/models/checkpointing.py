@@ -2,7 +2,6 @@
 Plain checkpointing would move the running statistics a second time during the recomputation."""
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -15,20 +14,25 @@ def checkpoint_module(module: nn.Module, *args) -> torch.Tensor:
         module,
         *args,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _untracked_statistics(module)),
+        context_fn=lambda: (contextlib.nullcontext(), _UntrackedStatistics(module)),
     )
 
 
-@contextlib.contextmanager
-def _untracked_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm compute as before but leave its buffers where they are."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+class _UntrackedStatistics:
+    """Lets BatchNorm compute as before but leaves its buffers where they are.
+
+    May be entered again and again: a second backward pass (the gradient penalty's) recomputes once more.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        self.momenta = [norm.momentum for norm in self.norms]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *_) -> None:
+        for norm, momentum in zip(self.norms, self.momenta, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked -= 1

@@ -35,7 +35,10 @@ def prepare_pixels(images: torch.Tensor, size: int, clip_input: str = "clip") ->
     if clip_input == "released":
         pixels = F.interpolate((pixels + 1) / 2, size=(size, size), mode="nearest")
     elif pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+        # At least float32: CPUs have no antialiased resize for half precision.
+        full = pixels if pixels.dtype == torch.float64 else pixels.float()
+        full = F.interpolate(full, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+        pixels = full.to(pixels.dtype)
     mean = pixels.new_tensor(OPENAI_CLIP_MEAN)[:, None, None]
     std = pixels.new_tensor(OPENAI_CLIP_STD)[:, None, None]
     return (pixels - mean) / std

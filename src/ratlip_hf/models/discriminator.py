@@ -12,6 +12,7 @@ from torch import nn
 from .base import RATLIPModel
 from .clip import CLIP_INPUTS
 from .conditioning import FeatureScale, TextConditioning
+from .validation import check_choices, check_counts, check_layers, check_numbers, check_text_options
 
 
 @dataclass
@@ -33,8 +34,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, gate_init: float, merges: bool, unused_shortcut: bool):
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((1,), gate_init))
-        self.beta = nn.Parameter(torch.full((1,), gate_init)) if merges else None
+        self.gamma = nn.Parameter(torch.full((1,), float(gate_init)))
+        self.beta = nn.Parameter(torch.full((1,), float(gate_init))) if merges else None
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.changes_width = in_channels != out_channels
@@ -123,18 +124,19 @@ class RATLIPDiscriminator(RATLIPModel):
     ):
         super().__init__()
         self.gradient_checkpointing = False
-        layers = list(feature_layers)
-        if not layers or layers != sorted(set(layers)) or layers[0] < 0:
-            raise ValueError(f"feature_layers must be increasing 0-based layer numbers, not {layers}")
-        if clip_input not in CLIP_INPUTS:
-            raise ValueError(f"clip_input must be one of {CLIP_INPUTS}, not {clip_input!r}")
-        for name in ("clip_width", "clip_grid", "text_dim", "extractor_channels", "head_channels"):
-            if not isinstance(self.config[name], int) or self.config[name] < 1:
-                raise ValueError(f"{name} must be a positive integer, not {self.config[name]!r}")
+        check_counts(self.config, "clip_width", "clip_grid", "text_dim", "extractor_channels", "head_channels")
+        check_choices(
+            self.config, clip_input=CLIP_INPUTS, unused_shortcuts=(False, True), scale_features=(False, True)
+        )
+        check_numbers(self.config, "gate_init")
+        check_layers(self.config, "feature_layers")
+        check_text_options(self.config)
 
         self.text_conditioning = TextConditioning(text_dim, text_center, text_norm)
-        self.feature_scale = FeatureScale(len(layers), scale_features)
-        self.extractor = FeatureExtractor(clip_width, extractor_channels, len(layers), gate_init, unused_shortcuts)
+        self.feature_scale = FeatureScale(len(feature_layers), scale_features)
+        self.extractor = FeatureExtractor(
+            clip_width, extractor_channels, len(feature_layers), gate_init, unused_shortcuts
+        )
         self.referee = Referee(extractor_channels + text_dim, head_channels, clip_grid)
 
     def condition(

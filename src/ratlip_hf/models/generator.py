@@ -17,13 +17,10 @@ from .blocks import CONV_BLOCKS, UPSAMPLINGS, BridgeBlock, ImageBlock
 from .clip import prompted_tower
 from .conditioning import TextConditioning
 from .recurrence import RECURRENCES, build_states
+from .validation import check_choices, check_counts, check_layers, check_numbers, check_text_options
 
 SAMPLE_SIZES = (32, 64, 128, 224, 256)
 FUSIONS = ("cat", "rat")
-_COUNTS = (
-    *("noise_dim", "text_dim", "clip_width", "base_channels"),
-    *("bridge_channels", "bridge_blocks", "lstm_hidden", "attention_groups"),
-)
 
 
 @dataclass
@@ -93,9 +90,9 @@ class RATLIPGenerator(RATLIPModel):
     ):
         super().__init__()
         self.gradient_checkpointing = False
+        _check_options(self.config)
         sizes = image_sizes(sample_size, clip_grid)
         channels = image_channels(base_channels, len(sizes))
-        _check_options(self.config)
         _check_channels(self.config, channels)
 
         condition_dim = noise_dim + text_dim
@@ -176,6 +173,10 @@ class RATLIPGenerator(RATLIPModel):
                 raise ValueError(f"{name} must be [batch, {width}], not {list(value.shape)}")
         if len(noise) != len(prompt_embeds):
             raise ValueError(f"noise has {len(noise)} rows but prompt_embeds has {len(prompt_embeds)}")
+        if not isinstance(getattr(image_encoder, "vision_model", None), torch.nn.Module):
+            raise TypeError(
+                f"image_encoder must be a CLIPVisionModelWithProjection, not {type(image_encoder).__name__}"
+            )
         self.check_tower(image_encoder.config)
         if self.couples_batch and len(noise) > 1:
             warnings.warn(
@@ -189,11 +190,9 @@ def image_sizes(sample_size: int, clip_grid: int) -> list[int]:
     """Sides of the image blocks: powers of two from 8 (or the first that holds the grid) and `sample_size` last.
 
     Raises:
-        ValueError: for an unsupported size or a grid larger than the picture.
+        ValueError: for a grid larger than the picture.
     """
-    if sample_size not in SAMPLE_SIZES:
-        raise ValueError(f"sample_size must be one of {SAMPLE_SIZES}, not {sample_size}")
-    if not 1 <= clip_grid <= sample_size:
+    if clip_grid > sample_size:
         raise ValueError(f"clip_grid must lie in 1..sample_size ({sample_size}), not {clip_grid}")
     powers = [2**k for k in range(3, math.ceil(math.log2(sample_size)))]
     return [size for size in [*powers, sample_size] if size >= clip_grid]
@@ -205,24 +204,13 @@ def image_channels(base_channels: int, num_blocks: int) -> list[int]:
 
 
 def _check_options(config) -> None:
-    choices = {
-        "fusion": FUSIONS,
-        "recurrence": RECURRENCES,
-        "upsampling": UPSAMPLINGS,
-        "bridge_conv": CONV_BLOCKS,
-        "image_conv": CONV_BLOCKS,
-    }
-    for name, allowed in choices.items():
-        if config[name] not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, not {config[name]!r}")
-    for name in _COUNTS:
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise ValueError(f"{name} must be a positive integer, not {config[name]!r}")
-    if config.text_norm is not None and not config.text_norm > 0:
-        raise ValueError(f"text_norm must be positive or None, not {config.text_norm}")
-    layers = list(config.prompt_layers)
-    if not layers or layers != sorted(set(layers)) or layers[0] < 0:
-        raise ValueError(f"prompt_layers must be increasing 0-based layer numbers, at least one, not {layers}")
+    check_counts(config, "sample_size", "noise_dim", "text_dim", "clip_width", "clip_grid")
+    check_counts(config, "base_channels", "bridge_channels", "bridge_blocks", "lstm_hidden", "attention_groups")
+    check_choices(config, sample_size=SAMPLE_SIZES, fusion=FUSIONS, recurrence=RECURRENCES, upsampling=UPSAMPLINGS)
+    check_choices(config, bridge_conv=CONV_BLOCKS, image_conv=CONV_BLOCKS)
+    check_numbers(config, "residual_scale")
+    check_layers(config, "prompt_layers")
+    check_text_options(config)
 
 
 def _check_channels(config, channels: list[int]) -> None:

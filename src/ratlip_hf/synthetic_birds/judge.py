@@ -2,7 +2,6 @@
 Owns its architecture, its training on augmented renders of all colour triples, and the command that writes it."""
 
 import json
-import shlex
 import sys
 import time
 
@@ -118,9 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     judge, accuracy = train_judge(options.seed, options.steps)
     if min(accuracy.values()) < GATE:
         raise UserError(f"accuracy on held-out renders is {accuracy}, below {GATE}; raise --steps")
-    command = shlex.join(["python", "-m", "ratlip_hf.synthetic_birds.judge", *sys.argv[1:]])
     minutes = round((time.monotonic() - start) / 60, 1)
-    report = {"seed": options.seed, "steps": options.steps, **accuracy, "command": command, "minutes": minutes}
+    report = {"seed": options.seed, "steps": options.steps, **accuracy, "minutes": minutes}
     with atomic_directory(options.output_dir) as folder:
         judge.save_pretrained(folder)
         atomic_write(folder / "training_report.json", json.dumps(report, indent=2) + "\n")

@@ -3,7 +3,6 @@ Owns the loss with wrong-colour captions as negatives, the schedule and the comm
 
 import json
 import random
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -157,7 +156,6 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer, report = train_small_clip(options.seed, options.max_steps, options.tail_steps)
     if report["swap_accuracy"] < GATE:
         raise UserError(f"swap accuracy {report['swap_accuracy']} stayed below {GATE}; try another --seed")
-    report["command"] = shlex.join(["python", "-m", "ratlip_hf.synthetic_birds.small_clip", *sys.argv[1:]])
     report["minutes"] = round((time.monotonic() - start) / 60, 1)
     with atomic_directory(options.output_dir) as folder:
         model.save_pretrained(folder)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from ..models.clip import prepare_pixels
 from .attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts
 from .captions import full_caption
 from .rendering import render_pixels, sample_birds, wording_rng
@@ -16,12 +16,6 @@ from .rendering import render_pixels, sample_birds, wording_rng
 _PART_PROMPTS = {"crown": "a bird with a {} crown", "belly": "a bird with a {} belly", "wing": "a bird with {} wings"}
 _BATCH = 256
 _CHOICE_COUNT = 300
-
-
-def clip_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """Turn pictures in [0, 1], [N, 3, H, W], into CLIP's input by its published mean and standard deviation."""
-    mean, deviation = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return (pixels - mean) / deviation
 
 
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
@@ -32,7 +26,8 @@ def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str])
 
 def embed_images(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
     """Unit-length image embeddings [N, projection] of pictures in [0, 1]."""
-    return functional.normalize(model.get_image_features(clip_pixels(pixels)).pooler_output, dim=-1)
+    pixels = prepare_pixels(2 * pixels - 1, model.config.vision_config.image_size)
+    return functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
 
 
 class HeldOutChecks:

@@ -3,6 +3,7 @@ Owns reading JSON files, command-line overrides and validation; an unknown key i
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -91,6 +92,9 @@ class TrainingConfig:
         for name in ("generator_learning_rate", "discriminator_learning_rate", "penalty_power"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in (name for name, kind in _KINDS.items() if kind is float):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} must be finite, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         if not 0 <= self.final_learning_rate_factor <= 1:

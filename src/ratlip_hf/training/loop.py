@@ -110,10 +110,13 @@ def train(config: TrainingConfig) -> Path:
         if step % config.sample_steps == 0:
             save_samples(output_dir, step, pipeline, data.first_captions(_SAMPLE_CAPTIONS))
         if step % config.checkpointing_steps == 0 or seen >= config.max_train_images:
-            checkpoints.save(step, {"step": step, "images": seen, **facts_of_run(generator, discriminator, config)})
+            # In this order: whoever finds the last checkpoint finds the models too.
             save_models(output_dir, pipeline, discriminator)
+            checkpoints.save(step, {"step": step, "images": seen, **facts_of_run(generator, discriminator, config)})
 
     if main:
+        if seen == first and step:  # nothing was left to do, but the models may have been moved away
+            save_models(output_dir, pipeline, discriminator)
         logger.info("finished: %s", output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()

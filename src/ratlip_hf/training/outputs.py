@@ -1,5 +1,5 @@
 """What a run leaves behind besides checkpoints: pipeline, discriminator, sample grids, log and configuration.
-All files are written as a whole or not at all."""
+Files are written as a whole or not at all; only the log grows, line by line."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from ..images import grid_image
 from ..latents import draw_latents
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..pipeline import RATLIPPipeline
-from ..utils.files import atomic_directory, atomic_write
+from ..utils.files import atomic_directory, atomic_write, staged_files
 from .config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,8 @@ def save_samples(
     noise_dim = pipeline.generator.config.noise_dim
     latents = draw_latents(per_caption, noise_dim, torch.Generator().manual_seed(0)).repeat(len(captions), 1)
     images = pipeline(captions, num_images_per_prompt=per_caption, latents=latents).images
-    folder = output_dir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    grid_image(images, columns=2 * per_caption).save(folder / f"step-{step:08d}.png")
+    with staged_files(output_dir / "samples") as folder:
+        grid_image(images, columns=2 * per_caption).save(folder / f"step-{step:08d}.png")
 
 
 class Log:
@@ -56,7 +55,9 @@ class Log:
         self.path = path
         kept = []
         if step and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            # A kill may have cut the last line short; like all lines after `step` it is written again.
+            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
         atomic_write(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, record: dict) -> None:

@@ -54,14 +54,23 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 def staged_files(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder whose files move into the folder `path` when the block ends well; else they vanish.
 
-    Other files in `path` stay. Raises NotADirectoryError if `path` is a file.
+    Other files in `path` stay; folders that did not exist before vanish too. The files are staged inside `path`, so
+    that a mount point or a folder in someone else's folder will do. Raises OSError if `path` cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file, not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        yield Path(temporary)
-        path.mkdir(exist_ok=True)
-        for file in sorted(Path(temporary).iterdir()):
-            os.replace(file, path / file.name)
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            staged = tempfile.TemporaryDirectory(prefix=".staged-", dir=path)
+        except OSError as error:
+            raise OSError(f"cannot write to {path}: {error.strerror}") from error
+        with staged as temporary:
+            yield Path(temporary)
+            for file in sorted(Path(temporary).iterdir()):
+                os.replace(file, path / file.name)
+    except BaseException:
+        for folder in created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
