@@ -15,13 +15,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import ratlip_hf
 from hub_server import HubServer
-from ratlip_hf import RATLIPGenerator, RATLIPPipeline
+from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer, small_clip_config
+from ratlip_hf.training.config import TrainingConfig
+from ratlip_hf.training.step import Networks
+from training_toys import DISCRIMINATOR, GENERATOR
 
 SENTENCES = ["a red bird with a blue crown", "a small yellow bird on a branch", "this bird has white wings"]
 CLIP_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 16}
@@ -136,3 +140,39 @@ def run_python() -> Callable[..., None]:
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+@pytest.fixture
+def clip_dir(clip_model, small_clip, tmp_path) -> Path:
+    clip_model.save_pretrained(tmp_path / "clip")
+    small_clip.tokenizer.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def config(clip_dir, tmp_path) -> TrainingConfig:
+    return TrainingConfig(
+        generator=GENERATOR,
+        discriminator=DISCRIMINATOR,
+        clip=str(clip_dir),
+        dataset_name="synthetic-birds",
+        max_train_samples=12,
+        max_train_images=16,
+        train_batch_size=4,
+        random_flip=False,
+        checkpointing_steps=2,
+        sample_steps=2,
+        logging_steps=1,
+        range_weight=1.0,
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+@pytest.fixture
+def nets(small_clip, make_generator, config) -> Networks:
+    generator = make_generator(noise_dim=8).train()
+    torch.manual_seed(0)
+    discriminator = RATLIPDiscriminator(**{**DISCRIMINATOR, "unused_shortcuts": True})
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, discriminator)]
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    return Networks(generator, discriminator, *optimizers, small_clip.image_encoder, accelerator, config)

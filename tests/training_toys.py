@@ -1,0 +1,49 @@
+"""What the training tests have in common: toy configurations, a corpus of grey pictures, the inputs of a step.
+The fixtures made of them are in `conftest`."""
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from ratlip_hf.training.config import TrainingConfig
+from ratlip_hf.training.data import CaptionedImages
+
+DISCRIMINATOR = {
+    "clip_width": 32,
+    "clip_grid": 4,
+    "text_dim": 16,
+    "feature_layers": [0, 1, 2],
+    "extractor_channels": 8,
+    "head_channels": 4,
+    "gate_init": 1.0,
+    "scale_features": True,
+    "text_center": True,
+    "text_norm": 4.0,
+}
+GENERATOR = {
+    "sample_size": 64,
+    "noise_dim": 8,
+    "text_dim": 16,
+    "clip_width": 32,
+    "clip_grid": 4,
+    "base_channels": 4,
+    "bridge_channels": 8,
+    "bridge_blocks": 1,
+    "lstm_hidden": 4,
+    "prompt_layers": [0, 1],
+    "attention_groups": 2,
+}
+
+
+def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
+    rows = {
+        "image": [Image.fromarray(np.full((40, 64, 3), index, np.uint8)) for index in range(count)],
+        "captions": [[f"{index} first", f"{index} second"] for index in range(count)],
+    }
+    return CaptionedImages(datasets.Dataset.from_dict(rows), config, size=32, noise_dim=3)
+
+
+def step_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 8), torch.randn(4, 16)
