@@ -226,6 +226,15 @@ BAD_GENERATORS = [
     ({"prompt_layers": (2, 1)}, "prompt_layers"),
     ({"prompt_layers": ()}, "prompt_layers"),
     ({"text_norm": 0.0}, "text_norm"),
+    ({"text_norm": "8"}, "text_norm"),
+    ({"text_center": "yes"}, "text_center"),
+    ({"clip_grid": "7"}, "clip_grid"),
+    ({"clip_grid": 7.5}, "clip_grid"),
+    ({"noise_dim": True}, "noise_dim"),
+    ({"prompt_layers": 3}, "prompt_layers"),
+    ({"prompt_layers": (0.5,)}, "prompt_layers"),
+    ({"residual_scale": "x"}, "residual_scale"),
+    ({"residual_scale": math.nan}, "residual_scale"),
 ]
 
 
@@ -242,6 +251,9 @@ def test_impossible_generators_name_the_rule(options, rule):
         ({"feature_layers": (2, 0)}, "feature_layers"),
         ({"clip_input": "raw"}, "clip_input"),
         ({"head_channels": 0}, "head_channels"),
+        ({"text_norm": -1.0}, "text_norm"),
+        ({"gate_init": "1"}, "gate_init"),
+        ({"scale_features": None}, "scale_features"),
     ],
     ids=str,
 )
@@ -396,8 +408,11 @@ def test_saving_and_loading_is_exact_and_strict(kind, options, tmp_path):
 
 def test_presets_and_their_overrides():
     assert RATLIPGenerator.from_preset("tiny", lstm_hidden=8).config.lstm_hidden == 8
+    assert RATLIPDiscriminator.from_preset("tiny", gate_init=0).extractor.project.gamma.item() == 0
     with pytest.raises(ValueError, match="ratlip-released"):
         RATLIPGenerator.from_preset("biggan")
+    with pytest.raises(ValueError, match="no option 'lstm_size'"):
+        RATLIPGenerator.from_preset("tiny", lstm_size=8)
 
 
 # Table II of the paper, in units of 2^20: h -> (generator with its CLIP tower, total with the discriminator).

@@ -19,8 +19,8 @@ def seeded_pairs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def discriminator_phase(real_features, fake_features, text) -> dict[str, torch.Tensor]:
-    """One discriminator phase of the released code on RATLIP's seeded networks, in float64."""
-    discriminator = seeded_discriminator("ratlip").double()
+    """One discriminator phase of the released code on RATLIP's seeded networks, in the inputs' precision."""
+    discriminator = seeded_discriminator("ratlip").to(text.dtype)
     real_features, text = real_features.clone().requires_grad_(), text.clone().requires_grad_()
     real = discriminator(real_features, text).logits
     mismatch = discriminator(real_features, losses.mismatched(text)).logits
