@@ -58,6 +58,7 @@ def test_a_second_run_keeps_other_files(pictures):
         ([RED, "--model", "{tmp}"], "no model_index.json"),
         ([RED, "--dtype", "int8"], "--dtype"),
         ([RED, "--device", "warp"], "--device"),
+        ([RED, "--device", "meta"], "--device"),
         ([RED, "--num_images", "0"], "--num_images"),
         ([RED, "--num_images", "two"], "invalid int"),
         ([RED, "--seed", "-1"], "--seed"),
@@ -91,6 +92,16 @@ def test_nothing_is_left_when_drawing_fails(pictures, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_console_script_is_installed_or_importable():
-    done = subprocess.run([sys.executable, "-m", "ratlip_hf.cli.main", "--version"], capture_output=True, text=True)
-    assert done.stdout.strip() == f"ratlip {__version__}", done.stderr
+def test_an_unknown_model_is_one_line_in_a_real_process():
+    """The libraries log to stderr by themselves, which only a process of its own shows."""
+    command = [sys.executable, "-m", "ratlip_hf.cli.main", "generate", RED, "--model", "no-such-user/no-such-model"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip() == f"ratlip {__version__}"

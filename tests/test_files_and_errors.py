@@ -39,6 +39,7 @@ def test_staged_files_join_a_folder_only_on_success(tmp_path):
     assert not list(tmp_path.iterdir())
     for name in ("a", "b"):
         with staged_files(target) as folder:
+            assert folder.parent == target  # the same file system, and no need to write beside it
             (folder / name).write_text(name)
     assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
     with pytest.raises(OSError), staged_files(target / "a"):
