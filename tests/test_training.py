@@ -305,12 +305,13 @@ def test_a_killed_run_goes_on_with_the_same_command(config, tmp_path, lines):
     (tmp_path / "config.json").write_text(config.to_json())
     command = [sys.executable, "-m", "ratlip_hf.training", "--config", str(tmp_path / "config.json")]
     log = tmp_path / "killed" / "log.jsonl"
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like the reference: sums depend on how they are cut
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
     while run.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
         time.sleep(0.005)
     run.kill()
     assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=one_thread)
     found = weights(tmp_path / "killed")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
