@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
+from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.models.clip import image_features
 from ratlip_hf.training import loop
 from ratlip_hf.training.__main__ import main
@@ -82,7 +83,8 @@ def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
         "image": [Image.fromarray(np.full((40, 64, 3), index, np.uint8)) for index in range(count)],
         "captions": [[f"{index} first", f"{index} second"] for index in range(count)],
     }
-    return CaptionedImages(datasets.Dataset.from_dict(rows), config, size=32, noise_dim=3)
+    columns = Columns(config.image_column, config.caption_column)
+    return CaptionedImages(MapRows(datasets.Dataset.from_dict(rows), columns, config.seed), config, 32, noise_dim=3)
 
 
 # Configuration
