@@ -17,7 +17,7 @@ _TEXT = """---
 ```python
 from datasets import load_dataset
 
-birds = load_dataset("this/folder/or/repository", split="train", streaming=True)
+data = load_dataset("this/folder/or/repository", split="train", streaming=True)
 ```
 
 ## Licence
@@ -26,7 +26,7 @@ birds = load_dataset("this/folder/or/repository", split="train", streaming=True)
 
 ## Splits
 
-{splits_from}. Rows lie in a fixed random order (seed {order_seed}).
+Who is where: {splits_from}. Rows lie in a fixed random order (seed {order_seed}).
 
 | split | images | files |
 |---|---|---|
@@ -73,7 +73,7 @@ def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> st
         version=manifest["made_by"]["ratlip_hf"],
         pictures=original if storage["size"] is None else scaled,
         terms=origin.terms,
-        splits_from=manifest["splits_from"][:1].upper() + manifest["splits_from"][1:],
+        splits_from=manifest["splits_from"],
         order_seed=manifest["order_seed"],
         counts="\n".join(f"| {name} | {split['rows']:,} | {len(split['files'])} |" for name, split in splits.items()),
         columns="\n".join(f"| `{name}` | {_COLUMNS[name]} |" for name in features),

@@ -2,14 +2,16 @@
 Owns the two variants, which differ in rounding and resampling, not in what they show."""
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn import functional
 
 ANTIALIASED, RELEASED = "antialiased", "released"
 VARIANTS = (ANTIALIASED, RELEASED)
 _MARGIN = 76 / 64  # the picture is scaled to this multiple of the size before a random crop takes the size out of it
 _BOX_MARGIN = 0.75  # half the side of the crop to an object, as a multiple of the longer side of its box
 
-Region = tuple[float, float, float, float]
+Region = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def frame(
@@ -25,41 +27,49 @@ def frame(
         image: in RGB. One that has the size already, and no box, is taken as it is.
         size: side of the result.
         box: left, top, width, height of the object to crop to, if any.
-        variant: "antialiased" takes the part out of the photograph by a single bicubic resampling, at fractions of
-            pixels; "released" does what the authors' code did: whole pixels, bilinear to 76/64 of the size, then crop.
+        variant: "antialiased" cuts the part out of the photograph and resamples it once, bicubic; "released" does what
+            the authors' code did: everything to 76/64 of the size, bilinear, then a crop. Both filter when shrinking.
         rng: of the random crop; without it the part is the largest one in the middle.
     """
     if image.size == (size, size) and box is None:
         return np.asarray(image)
-    region = object_region(image.size, box, whole_pixels=variant == RELEASED) if box else (0, 0, *image.size)
+    region = object_region(image.size, box, truncate=variant == RELEASED) if box else (0, 0, *image.size)
     if variant == RELEASED:
         return _released(image.crop(region), size, rng)
     side = min(region[2] - region[0], region[3] - region[1])
-    window = _place(region, side / _MARGIN if rng else side, rng)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=window))
+    window = _place(region, max(1, round(side / _MARGIN)) if rng else side, rng)
+    return _resample(image.crop(window), size)
 
 
-def object_region(size: tuple[int, int], box: list[float], whole_pixels: bool) -> Region:
+def object_region(size: tuple[int, int], box: list[float], truncate: bool) -> Region:
     """Left, top, right, bottom of a square around a box, with a margin, clipped to a picture of `size`.
 
-    A box that leaves less than a pixel of it gives the whole picture.
+    A box that leaves nothing of it gives the whole picture. `truncate` cuts the fractions of centre and side off, as
+    the authors' code does, instead of rounding the corners.
     """
     left, top, width, height = box
     half = _BOX_MARGIN * max(width, height)
     x, y = (2 * left + width) / 2, (2 * top + height) / 2
-    if whole_pixels:
+    if truncate:
         half, x, y = int(half), int(x), int(y)
-    region = (max(0, x - half), max(0, y - half), min(size[0], x + half), min(size[1], y + half))
-    return region if min(region[2] - region[0], region[3] - region[1]) >= 1 else (0, 0, *size)
+    left, top, right, bottom = (round(value) for value in (x - half, y - half, x + half, y + half))
+    region = (max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
+    return region if region[0] < region[2] and region[1] < region[3] else (0, 0, *size)
 
 
-def _place(region: Region, side: float, rng: np.random.Generator | None) -> Region:
+def _place(region: Region, side: int, rng: np.random.Generator | None) -> Region:
     """A square within the region: anywhere, or in the middle."""
-    room_x, room_y = region[2] - region[0] - side, region[3] - region[1] - side
-    across, down = rng.random(2) * (room_x, room_y) if rng else (room_x // 2, room_y // 2)
-    left, top = region[0] + float(across), region[1] + float(down)
-    # Rounding must not carry the window beyond the region, which Pillow refuses.
-    return (left, top, min(left + side, region[2]), min(top + side, region[3]))
+    room = (region[2] - region[0] - side, region[3] - region[1] - side)
+    across, down = (int(rng.integers(value + 1)) if rng else value // 2 for value in room)
+    left, top = region[0] + across, region[1] + down
+    return (left, top, left + side, top + side)
+
+
+def _resample(image: Image.Image, size: int) -> np.ndarray:
+    # Pixels agree with Pillow's to rounding; torch is three times as fast on one core.
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _released(image: Image.Image, size: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -67,6 +77,4 @@ def _released(image: Image.Image, size: int, rng: np.random.Generator | None) ->
     shorter = min(image.size)
     sides = [target if side == shorter else int(target * side / shorter) for side in image.size]
     image = image.resize(sides, Image.Resampling.BILINEAR)
-    room = (image.width - size, image.height - size)
-    left, top = (int(rng.integers(value + 1)) if rng else value // 2 for value in room)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(image.crop(_place((0, 0, *image.size), size, rng)))
