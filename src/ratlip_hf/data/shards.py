@@ -86,9 +86,7 @@ def run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask,
         for task in waiting:
             yield task, write_shard(task)
         return
-    # Spawned rather than forked: the parent's libraries hold threads and locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=_clean_context()) as pool:
         futures = {pool.submit(write_shard, task): task for task in waiting}
         try:
             for future in as_completed(futures):
@@ -96,6 +94,15 @@ def run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask,
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _clean_context() -> multiprocessing.context.BaseContext:
+    """Processes that inherit none of the locks and threads of this one's libraries."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports take seconds: once for all of them
+    return context
 
 
 def write_shard(task: ShardTask) -> dict:
