@@ -9,7 +9,7 @@ VERSION: dict[str, str] = {}
 exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 
 EXTRAS = {
-    "train": ["accelerate>=1.15", "datasets>=5.2"],
+    "train": ["datasets>=5.2"],
     "eval": ["evaluate>=0.4.6", "datasets>=5.2"],
     "demo": ["gradio>=6"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
@@ -39,6 +39,7 @@ setup(
         "torch>=2.6",
         "transformers>=5.23",
         "diffusers>=0.42.1",
+        "accelerate>=1.15",
         "huggingface_hub>=1.32",
         "safetensors>=0.8",
         "Jinja2>=3.1",

@@ -1,4 +1,4 @@
-"""How fast training pictures come from prepared shards, against the original JPEGs, and how much memory streaming takes.
+"""How fast training pictures come from prepared shards and from the original JPEGs, and what memory streaming takes.
 Owns the measurements reported in docs/data.md: `python benchmarks/data_loading.py speed SOURCE` and `... memory`."""
 
 import argparse

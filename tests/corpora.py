@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-CLASSES = ["001.Red_bird", "002.Green_bird", "010.Blue_bird"]  # 001 is a test class of both lists only in "stackgan"
+CLASSES = ["001.Red_bird", "002.Green_bird", "010.Blue_bird"]  # the first is a test class in "stackgan" only
 
 
 def picture(
@@ -40,7 +40,7 @@ def make_birds(root: Path, per_class: int = 4, newline: str = "\n") -> Path:
     """The "birds" folder of DF-GAN with three classes and everything in order."""
     cub, files, number = root / "CUB_200_2011", [], 0
     tables = {"images.txt": [], "image_class_labels.txt": [], "bounding_boxes.txt": [], "train_test_split.txt": []}
-    for label, name in enumerate(CLASSES, start=1):
+    for name in CLASSES:
         for index in range(per_class):
             number += 1
             stem = f"{name}/{name[4:]}_{index:04d}"

@@ -313,7 +313,7 @@ def test_files_that_are_no_pictures_are_skipped_with_their_reason(name, tmp_path
 def test_a_picture_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
     header = bytearray(picture(kind="PNG"))
     header[16:24] = (60_000).to_bytes(4) + (60_000).to_bytes(4)
-    with pytest.raises(BadImage, match="megapixels|no known|damaged"):
+    with pytest.raises(BadImage, match=r"megapixels|no known|damaged"):
         decode(bytes(header))
     with pytest.raises(BadImage, match="more than 64 megapixels"):
         decode(picture(size=(9000, 8000), mode="1", kind="PNG"))
@@ -515,7 +515,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("kind", ["birds", "flowers", "faces", "coco", "folder", "webdataset"])
 def test_an_empty_source_says_what_was_looked_for(kind, tmp_path):
     (tmp_path / "source").mkdir()
-    with pytest.raises(UserError, match="no|not found"):
+    with pytest.raises(UserError, match=r"^(no |.* not found)"):
         prepare(kind, tmp_path / "source", tmp_path / "out")
 
 

@@ -4,6 +4,11 @@ Runs take a few steps of a toy generator on rendered birds."""
 import copy
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +27,7 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig, load_config
 from ratlip_hf.training.data import CaptionedImages, load_training_data
 from ratlip_hf.training.ema import EMA
+from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.training.step import Networks, discriminator_phase, training_step
 from ratlip_hf.utils.errors import UserError
 
@@ -93,7 +99,9 @@ def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
 def test_options_override_the_file_which_overrides_the_defaults(tmp_path):
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"dataset_name": "synthetic-birds", "seed": 3, "train_batch_size": 8}))
-    config = load_config(["--config", str(file), "--seed", "5", "--max_train_samples", "none", "--random_flip", "false"])
+    config = load_config(
+        ["--config", str(file), "--seed", "5", "--max_train_samples", "none", "--random_flip", "false"]
+    )
     assert (config.seed, config.train_batch_size, config.max_train_images) == (5, 8, 1_000_000)
     assert config.max_train_samples is None
     assert config.random_flip is False
@@ -289,6 +297,130 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(config, monkeypatch):
+    real_step, calls = loop.training_step, []
+
+    def diverging(*arguments):
+        calls.append(1)
+        metrics = real_step(*arguments)
+        return {**metrics, "d_loss": torch.tensor(float("nan"))} if len(calls) == 3 else metrics
+
+    monkeypatch.setattr(loop, "training_step", diverging)
+    with pytest.raises(UserError, match=r"step 3 \(global samples 8 to 11\).*d_loss nan"):
+        loop.train(config)
+    assert [path.name for path in (Path(config.output_dir) / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+class State:
+    """Something with a state."""
+
+    def __init__(self, value: int):
+        self.value = value
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    """Three checkpoints of a counter, of which two are kept."""
+    saved = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        saved.objects = {"counter": State(10 * step)}
+        saved.save(step, {"step": step})
+    saved.objects = {"counter": State(0)}
+    return saved
+
+
+def test_the_latest_checkpoint_is_restored_and_old_ones_go(checkpoints):
+    path, facts = checkpoints.find("latest")
+    checkpoints.restore(path)
+    assert (facts["step"], checkpoints.objects["counter"].value) == (3, 30)
+    assert sorted(folder.name for folder in checkpoints.folder.iterdir()) == ["step-00000002", "step-00000003"]
+    assert checkpoints.find(str(checkpoints.folder / "step-00000002"))[1]["step"] == 2
+    assert Checkpoints(checkpoints.folder / "none", keep=1).find("latest") is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "facts"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(checkpoints, damage, caplog):
+    newest = checkpoints.folder / "step-00000003"
+    content = (newest / "state.pt").read_bytes()
+    if damage == "flip":
+        (newest / "state.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        (newest / "state.pt").write_bytes(content[: len(content) // 2])
+    else:
+        (newest / "facts.json").write_text("{")
+    assert checkpoints.find("latest")[1]["step"] == 2
+    assert "step-00000003" in caplog.text
+    with pytest.raises(UserError, match="step-00000003"):
+        checkpoints.find(str(newest))
+
+
+def test_a_changed_architecture_refuses_to_resume_and_a_changed_rate_is_reported(config, caplog):
+    config.max_train_images = 8
+    loop.train(config)
+    config.resume_from_checkpoint, config.max_train_images = "latest", 12
+    config.generator_learning_rate = 1e-3
+    loop.train(config)
+    assert "generator_learning_rate from 0.0001 to 0.001" in caplog.text
+    config.generator = {**GENERATOR, "lstm_hidden": 5}
+    with pytest.raises(UserError, match="lstm_hidden 4"):
+        loop.train(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 5])
+def test_a_killed_run_goes_on_with_the_same_command(config, tmp_path, lines):
+    """SIGKILL after so many logged steps; the finished run then equals one that was never interrupted."""
+    config.max_train_images = 48
+    expected = weights(loop.train(config))
+    config.output_dir, config.resume_from_checkpoint = str(tmp_path / "killed"), "latest"
+    (tmp_path / "config.json").write_text(config.to_json())
+    command = [sys.executable, "-m", "ratlip_hf.training", "--config", str(tmp_path / "config.json")]
+    log = tmp_path / "killed" / "log.jsonl"
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
+        time.sleep(0.005)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    subprocess.run(command, check=True, capture_output=True)
+    found = weights(tmp_path / "killed")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(config, tmp_path):
+    """Launched for real over gloo: one run, one log, and the images of a step counted over both processes."""
+    (tmp_path / "config.json").write_text(config.to_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "ratlip_hf.training", "--config", str(tmp_path / "config.json")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["images"]) for line in lines] == [(1, 8), (2, 16)]
+    assert weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("part", "option", "message"),
+    [
+        ("generator", {"clip_width": 24}, "width 24"),
+        ("generator", {"text_dim": 24}, "embeddings of width 24"),
+        ("discriminator", {"clip_grid": 7}, "grid 7"),
+        ("discriminator", {"feature_layers": [0, 5]}, "beyond"),
+    ],
+)
+def test_networks_for_another_clip_are_refused_before_any_data_is_read(config, part, option, message, monkeypatch):
+    monkeypatch.setattr(loop, "load_training_data", lambda *_: pytest.fail("data was read"))
+    setattr(config, part, {**getattr(config, part), **option})
+    with pytest.raises(ValueError, match=message):
+        loop.train(config)
 
 
 def test_an_unknown_clip_is_one_line(config):

@@ -5,17 +5,19 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     CLIPModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    PreTrainedModel,
 )
 from transformers.utils import cached_file, extract_commit_hash
 
@@ -102,10 +104,27 @@ def _load_tower(kind: type, source: str | os.PathLike, folder: str, kwargs: dict
     # A full CLIP holds the other tower too, which transformers would report tensor by tensor.
     with _quiet_transformers():
         tower, info = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **kwargs)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"{source} lacks {len(missing)} weight(s) of {kind.__name__}, for example {missing[0]}")
+    _raise_if_missing(info["missing_keys"], source, kind)
     return tower
+
+
+def refuse_missing_weights(tower: PreTrainedModel, source: str | os.PathLike, folder: str, options: dict) -> None:
+    """Raise ValueError if the file that `tower` was loaded from lacks any of its weights.
+
+    transformers only warns and leaves random numbers in their place. `options` are those of the loading call.
+    """
+    where = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    name = "model.safetensors" if not options.get("variant") else f"model.{options['variant']}.safetensors"
+    file = cached_file(source, name, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
+    if file is None:  # another format (shards, pickles), whose completeness the file itself does not tell
+        return
+    with safe_open(file, "pt") as weights:
+        _raise_if_missing(set(tower.state_dict()) - set(weights.keys()), source, type(tower))
+
+
+def _raise_if_missing(missing: Iterable[str], source: str | os.PathLike, kind: type) -> None:
+    if missing := sorted(missing):
+        raise ValueError(f"{source} lacks {len(missing)} weight(s) of {kind.__name__}, for example {missing[0]}")
 
 
 @contextlib.contextmanager
@@ -131,9 +150,14 @@ def _split(model: CLIPModel, tokenizer: CLIPTokenizer, dtype: torch.dtype) -> Fr
 
 
 def encode_text(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection, captions: list[str]
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModelWithProjection,
+    captions: list[str],
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Raw projected sentence embeddings [N, D]: text projection of the end token, not normalised.
+
+    `device` is where the tower runs, if that is not where its weights lie (CPU offload).
 
     Captions beyond the tokenizer's limit are cut, keeping the end token, with a warning that names the lost words.
 
@@ -151,7 +175,7 @@ def encode_text(
             f"{config.eos_token_id}"
         )
     _warn_of_lost_words(tokenizer, captions, limit)
-    return text_encoder(input_ids=ids.to(text_encoder.device)).text_embeds
+    return text_encoder(input_ids=ids.to(device or text_encoder.device)).text_embeds
 
 
 def _end_token_is_found(ids: torch.Tensor, eos_token_id: int) -> bool:

@@ -15,7 +15,7 @@ def hinge_real(logits: torch.Tensor) -> torch.Tensor:
 
 
 def hinge_fake(logits: torch.Tensor) -> torch.Tensor:
-    """E[relu(1 + D)] over generated or mismatched pairs, logits [B] (Eq. 8, terms 2 and 3 without 1/2)."""
+    """E[relu(1 + D)] over generated or mismatched pairs, logits [B] (terms 2 and 3 of Eq. 8 without 1/2)."""
     return F.relu(1 + logits).mean()
 
 
@@ -39,7 +39,7 @@ def input_gradients(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tup
 def matching_aware_gradient_penalty(
     gradients: Sequence[torch.Tensor], weight: float = 2.0, power: float = 6.0, form: str = "summed"
 ) -> torch.Tensor:
-    """MA-GP (Eq. 8, last term): weight * E[norm^power] over real matching pairs, in float32 or better whatever comes in.
+    """MA-GP (Eq. 8, last term): weight * E[norm^power] over real matching pairs, never in half precision.
 
     Args:
         gradients: gradient of the logits with respect to the image features and to the text, [B, ...] each.

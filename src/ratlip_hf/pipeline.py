@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .frozen_clip import encode_text, load_clip
+from .frozen_clip import encode_text, load_clip, refuse_missing_weights
 from .latents import check_latents, draw_latents
 from .models import RATLIPGenerator
 from .models.base import refuse_string_dtypes
@@ -83,9 +83,13 @@ class RATLIPPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers; a dtype given as a string raises ValueError instead of being ignored."""
+        """As in diffusers; but a missing weight or a dtype given as a string raises ValueError."""
         refuse_string_dtypes(kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        for name in {"text_encoder", "image_encoder"} - kwargs.keys():
+            if (tower := getattr(pipe, name)) is not None:
+                refuse_missing_weights(tower, pretrained_model_name_or_path, name, kwargs)
+        return pipe
 
     def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
         """Encode sentences.
@@ -98,7 +102,7 @@ class RATLIPPipeline(DiffusionPipeline):
             A tuple with `prompt_embeds` [P, D]: projected sentence embeddings, not normalised.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts)
+        prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
         prompt_embeds = prompt_embeds.to(device or self._execution_device)
         return (prompt_embeds,)
 

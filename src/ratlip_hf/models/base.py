@@ -3,8 +3,10 @@ A checkpoint with a missing weight is an error here, never a model with uninitia
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from transformers import CLIPVisionConfig
 
 from .checkpointing import checkpoint_module
+from .clip import grid_size
 from .presets import preset
 
 
@@ -22,6 +24,7 @@ class RATLIPModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _preset_part: str
+    _layers_option: str  # the configuration value that lists layers of the CLIP image tower
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "RATLIPModel":
@@ -44,6 +47,20 @@ class RATLIPModel(ModelMixin, ConfigMixin):
                 f"for example {missing[0]}: the file is incomplete or belongs to another configuration"
             )
         return (model, info) if with_info else model
+
+    def check_tower(self, tower: CLIPVisionConfig) -> None:
+        """Raise ValueError unless this network was built for an image tower of that width, grid and depth."""
+        config = self.config
+        if (tower.hidden_size, grid_size(tower)) != (config.clip_width, config.clip_grid):
+            raise ValueError(
+                f"this {type(self).__name__} was built for a CLIP image tower of width {config.clip_width} and grid "
+                f"{config.clip_grid}, not width {tower.hidden_size} and grid {grid_size(tower)}"
+            )
+        layers = list(config[self._layers_option])
+        if max(layers) >= tower.num_hidden_layers:
+            raise ValueError(
+                f"{self._layers_option} {layers} reach beyond the CLIP tower's {tower.num_hidden_layers} layers"
+            )
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func=None) -> None:
         """Recompute activations in the backward pass. BatchNorm statistics still move once per step."""

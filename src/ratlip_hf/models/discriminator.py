@@ -103,6 +103,7 @@ class RATLIPDiscriminator(RATLIPModel):
     """
 
     _preset_part = "discriminator"
+    _layers_option = "feature_layers"
 
     @register_to_config
     def __init__(
@@ -146,17 +147,17 @@ class RATLIPDiscriminator(RATLIPModel):
         self,
         image_features: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        conditioned: bool = False,
         return_dict: bool = True,
+        conditioned: bool = False,
     ) -> RATLIPDiscriminatorOutput | tuple[torch.Tensor]:
         """Judge pairs of picture and sentence.
 
         Args:
             image_features (`torch.Tensor`): [B, L, width, g, g] from [`~models.clip.image_features`].
             prompt_embeds (`torch.Tensor`): raw projected sentence embeddings [B, D], not normalised.
+            return_dict (`bool`): return a [`RATLIPDiscriminatorOutput`] instead of a tuple.
             conditioned (`bool`): the inputs have already been through `condition`; the gradient penalty needs
                 gradients with respect to those.
-            return_dict (`bool`): return a [`RATLIPDiscriminatorOutput`] instead of a tuple.
 
         Raises:
             ValueError: if the inputs do not fit the configuration.

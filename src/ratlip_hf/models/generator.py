@@ -14,7 +14,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from .base import RATLIPModel
 from .blocks import CONV_BLOCKS, UPSAMPLINGS, BridgeBlock, ImageBlock
-from .clip import grid_size, prompted_tower
+from .clip import prompted_tower
 from .conditioning import TextConditioning
 from .recurrence import RECURRENCES, build_states
 
@@ -66,6 +66,7 @@ class RATLIPGenerator(RATLIPModel):
     """
 
     _preset_part = "generator"
+    _layers_option = "prompt_layers"
 
     @register_to_config
     def __init__(
@@ -168,23 +169,14 @@ class RATLIPGenerator(RATLIPModel):
         return RATLIPGeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def _check_inputs(self, noise, prompt_embeds, image_encoder) -> None:
-        config, tower = self.config, image_encoder.config
+        config = self.config
         widths = (("noise", noise, config.noise_dim), ("prompt_embeds", prompt_embeds, config.text_dim))
         for name, value, width in widths:
             if value.ndim != 2 or value.shape[1] != width:
                 raise ValueError(f"{name} must be [batch, {width}], not {list(value.shape)}")
         if len(noise) != len(prompt_embeds):
             raise ValueError(f"noise has {len(noise)} rows but prompt_embeds has {len(prompt_embeds)}")
-        if (tower.hidden_size, grid_size(tower)) != (config.clip_width, config.clip_grid):
-            raise ValueError(
-                f"this generator was built for a CLIP tower of width {config.clip_width} and grid {config.clip_grid}, "
-                f"not width {tower.hidden_size} and grid {grid_size(tower)}"
-            )
-        if max(config.prompt_layers) >= tower.num_hidden_layers:
-            raise ValueError(
-                f"prompt_layers {list(config.prompt_layers)} reach beyond the CLIP tower's "
-                f"{tower.num_hidden_layers} layers"
-            )
+        self.check_tower(image_encoder.config)
         if self.couples_batch and len(noise) > 1:
             warnings.warn(
                 "recurrence='batch_as_time' reproduces the released code, in which every picture of a batch depends "

@@ -1,10 +1,10 @@
 """Synthetic birds: a small procedural text-to-image world that needs no download, with scorers and a measurement.
 Owns the package's public names; heavy modules (training, judge, alignment) are imported from their own files."""
 
-from ratlip_hf.synthetic_birds.attributes import BirdAttributes, is_held_out, sample_attributes, swap_two_parts
-from ratlip_hf.synthetic_birds.captions import full_caption, make_captions
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, make_dataset
-from ratlip_hf.synthetic_birds.renderer import render_bird
+from .attributes import BirdAttributes, is_held_out, sample_attributes, swap_two_parts
+from .captions import full_caption, make_captions
+from .dataset import load_heldout_prompts, make_dataset
+from .renderer import render_bird
 
 __all__ = [
     "BirdAttributes",

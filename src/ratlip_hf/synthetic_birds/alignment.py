@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ratlip_hf.synthetic_birds.attributes import PARTS
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, prompt_bird, prompt_labels
-from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed
-from ratlip_hf.synthetic_birds.rendering import first_render_seed, render_pixels
-from ratlip_hf.utils.errors import CommandParser, command_line
+from ..utils.errors import CommandParser, command_line
+from .attributes import PARTS
+from .dataset import load_heldout_prompts, prompt_bird, prompt_labels
+from .judge import BirdJudge, to_signed
+from .rendering import first_render_seed, render_pixels
 
 Generate = Callable[[list[str], list[int]], torch.Tensor]
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="folder of a saved RATLIPPipeline")
     options = parser.parse_args(arguments)
     # Imported here so that measuring a callable does not pull in the pipeline.
-    from ratlip_hf import RATLIPPipeline, bundled
+    from .. import RATLIPPipeline, bundled
 
     pipe = RATLIPPipeline.from_pretrained(options.model or bundled.model_dir())
     pipe.set_progress_bar_config(disable=True)

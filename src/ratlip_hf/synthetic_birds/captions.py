@@ -3,7 +3,7 @@ Owns the phrases; every caption is a pure function of the attributes and the ran
 
 import random
 
-from ratlip_hf.synthetic_birds.attributes import PARTS, BirdAttributes
+from .attributes import PARTS, BirdAttributes
 
 CAPTIONS_PER_IMAGE = 10
 MAX_WORDS = 25

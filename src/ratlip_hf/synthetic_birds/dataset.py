@@ -7,10 +7,10 @@ from importlib.resources import files
 
 import datasets
 
-from ratlip_hf.synthetic_birds.attributes import COLOURS, FIELD_VOCABULARIES, PARTS, SPLITS, BirdAttributes
-from ratlip_hf.synthetic_birds.captions import full_caption, make_captions
-from ratlip_hf.synthetic_birds.renderer import render_bird
-from ratlip_hf.synthetic_birds.rendering import sample_birds, wording_rng
+from .attributes import COLOURS, FIELD_VOCABULARIES, PARTS, SPLITS, BirdAttributes
+from .captions import full_caption, make_captions
+from .renderer import render_bird
+from .rendering import sample_birds, wording_rng
 
 PROMPT_FILE = "heldout_prompts.jsonl"
 PROMPT_COUNT = 400

@@ -1,7 +1,6 @@
 """A small network that reads the colours of crown, belly and wing off a picture, trained apart from every CLIP.
 Owns its architecture, its training on augmented renders of all colour triples, and the command that writes it."""
 
-import argparse
 import json
 import shlex
 import sys
@@ -13,10 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional
 
-from ratlip_hf.synthetic_birds.attributes import COLOURS, PARTS
-from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds
-from ratlip_hf.utils.errors import UserError, command_line
-from ratlip_hf.utils.files import atomic_directory, atomic_write
+from ..utils.errors import CommandParser, UserError, command_line
+from ..utils.files import atomic_directory, atomic_write
+from .attributes import COLOURS, PARTS
+from .rendering import render_pixels, sample_birds
 
 GATE = 0.97
 
@@ -109,7 +108,7 @@ def train_judge(
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     """Train a judge, check it on held-out renders, and write it with `training_report.json` into one folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = CommandParser(description=main.__doc__)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1500)

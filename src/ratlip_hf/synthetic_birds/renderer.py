@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ratlip_hf.synthetic_birds import shapes
-from ratlip_hf.synthetic_birds.attributes import BirdAttributes
-from ratlip_hf.synthetic_birds.scenery import draw_background, draw_perch
+from . import shapes
+from .attributes import BirdAttributes
+from .scenery import draw_background, draw_perch
 
 MIN_IMAGE_SIZE = 64
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import torch
 
-from ratlip_hf.synthetic_birds.attributes import BirdAttributes, sample_attributes
-from ratlip_hf.synthetic_birds.renderer import render_bird
+from .attributes import BirdAttributes, sample_attributes
+from .renderer import render_bird
 
 _PURPOSES = ("train", "test", "clip", "clip_check", "judge", "judge_check", "prompts")
 _PICTURES_PER_SEED = 10**7

@@ -1,7 +1,6 @@
 """Trains the small CLIP on renders of seen colour triples until it binds colours to parts.
 Owns the loss with wrong-colour captions as negatives, the schedule and the command that writes the model folder."""
 
-import argparse
 import json
 import random
 import shlex
@@ -13,13 +12,13 @@ import torch
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
-from ratlip_hf.synthetic_birds.attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts
-from ratlip_hf.synthetic_birds.captions import any_caption, make_captions
-from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds
-from ratlip_hf.synthetic_birds.small_clip_checks import HeldOutChecks, embed_images, embed_texts
-from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer, small_clip_config
-from ratlip_hf.utils.errors import UserError, command_line
-from ratlip_hf.utils.files import atomic_directory, atomic_write
+from ..utils.errors import CommandParser, UserError, command_line
+from ..utils.files import atomic_directory, atomic_write
+from .attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts
+from .captions import any_caption, make_captions
+from .rendering import render_pixels, sample_birds
+from .small_clip_checks import HeldOutChecks, embed_images, embed_texts
+from .small_clip_model import build_tokenizer, small_clip_config
 
 GATE = 0.98
 
@@ -147,7 +146,7 @@ def _take_step(model: CLIPModel, tokenizer: CLIPTokenizer, optimizer, batches: _
 @command_line
 def main(arguments: list[str] | None = None) -> None:
     """Train, check the gate, and write model, tokenizer and `training_report.json` into one folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = CommandParser(description=main.__doc__)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_steps", type=int, default=3000, help="longest time to wait for the gate")

@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ratlip_hf.synthetic_birds.attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts
-from ratlip_hf.synthetic_birds.captions import full_caption
-from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds, wording_rng
+from .attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts
+from .captions import full_caption
+from .rendering import render_pixels, sample_birds, wording_rng
 
 _PART_PROMPTS = {"crown": "a bird with a {} crown", "belly": "a bird with a {} belly", "wing": "a bird with {} wings"}
 _BATCH = 256

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         from .loop import train  # after the configuration, so that a mistake in it is told at once
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
-    print(f"written to {train(config)}")
+    train(config)
     return 0
 
 

@@ -11,18 +11,17 @@ from accelerate.utils import set_seed
 
 from ..frozen_clip import FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
-from ..models.clip import image_features
 from ..utils.errors import UserError
 from .config import TrainingConfig
-from .data import Batch, CaptionedImages, load_training_data
+from .data import Batch, load_training_data
 from .ema import EMA
 from .outputs import Log, assemble, save_models, save_run_config, save_samples
+from .preparation import check_clip, compare_with_checkpoint, describe, facts_of_run, fit_conditioning
 from .state import Checkpoints
 from .step import Networks, training_step
 
 logger = logging.getLogger(__name__)
 
-_STATISTICS = 1024  # samples on which centring and scaling are fitted
 _SAMPLE_CAPTIONS = 16
 
 
@@ -43,12 +42,16 @@ def train(config: TrainingConfig) -> Path:
             f"{output_dir} already holds a run: continue it with --resume_from_checkpoint latest "
             "or choose another --output_dir"
         )
+    found = checkpoints.find(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
     set_seed(config.seed)
 
     # Networks
     generator = RATLIPGenerator.from_preset(config.preset, **config.generator)
     discriminator = RATLIPDiscriminator.from_preset(config.preset, **config.discriminator)
+    if found:
+        compare_with_checkpoint(found[1], generator, discriminator, config)
     clip = load_clip(config.clip, **({"revision": config.clip_revision} if config.clip_revision else {}))
+    check_clip(clip, generator, discriminator)
     clip.text_encoder.to(device), clip.image_encoder.to(device)
 
     # Data
@@ -76,9 +79,11 @@ def train(config: TrainingConfig) -> Path:
     )
 
     # Resume
-    which = config.resume_from_checkpoint
-    progress = checkpoints.load(which) if which else {}
-    step, seen = progress.get("step", 0), progress.get("images", 0)
+    step, seen = 0, 0
+    if found:
+        path, facts = found
+        checkpoints.restore(path)
+        step, seen = facts["step"], facts["images"]
     pipeline = assemble(clip, ema.module)
     if main:
         save_run_config(output_dir, config, clip.describe())
@@ -93,6 +98,7 @@ def train(config: TrainingConfig) -> Path:
             break
         set_learning_rates(nets, config, seen)
         metrics = training_step(nets, *to_tensors(batch, clip, device))
+        stop_if_not_finite(metrics, step + 1, range(seen, seen + per_step))
         ema.update(generator)
         step, seen = step + 1, seen + per_step
         if not main:
@@ -104,26 +110,14 @@ def train(config: TrainingConfig) -> Path:
         if step % config.sample_steps == 0:
             save_samples(output_dir, step, pipeline, data.first_captions(_SAMPLE_CAPTIONS))
         if step % config.checkpointing_steps == 0 or seen >= config.max_train_images:
-            checkpoints.save(step, {"step": step, "images": seen})
+            checkpoints.save(step, {"step": step, "images": seen, **facts_of_run(generator, discriminator, config)})
             save_models(output_dir, pipeline, discriminator)
 
+    if main:
+        logger.info("finished: %s", output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
-
-
-def fit_conditioning(
-    generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, clip: FrozenCLIP, data: CaptionedImages
-) -> None:
-    """Set the buffers that centre and scale CLIP's outputs, where there are any, from the first samples."""
-    texts = clip.encode(data.first_captions(_STATISTICS)).cpu()
-    for network in (generator, discriminator):
-        network.text_conditioning.fit(texts)
-    if discriminator.config.scale_features:
-        reader, images = discriminator.config, data.batch(range(64)).images.to(clip.image_encoder.device)
-        with torch.no_grad():
-            features = image_features(clip.image_encoder, images, reader.feature_layers, reader.clip_input)
-        discriminator.feature_scale.fit(features.cpu())
 
 
 def to_tensors(
@@ -131,6 +125,16 @@ def to_tensors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, noise and sentence embeddings of a batch on the device."""
     return batch.images.to(device), batch.noise.to(device), clip.encode(batch.captions)
+
+
+def stop_if_not_finite(metrics: dict[str, torch.Tensor], step: int, samples: range) -> None:
+    """Raise UserError when a loss is NaN or infinite; the last checkpoint is from before it."""
+    if not all(bool(value.isfinite()) for value in metrics.values()):
+        figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+        raise UserError(
+            f"training diverged at step {step} (global samples {samples.start} to {samples.stop - 1}): {figures}; "
+            "the last checkpoint is sound: resume from it with lower learning rates"
+        )
 
 
 def set_learning_rates(nets: Networks, config: TrainingConfig, seen: int) -> None:
@@ -143,12 +147,3 @@ def set_learning_rates(nets: Networks, config: TrainingConfig, seen: int) -> Non
     ):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-
-
-def describe(generator, discriminator, data: CaptionedImages, config: TrainingConfig) -> str:
-    """One line: sizes of networks and data."""
-    sizes = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (generator, discriminator)]
-    return (
-        f"generator {sizes[0]:.2f} M parameters, discriminator {sizes[1]:.2f} M, {len(data)} images, "
-        f"{config.max_train_images} images to see"
-    )

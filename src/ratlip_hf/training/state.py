@@ -1,6 +1,9 @@
 """Checkpoints of a run: every stateful object is registered once, saved and restored by name.
-Owns the `checkpoints/` folder: atomic writing, finding the latest, and removing old ones."""
+Owns the `checkpoints/` folder: atomic writing with a checksum, finding the latest sound one, removing old ones."""
 
+import hashlib
+import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +13,13 @@ import torch
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory
 
-_FILE = "state.pt"
+logger = logging.getLogger(__name__)
+
+_STATE, _FACTS = "state.pt", "facts.json"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose files are incomplete or do not match their checksum."""
 
 
 class Checkpoints:
@@ -32,36 +41,59 @@ class Checkpoints:
         """Whether the folder holds a checkpoint."""
         return bool(self._all())
 
-    def save(self, step: int, progress: dict[str, int]) -> None:
-        """Write everything and `progress` (plain numbers) as one checkpoint; older ones beyond `keep` go."""
+    def save(self, step: int, facts: dict) -> None:
+        """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go."""
         with atomic_directory(self.folder / f"step-{step:08d}") as folder:
-            states = {name: item.state_dict() for name, item in self.objects.items()}
-            torch.save({"progress": progress, **states}, folder / _FILE)
+            torch.save({name: item.state_dict() for name, item in self.objects.items()}, folder / _STATE)
+            record = {"sha256": _sha256(folder / _STATE), **facts}
+            (folder / _FACTS).write_text(json.dumps(record, indent=2) + "\n")
         for old in self._all()[: -self.keep] if self.keep else []:
             shutil.rmtree(old)
 
-    def load(self, which: str) -> dict[str, int]:
-        """Restore from "latest" or a folder and return the progress; without any checkpoint "latest" returns {}.
+    def find(self, which: str) -> tuple[Path, dict] | None:
+        """The checkpoint meant by "latest" or a folder, with its facts; None if there is none yet.
+
+        A damaged newest checkpoint is reported and the one before it taken.
 
         Raises:
-            UserError: when the named checkpoint is not there or does not fit.
+            UserError: when the named one, or every one, is missing or damaged.
         """
-        if which == "latest":
-            if not (found := self._all()):
-                return {}
-            path = found[-1]
-        else:
-            path = Path(which)
-        try:
-            state = torch.load(path / _FILE, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise UserError(f"no checkpoint at {path}") from error
+        candidates = self._all()[::-1] if which == "latest" else [Path(which)]
+        for path in candidates:
+            try:
+                return path, _sound_facts(path)
+            except DamagedCheckpoint as error:
+                if which != "latest":
+                    raise UserError(str(error)) from error
+                logger.warning("%s; trying the one before", error)
+        if candidates:
+            raise UserError(f"every checkpoint in {self.folder} is damaged")
+        return None
+
+    def restore(self, path: Path) -> None:
+        """Load every registered object from a checkpoint that `find` returned; UserError if one does not fit."""
+        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
         for name, item in self.objects.items():
             try:
                 item.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise UserError(f"the checkpoint {path} does not fit this configuration ({name})") from error
-        return state["progress"]
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+
+
+def _sound_facts(path: Path) -> dict:
+    try:
+        facts = json.loads((path / _FACTS).read_text())
+        sound = facts["sha256"] == _sha256(path / _STATE)
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpoint(f"no complete checkpoint at {path}") from error
+    if not sound:
+        raise DamagedCheckpoint(f"the checkpoint {path} is damaged: its checksum differs")
+    return facts
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

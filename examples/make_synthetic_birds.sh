@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes everything under src/ratlip_hf/assets from nothing: the small CLIP, two judges, and RATLIP trained against it.
+# Takes about two hours on two CPU cores. Usage: examples/make_synthetic_birds.sh WORK_FOLDER
+set -euo pipefail
+work="${1:?usage: $0 WORK_FOLDER}"
+root="$(cd "$(dirname "$0")/.." && pwd)"
+assets="$root/src/ratlip_hf/assets/synthetic_birds"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" OMP_WAIT_POLICY=passive
+
+python -m ratlip_hf.synthetic_birds.small_clip --output_dir "$work/clip" --seed 0
+python -m ratlip_hf.synthetic_birds.judge --output_dir "$work/judge_1" --seed 1
+python -m ratlip_hf.synthetic_birds.judge --output_dir "$work/judge_2" --seed 2
+accelerate launch --num_processes 1 --cpu "$root/train_ratlip.py" \
+    --config synthetic_birds --clip "$work/clip" --output_dir "$work/gan" --resume_from_checkpoint latest
+
+rm -rf "$assets"/{pipeline,discriminator,judge_1,judge_2}
+cp -r "$work/gan/pipeline" "$work/gan/discriminator" "$work/judge_1" "$work/judge_2" "$assets"
+cp "$work/clip/training_report.json" "$assets/clip_training_report.json"
+chmod -R u=rwX,go=rX "$assets"
+python -m ratlip_hf.synthetic_birds.alignment

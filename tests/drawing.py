@@ -1,0 +1,38 @@
+"""What the pipeline tests have in common: drawing with defaults, comparing pictures, reading off settings.
+The components come from the fixtures in `conftest`."""
+
+import json
+
+import numpy as np
+import torch
+
+from ratlip_hf import RATLIPGenerator, RATLIPPipeline
+
+PROMPT = "a red bird with a blue crown"
+OTHER = "a small yellow bird on a branch"
+TOO_LONG = 100 * "very long"
+NOISE_DIM, TEXT_DIM = 100, 16
+NETWORKS = ("text_encoder", "image_encoder", "generator")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(pipe: RATLIPPipeline, **options) -> np.ndarray:
+    """Pictures as an array; one of PROMPT from seed 0 unless told otherwise."""
+    given = {"prompt": PROMPT} if "prompt_embeds" not in options else {}
+    return pipe(**{**given, "generator": seeded(), "output_type": "np", **options}).images
+
+
+def close(pictures: np.ndarray, others: np.ndarray, atol: float = 1e-5) -> bool:
+    return pictures.shape == others.shape and np.allclose(pictures, others, rtol=0, atol=atol)
+
+
+def dtypes(pipe: RATLIPPipeline) -> list[torch.dtype]:
+    return [getattr(pipe, name).dtype for name in NETWORKS]
+
+
+def settings(model: RATLIPGenerator) -> dict:
+    """Configuration as it is stored, without the place that it was loaded from."""
+    return {key: value for key, value in json.loads(model.to_json_string()).items() if key != "_name_or_path"}
