@@ -2,6 +2,7 @@
 Each picture has a colour of its own, so that what was shown can be told from the pixels."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from corpora import make_birds, make_folder, picture, write
+from ratlip_hf.data.embeddings import embed_captions
 from ratlip_hf.data.prepare import prepare
 from ratlip_hf.data.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
 from ratlip_hf.data.shards import Storage
@@ -215,6 +217,37 @@ def test_a_damaged_shard_is_named(prepared, tmp_path):
     write(tmp_path / "train-0.parquet", content[:-100])
     with pytest.raises(UserError, match="cannot read the shard"):
         ShardRows([str(tmp_path / "train-0.parquet")], Columns(), 0)
+
+
+# Stored embeddings
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_stored_embeddings_are_those_of_the_drawn_captions(config, small_clip, tmp_path, streaming):
+    folder = tmp_path / "out"
+    shutil.copytree(config.train_data_dir, folder)
+    embed_captions(folder, small_clip.encode, small_clip.describe()["weights_sha256"])
+    config.train_data_dir, config.streaming, config.text_embeddings = str(folder), streaming, True
+    batch = load_training_data(config, 16, 3, small_clip).batch(range(30))
+    torch.testing.assert_close(batch.prompt_embeds, small_clip.encode(batch.captions), rtol=0, atol=1e-5)
+    config.text_embeddings = False
+    assert load_training_data(config, 16, 3, small_clip).batch(range(2)).prompt_embeds is None
+
+
+def test_embeddings_of_another_clip_or_of_other_shards_are_refused(config, small_clip, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(config.train_data_dir, folder)
+    config.train_data_dir, config.text_embeddings = str(folder), True
+    fingerprint = small_clip.describe()["weights_sha256"]
+    embed_captions(folder, small_clip.encode, "0" * 64)
+    with pytest.raises(UserError, match="no embeddings of this CLIP"):
+        load_training_data(config, 16, 3, small_clip)
+    embed_captions(folder, small_clip.encode, fingerprint)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["files"][0]["sha256"] = "1" * 64
+    write(folder / "manifest.json", json.dumps(manifest))
+    with pytest.raises(UserError, match="belongs to other shards"):
+        load_training_data(config, 16, 3, small_clip)
 
 
 # Crop and scale

@@ -1,4 +1,4 @@
-"""Prepare, check and publish caption corpora for training: `ratlip data prepare|check|push`.
+"""Prepare, check and publish caption corpora for training: `ratlip data prepare|check|embed|push`.
 Owns the verbs' options and what they print; the work is done in `ratlip_hf.data`."""
 
 import argparse
@@ -18,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = verbs.add_parser("check", help="count what is in a prepared corpus and what is wrong with it")
     check.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of a screen")
+    embed = verbs.add_parser("embed", help="store the captions' embeddings, for training with --text_embeddings true")
+    embed.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
+    embed.add_argument("--clip", required=True, help="the CLIP of the training run: repository or folder")
+    embed.add_argument("--clip_revision", help="branch, tag or commit of the CLIP repository")
     push = verbs.add_parser("push", help="publish a prepared corpus on the Hub")
     push.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     push.add_argument("repository", help="user/name of the data set on the Hub")
@@ -59,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"ratlip data needs {error.name}: pip install 'ratlip_hf[train]'") from error
     datasets.disable_progress_bars()
-    return {"prepare": _prepare, "check": _check, "push": _push}[options.data_verb](options)
+    return {"prepare": _prepare, "check": _check, "embed": _embed, "push": _push}[options.data_verb](options)
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -96,6 +100,18 @@ def _check(options: argparse.Namespace) -> int:
 
     result = check(options.folder)
     print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else checked_screen(result))
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from ..data.embeddings import embed_captions
+    from ..data.manifest import read_manifest
+    from ..frozen_clip import load_clip
+
+    read_manifest(options.folder)  # a mistake is told before CLIP is loaded
+    clip = load_clip(options.clip, **({"revision": options.clip_revision} if options.clip_revision else {}))
+    written = embed_captions(options.folder, clip.encode, clip.describe()["weights_sha256"])
+    print(f"written to {', '.join(map(str, written))}")
     return 0
 
 

@@ -51,6 +51,9 @@ class TrainingConfig:
     )
     streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole data set")
     stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming")
+    text_embeddings: bool = _option(
+        False, "take sentence embeddings that `ratlip data embed` has stored in the folder"
+    )
     max_train_samples: int | None = _option(None, "use the first N samples (for synthetic-birds: how many to draw)")
     random_flip: bool = _option(True, "mirror half of the pictures; off where captions speak of left and right")
 

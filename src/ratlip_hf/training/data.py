@@ -13,10 +13,12 @@ import torch
 
 from ..data.captions import class_caption
 from ..data.corpus import Report
+from ..data.embeddings import StoredEmbeddings
 from ..data.images import BadImage, decode, to_rgb
 from ..data.rows import Columns, MapRows, MixedRows, Row, Rows, ShardRows, find_shards
 from ..data.sources.flowers import read_class_names
 from ..data.transforms import frame
+from ..frozen_clip import FrozenCLIP
 from ..utils.errors import UserError
 from .config import TrainingConfig
 
@@ -28,19 +30,22 @@ _SAMPLE = 2  # random stream of what is drawn per sample; `rows` has its own
 
 @dataclass
 class Batch:
-    """Real images [B, 3, S, S] in [-1, 1], one caption each, and the noise [B, Z] for the generated ones."""
+    """Real images [B, 3, S, S] in [-1, 1], one caption each, and the noise [B, Z] for the generated ones.
+    `prompt_embeds` are the captions' embeddings [B, D] where they were computed beforehand."""
 
     images: torch.Tensor
     captions: list[str]
     noise: torch.Tensor
+    prompt_embeds: torch.Tensor | None = None
 
 
 class Sample(NamedTuple):
-    """Pixels [S, S, 3] uint8, one caption, noise [Z]."""
+    """Pixels [S, S, 3] uint8, one caption, noise [Z], and the caption's embedding [D] if it is stored."""
 
     pixels: np.ndarray
     caption: str
     noise: torch.Tensor
+    prompt_embeds: torch.Tensor | None
 
 
 class CaptionedImages:
@@ -51,10 +56,19 @@ class CaptionedImages:
         config: how pictures are cropped and flipped, and the seed.
         size: side of the pictures.
         noise_dim: width of the noise.
+        embeddings: stored embeddings of the rows' captions, one per part of a mixture.
     """
 
-    def __init__(self, rows: Rows, config: TrainingConfig, size: int, noise_dim: int):
+    def __init__(
+        self,
+        rows: Rows,
+        config: TrainingConfig,
+        size: int,
+        noise_dim: int,
+        embeddings: list[StoredEmbeddings] | None = None,
+    ):
         self.rows, self.config, self.size, self.noise_dim = rows, config, size, noise_dim
+        self.embeddings = embeddings
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,19 +83,21 @@ class CaptionedImages:
 
     def batch(self, indices: range | list[int]) -> Batch:
         """The samples with these global indices."""
-        images, captions, noise = zip(*map(self.sample, indices), strict=True)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return Batch(pixels.float().div_(127.5).sub_(1), list(captions), torch.stack(noise))
+        images, captions, noise, embeds = zip(*map(self.sample, indices), strict=True)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        prompt_embeds = torch.stack(embeds) if self.embeddings else None
+        return Batch(pixels, list(captions), torch.stack(noise), prompt_embeds)
 
     def sample(self, index: int) -> Sample:
         """The sample with this global index."""
         row = self.rows.row(index)
         rng = np.random.default_rng((self.config.seed, _SAMPLE, index))
         flip = bool(rng.integers(2)) and self.config.random_flip
-        caption = row.captions[int(rng.integers(len(row.captions)))]
+        drawn = int(rng.integers(len(row.captions)))
         noise = torch.from_numpy(rng.standard_normal(self.noise_dim, dtype=np.float32))
         pixels = self._pixels(row, rng)
-        return Sample(pixels[:, ::-1] if flip else pixels, caption, noise)
+        embeds = self.embeddings[row.part].of(row.place, drawn) if self.embeddings else None
+        return Sample(pixels[:, ::-1] if flip else pixels, row.captions[drawn], noise, embeds)
 
     def first_captions(self, count: int) -> list[str]:
         """One caption of each of the first `count` rows: for statistics and sample grids."""
@@ -95,12 +111,24 @@ class CaptionedImages:
         return frame(image, self.size, row.box, self.config.resize, rng if self.config.random_crop else None)
 
 
-def load_training_data(config: TrainingConfig, size: int, noise_dim: int) -> CaptionedImages:
-    """The corpus or the mixture named by the configuration. Raises UserError when it cannot be loaded."""
+def load_training_data(
+    config: TrainingConfig, size: int, noise_dim: int, clip: FrozenCLIP | None = None
+) -> CaptionedImages:
+    """The corpus or the mixture named by the configuration.
+
+    `clip` is needed for stored text embeddings only, which must be its own.
+
+    Raises:
+        UserError: when data or embeddings cannot be loaded.
+    """
     weights = config.data_mixture or {config.dataset_name or config.train_data_dir: 1.0}
     parts = [_load_rows(source, config, size) for source in weights]
     rows = parts[0] if len(parts) == 1 else MixedRows(parts, list(weights.values()), config.seed)
-    return CaptionedImages(rows, config, size, noise_dim)
+    embeddings = None
+    if config.text_embeddings:
+        fingerprint = clip.describe()["weights_sha256"]
+        embeddings = [StoredEmbeddings(Path(source), "train", fingerprint) for source in weights]
+    return CaptionedImages(rows, config, size, noise_dim, embeddings)
 
 
 def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
