@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ratlip_hf.data.block_jpeg import open_picture
 from ratlip_hf.data.corpus import SourceOptions
-from ratlip_hf.data.images import decode, to_rgb
 from ratlip_hf.data.prepare import prepare
 from ratlip_hf.data.rows import Columns, Row, ShardRows, find_shards
 from ratlip_hf.data.shards import Storage
@@ -48,7 +48,7 @@ def rate(rows: Iterator[Row], images: int, variant: str) -> float:
     next(rows)  # opens and indexes
     started = time.process_time()
     for row in islice(rows, images):
-        pixels = frame(to_rgb(decode(row.content)), SIZE, row.box, variant, rng)
+        pixels = frame(open_picture(row.content), SIZE, row.box, variant, rng)
         np.ascontiguousarray(pixels[:, ::-1] if rng.integers(2) else pixels)
     return images / (time.process_time() - started)
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -463,6 +464,18 @@ def test_manifest_and_card_say_what_is_there(tmp_path):
     card = DatasetCard.load(tmp_path / "out/README.md")
     assert card.data.license == "unknown" and card.data.task_categories == ["text-to-image"]
     assert "web page instead of an image" in card.text
+
+
+def test_a_corpus_is_not_mistaken_for_another_at_the_same_place(tmp_path):
+    """`datasets` caches by name and card: corpora of equal shape must differ in the card."""
+    seen = []
+    for name in ("red", "tan"):
+        write(tmp_path / name / "a.jpg", picture())
+        write(tmp_path / name / "a.txt", f"a {name} bird")
+        prepare("folder", tmp_path / name, tmp_path / "out")
+        seen += datasets.load_dataset(str(tmp_path / "out"), split="train")["captions"]
+        shutil.rmtree(tmp_path / "out")
+    assert seen == [["a red bird"], ["a tan bird"]]
 
 
 def test_a_shard_without_any_usable_picture_leaves_no_gap(tmp_path):

@@ -1,6 +1,7 @@
 """Training rows from prepared corpora: map-style, streamed, mixed; cursors, ranks, crops, memory.
 Each picture has a colour of its own, so that what was shown can be told from the pixels."""
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -14,7 +15,10 @@ import torch
 from PIL import Image
 
 from corpora import make_birds, make_folder, picture, write
+from ratlip_hf.data import block_jpeg
+from ratlip_hf.data.block_jpeg import SAVE_OPTIONS, BlockJPEG, open_picture
 from ratlip_hf.data.embeddings import embed_captions
+from ratlip_hf.data.images import BadImage
 from ratlip_hf.data.prepare import prepare
 from ratlip_hf.data.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
 from ratlip_hf.data.shards import Storage
@@ -293,6 +297,42 @@ def test_resampling_agrees_with_pillow():
     for size in (40, 120):
         difference = frame(noise, size).astype(int) - np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC))
         assert np.abs(difference).max() <= 2
+
+
+def photograph(width: int, height: int) -> bytes:
+    """A prepared JPEG of coloured noise, smooth enough to survive compression."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((width, height)).save(buffer, "JPEG", quality=90, **SAVE_OPTIONS)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(130, 97), (64, 64), (33, 200)])
+def test_a_part_of_a_prepared_jpeg_is_decoded_alone_and_exactly(size, monkeypatch):
+    content = photograph(*size)
+    whole, parts = Image.open(io.BytesIO(content)).convert("RGB"), open_picture(content)
+    assert isinstance(parts, BlockJPEG) and parts.size == size
+    decoded, real = [], block_jpeg.decode
+    monkeypatch.setattr(block_jpeg, "decode", lambda content: decoded.append(real(content)) or decoded[-1])
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        (left, right), (top, bottom) = (sorted(rng.choice(side + 1, 2, replace=False)) for side in size)
+        region = tuple(map(int, (left, top, right, bottom)))
+        assert parts.crop(region).tobytes() == whole.crop(region).tobytes()
+        assert decoded[-1].width <= region[2] - region[0] + 34 and decoded[-1].height <= region[3] - region[1] + 34
+    assert parts.crop((0, 0, *size)).tobytes() == whole.tobytes()
+
+
+def test_other_files_are_decoded_whole_and_damage_is_noticed():
+    content = photograph(64, 64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for other in (picture(), picture(kind="PNG"), picture(exif=exif, **SAVE_OPTIONS), content + b"more"):
+        assert isinstance(open_picture(other), Image.Image)
+    with pytest.raises(BadImage):
+        open_picture(content[:-200])
+    with pytest.raises(BadImage):
+        open_picture(b"<html>")
 
 
 def test_a_picture_of_the_right_size_is_taken_as_it_is():

@@ -1,7 +1,10 @@
 """The dataset card of a prepared corpus: licence, counts, where splits come from, what was left out, checksums.
 Owns the text of README.md and the metadata in it that the Hub and `datasets` read."""
 
+import hashlib
+
 import datasets
+from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
 from .corpus import Origin
@@ -66,7 +69,7 @@ def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> st
     original = "original files"
     scaled = f"shorter side {storage['size']} px, JPEG of quality {storage['quality']}, uncropped"
     return _TEXT.format(
-        metadata=_metadata(manifest, origin),
+        metadata=_metadata(manifest, origin, features),
         title=origin.title,
         source=f"Source: <{origin.homepage}>. " if origin.homepage else "",
         kind=manifest["kind"],
@@ -82,15 +85,25 @@ def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> st
     )
 
 
-def _metadata(manifest: dict, origin: Origin) -> str:
+def _metadata(manifest: dict, origin: Origin, features: datasets.Features) -> str:
     data_files = [{"split": name, "path": f"data/{name}-*"} for name in manifest["splits"]]
-    return DatasetCardData(
+    checksums = [file["sha256"] for split in manifest["splits"].values() for file in split["files"]]
+    state = hashlib.sha256("".join(checksums).encode()).hexdigest()
+    card = DatasetCardData(
         license=origin.licence,
         pretty_name=origin.title,
         task_categories=["text-to-image"],
         language=["en"],
-        configs=[{"config_name": "default", "data_files": data_files}],
-    ).to_yaml()
+        # `datasets` finds its cache by the folder's name and this metadata, not by the shards. The checksum keeps
+        # corpora of the same name apart, and a corpus from an earlier one at the same place.
+        configs=[{"config_name": "default", "description": f"state {state}", "data_files": data_files}],
+    )
+    splits = datasets.SplitDict()
+    for name, split in manifest["splits"].items():
+        splits.add(datasets.SplitInfo(name, sum(file["bytes"] for file in split["files"]), split["rows"]))
+    info = datasets.DatasetInfo(features=features, splits=splits)
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card)
+    return card.to_yaml()
 
 
 def _problems(manifest: dict) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageOps
 
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 MAX_PIXELS = 2**26  # 67 megapixels; a small file can claim to be far larger than memory
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -106,14 +107,14 @@ def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn
     return (x0, y0, x1 - x0, y1 - y0)
 
 
-def store(content: bytes, image: Image.Image, size: int | None, quality: int) -> Stored:
+def store(content: bytes, image: Image.Image, size: int | None, options: dict) -> Stored:
     """The bytes to keep of a picture.
 
     Args:
         content: the file it came from.
         image: the same, decoded.
         size: None keeps the file as it is; a number scales the shorter side to it, uncropped, as RGB JPEG.
-        quality: of the JPEG, 1 to 100.
+        options: of Pillow for writing the JPEG.
     """
     if size is None:
         suffix = ".jpg" if image.format == "JPEG" else f".{image.format.lower()}"
@@ -122,7 +123,7 @@ def store(content: bytes, image: Image.Image, size: int | None, quality: int) ->
     scale = size / min(image.size)
     sides = [max(size, round(side * scale)) for side in image.size]
     buffer = io.BytesIO()
-    image.resize(sides, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
+    image.resize(sides, Image.Resampling.LANCZOS).save(buffer, "JPEG", **options)
     return Stored(buffer.getvalue(), ".jpg", scale)
 
 

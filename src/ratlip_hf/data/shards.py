@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
+from .block_jpeg import SAVE_OPTIONS
 from .corpus import Record, Report
 from .images import BadImage, decode, orientation, remarks, store, turn_box
 
@@ -126,7 +127,7 @@ def _row(record: Record, task: ShardTask, report: Report) -> dict | None:
     try:
         content = record.image.read()
         image = decode(content)
-        stored = store(content, image, task.storage.size, task.storage.quality)
+        stored = store(content, image, task.storage.size, {"quality": task.storage.quality, **SAVE_OPTIONS})
     except BadImage as error:
         report.skip(str(error), record.image_id)
         return None

@@ -6,16 +6,17 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from .block_jpeg import BlockJPEG
+from .images import Region
+
 ANTIALIASED, RELEASED = "antialiased", "released"
 VARIANTS = (ANTIALIASED, RELEASED)
 _MARGIN = 76 / 64  # the picture is scaled to this multiple of the size before a random crop takes the size out of it
 _BOX_MARGIN = 0.75  # half the side of the crop to an object, as a multiple of the longer side of its box
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom
-
 
 def frame(
-    image: Image.Image,
+    image: Image.Image | BlockJPEG,
     size: int,
     box: list[float] | None = None,
     variant: str = ANTIALIASED,
@@ -24,7 +25,8 @@ def frame(
     """Pixels [size, size, 3] uint8 of a square part of a picture.
 
     Args:
-        image: in RGB. One that has the size already, and no box, is taken as it is.
+        image: in RGB, or undecoded, and then only the part is decoded. One that has the size already, and no box, is
+            taken as it is.
         size: side of the result.
         box: left, top, width, height of the object to crop to, if any.
         variant: "antialiased" cuts the part out of the photograph and resamples it once, bicubic; "released" does what
@@ -32,7 +34,7 @@ def frame(
         rng: of the random crop; without it the part is the largest one in the middle.
     """
     if image.size == (size, size) and box is None:
-        return np.asarray(image)
+        return np.asarray(image.crop((0, 0, size, size)))
     region = object_region(image.size, box, truncate=variant == RELEASED) if box else (0, 0, *image.size)
     if variant == RELEASED:
         return _released(image.crop(region), size, rng)

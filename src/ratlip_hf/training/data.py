@@ -11,10 +11,11 @@ import datasets
 import numpy as np
 import torch
 
+from ..data.block_jpeg import open_picture
 from ..data.captions import class_caption
 from ..data.corpus import Report
 from ..data.embeddings import StoredEmbeddings
-from ..data.images import BadImage, decode, to_rgb
+from ..data.images import BadImage
 from ..data.rows import Columns, MapRows, MixedRows, Row, Rows, ShardRows, find_shards
 from ..data.sources.flowers import read_class_names
 from ..data.transforms import frame
@@ -104,11 +105,11 @@ class CaptionedImages:
         return [captions[0] for captions in self.rows.captions(count)]
 
     def _pixels(self, row: Row, rng: np.random.Generator) -> np.ndarray:
+        rng = rng if self.config.random_crop else None
         try:
-            image = to_rgb(decode(row.content))
+            return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng)
         except BadImage as error:
             raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
-        return frame(image, self.size, row.box, self.config.resize, rng if self.config.random_crop else None)
 
 
 def load_training_data(
