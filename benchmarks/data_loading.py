@@ -10,6 +10,7 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ratlip_hf.data.block_jpeg import open_picture
 from ratlip_hf.data.corpus import SourceOptions
@@ -17,7 +18,7 @@ from ratlip_hf.data.prepare import prepare
 from ratlip_hf.data.rows import Columns, Row, ShardRows, find_shards
 from ratlip_hf.data.shards import Storage
 from ratlip_hf.data.sources import birds
-from ratlip_hf.data.transforms import VARIANTS, frame
+from ratlip_hf.data.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import load_training_data
 
@@ -54,26 +55,25 @@ def rate(rows: Iterator[Row], images: int, variant: str) -> float:
 
 
 def measure_speed(options: argparse.Namespace) -> None:
-    """Alternate the two sources, so that whatever else the machine does falls on both."""
+    """Alternate the loaders, so that whatever else the machine does falls on all of them."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "prepared"
         prepare("birds", options.source, folder, storage=Storage(size=options.store_size), progress=False)
-        for variant in VARIANTS:
-            sources: dict[str, Callable[[], Iterator[Row]]] = {
-                "original JPEGs": lambda: original_rows(options.source),
-                f"{options.store_size}-px shards": lambda: shard_rows(folder),
-            }
-            rates = {name: [] for name in sources}
-            for _ in range(options.rounds):
-                for name, rows in sources.items():
-                    rates[name].append(rate(rows(), options.images, variant))
-            middle = {name: float(np.median(values)) for name, values in rates.items()}
-            original, prepared = middle.values()
-            for name, value in middle.items():
-                print(
-                    f"{variant}, {name}: {value:.0f} images/s per core, {GPU_RATE / value:.1f} cores for {GPU_RATE}/s"
-                )
-            print(f"{variant}: {prepared / original:.2f}x")
+        loaders: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
+            "original JPEGs, released transform (Pillow alone)": (lambda: original_rows(options.source), RELEASED),
+            "original JPEGs": (lambda: original_rows(options.source), ANTIALIASED),
+            f"{options.store_size}-px shards": (lambda: shard_rows(folder), ANTIALIASED),
+        }
+        rates = {name: [] for name in loaders}
+        for _ in range(options.rounds):
+            for name, (rows, variant) in loaders.items():
+                rates[name].append(rate(rows(), options.images, variant))
+    middle = {name: float(np.median(values)) for name, values in rates.items()}
+    *_, prepared = middle.values()
+    for name, value in middle.items():
+        cores = f"{GPU_RATE / value:.1f} cores for {GPU_RATE}/s"
+        print(f"{name}: {value:.0f} images/s per core, {cores}; shards {prepared / value:.2f}x")
 
 
 def measure_memory(options: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """JPEGs with a restart marker after every block can be decoded in part: the blocks of a region are a JPEG themselves.
 Owns that cutting. `SAVE_OPTIONS` make such files, which any reader opens; others are left to whole decoding."""
 
-import re
 import struct
 
+import numpy as np
 from PIL import Image
 
 from .images import Region, decode, to_rgb
@@ -12,8 +12,7 @@ SAVE_OPTIONS = {"subsampling": "4:2:0", "restart_marker_blocks": 1}
 _SIDE = 16  # of a block in pixels, with colour at half the resolution
 _SOF, _DRI, _SOS, _EXIF = 0xC0, 0xDD, 0xDA, 0xE1
 _SAMPLING = (0x22, 0x11, 0x11)
-_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
+_RESTART, _RESTARTS = 0xD0, 8  # the first of eight markers, which take turns
 _END = b"\xff\xd9"
 
 
@@ -25,9 +24,12 @@ class BlockJPEG:
         height, width = struct.unpack_from(">HH", content, size_at)
         self.size = (width, height)
         self._columns = -(-width // _SIDE)
-        restarts = [match.start() for match in _RESTART.finditer(content, scan_at)]
-        self._begins = [scan_at, *(place + 2 for place in restarts)]
-        self._ends = [*restarts, len(content) - 2]
+        scan = np.frombuffer(content, np.uint8, offset=scan_at)
+        marks = np.flatnonzero(scan[:-1] == 0xFF)
+        restarts = marks[scan[marks + 1] // _RESTARTS == _RESTART // _RESTARTS]
+        self._begins = np.concatenate([[0], restarts + 2])  # of the blocks, counted from the start of the scan
+        self._ends = np.append(restarts, len(scan) - 2)
+        self._scan_at, self._scan = scan_at, scan
 
     @classmethod
     def parse(cls, content: bytes) -> "BlockJPEG | None":
@@ -62,20 +64,18 @@ class BlockJPEG:
         rows = range(first_row, last_row // _SIDE + 1)
         x, y = first_column * _SIDE, first_row * _SIDE
         size = struct.pack(">HH", min(height - y, len(rows) * _SIDE), min(width - x, len(columns) * _SIDE))
-        part = decode(b"".join([*self._head(size), *self._scan(columns, rows), _END]))
+        head = self._content[: self._size_at], size, self._content[self._size_at + 4 : self._scan_at]
+        part = decode(b"".join([*head, *self._rows_of_blocks(columns, rows), _END]))
         return part.crop((left - x, top - y, right - x, bottom - y))
 
-    def _head(self, size: bytes) -> tuple[bytes, ...]:
-        return self._content[: self._size_at], size, self._content[self._size_at + 4 : self._begins[0]]
-
-    def _scan(self, columns: range, rows: range) -> list[bytes]:
-        """The blocks of the region, each but the last followed by its restart marker, numbered anew."""
-        pieces = []
-        for row in rows:
-            for block in range(row * self._columns + columns.start, row * self._columns + columns.stop):
-                pieces.append(self._content[self._begins[block] : self._ends[block]])
-                pieces.append(_RESTARTS[(len(pieces) // 2) % 8])
-        return pieces[:-1]
+    def _rows_of_blocks(self, columns: range, rows: range) -> list[bytes]:
+        """The bytes of each row of the region, with the marker that follows each block numbered anew."""
+        blocks = np.array(rows)[:, None] * self._columns + np.array(columns)
+        begins, ends = self._begins[blocks[:, 0]], self._ends[blocks[:, -1]] + 2
+        scan = self._scan.copy()
+        scan[self._ends[blocks.ravel()] + 1] = _RESTART + np.arange(blocks.size) % _RESTARTS
+        ends[-1] -= 2  # no marker after the last block
+        return [scan[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True)]
 
 
 def open_picture(content: bytes) -> "Image.Image | BlockJPEG":
