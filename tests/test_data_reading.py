@@ -299,6 +299,15 @@ def test_resampling_agrees_with_pillow():
         assert np.abs(difference).max() <= 2
 
 
+@pytest.mark.parametrize("variant", [ANTIALIASED, RELEASED])
+@pytest.mark.parametrize("size", [32, 60])
+def test_mirrored_pictures_show_the_same_part_reversed(variant, size):
+    image, box = gradient(60, 60), None if size == 60 else [10, 15, 30, 30]
+    plain, mirrored = (frame(image, size, box, variant, mirror=mirror).astype(int) for mirror in (False, True))
+    assert np.abs(plain - mirrored[:, ::-1]).max() <= 1
+    assert np.abs(plain - mirrored).max() > 50
+
+
 def photograph(width: int, height: int) -> bytes:
     """A prepared JPEG of coloured noise, smooth enough to survive compression."""
     noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)

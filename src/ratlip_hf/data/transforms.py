@@ -21,6 +21,7 @@ def frame(
     box: list[float] | None = None,
     variant: str = ANTIALIASED,
     rng: np.random.Generator | None = None,
+    mirror: bool = False,
 ) -> np.ndarray:
     """Pixels [size, size, 3] uint8 of a square part of a picture.
 
@@ -32,15 +33,16 @@ def frame(
         variant: "antialiased" cuts the part out of the photograph and resamples it once, bicubic; "released" does what
             the authors' code did: everything to 76/64 of the size, bilinear, then a crop. Both filter when shrinking.
         rng: of the random crop; without it the part is the largest one in the middle.
+        mirror: exchange left and right.
     """
     if image.size == (size, size) and box is None:
-        return np.asarray(image.crop((0, 0, size, size)))
+        return np.asarray(_crop(image, (0, 0, size, size), mirror))
     region = object_region(image.size, box, truncate=variant == RELEASED) if box else (0, 0, *image.size)
     if variant == RELEASED:
-        return _released(image.crop(region), size, rng)
+        return _released(_crop(image, region, mirror), size, rng)
     side = min(region[2] - region[0], region[3] - region[1])
     window = _place(region, max(1, round(side / _MARGIN)) if rng else side, rng)
-    return _resample(image.crop(window), size)
+    return _resample(_crop(image, window, mirror), size)
 
 
 def object_region(size: tuple[int, int], box: list[float], truncate: bool) -> Region:
@@ -57,6 +59,12 @@ def object_region(size: tuple[int, int], box: list[float], truncate: bool) -> Re
     left, top, right, bottom = (round(value) for value in (x - half, y - half, x + half, y + half))
     region = (max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
     return region if region[0] < region[2] and region[1] < region[3] else (0, 0, *size)
+
+
+def _crop(image: Image.Image | BlockJPEG, region: Region, mirror: bool) -> Image.Image:
+    # Mirrored here rather than as an array, whose three-byte pixels are slow to reverse.
+    part = image.crop(region)
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else part
 
 
 def _place(region: Region, side: int, rng: np.random.Generator | None) -> Region:

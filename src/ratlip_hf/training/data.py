@@ -96,18 +96,18 @@ class CaptionedImages:
         flip = bool(rng.integers(2)) and self.config.random_flip
         drawn = int(rng.integers(len(row.captions)))
         noise = torch.from_numpy(rng.standard_normal(self.noise_dim, dtype=np.float32))
-        pixels = self._pixels(row, rng)
+        pixels = self._pixels(row, rng, flip)
         embeds = self.embeddings[row.part].of(row.place, drawn) if self.embeddings else None
-        return Sample(pixels[:, ::-1] if flip else pixels, row.captions[drawn], noise, embeds)
+        return Sample(pixels, row.captions[drawn], noise, embeds)
 
     def first_captions(self, count: int) -> list[str]:
         """One caption of each of the first `count` rows: for statistics and sample grids."""
         return [captions[0] for captions in self.rows.captions(count)]
 
-    def _pixels(self, row: Row, rng: np.random.Generator) -> np.ndarray:
+    def _pixels(self, row: Row, rng: np.random.Generator, flip: bool) -> np.ndarray:
         rng = rng if self.config.random_crop else None
         try:
-            return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng)
+            return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng, flip)
         except BadImage as error:
             raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
 
