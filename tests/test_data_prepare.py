@@ -17,6 +17,7 @@ from PIL import Image
 
 import corpora
 from corpora import make_birds, make_coco, make_faces, make_folder, make_tar, picture, turned, write
+from ratlip_hf.cli import data as command
 from ratlip_hf.cli.main import main
 from ratlip_hf.data import prepare as preparing
 from ratlip_hf.data import shards
@@ -24,6 +25,7 @@ from ratlip_hf.data.corpus import SourceOptions
 from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
 from ratlip_hf.data.prepare import prepare
 from ratlip_hf.data.shards import Storage
+from ratlip_hf.data.sources import KINDS
 from ratlip_hf.data.splits import BIRD_SPLITS
 from ratlip_hf.data.untrusted import RefusedPickle, load_plain_pickle, path_inside
 from ratlip_hf.utils.errors import UserError
@@ -490,6 +492,10 @@ def test_a_shard_without_any_usable_picture_leaves_no_gap(tmp_path):
 
 
 # Mistakes
+
+
+def test_the_command_names_every_kind_that_can_be_read():
+    assert command.KINDS == KINDS
 
 
 def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_path, capsys):

@@ -93,6 +93,14 @@ def test_shards_of_a_window_are_shuffled_together(prepared, window):
     assert (changes == 5) == (window == 1)
 
 
+def test_the_order_of_shards_and_the_order_within_them_both_change_from_epoch_to_epoch(prepared):
+    rows = shard_rows(prepared, window=1)
+    epochs = [[rows.row(visit).place for visit in range(start, start + COUNT)] for start in (0, COUNT)]
+    shards = [list(dict.fromkeys(place // 4 for place in epoch)) for epoch in epochs]
+    within = [[[place for place in epoch if place // 4 == shard] for shard in range(6)] for epoch in epochs]
+    assert shards[0] != shards[1] and within[0] != within[1]
+
+
 def test_places_number_the_rows_in_the_order_of_storage(prepared):
     stored = [row["captions"] for row in datasets.load_dataset(str(prepared), split="train")]
     for rows in (map_rows(prepared), shard_rows(prepared)):

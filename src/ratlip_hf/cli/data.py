@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..utils.errors import UserError
 
+# As in ratlip_hf.data.sources, which is not imported here: mistakes in options are told before anything heavy loads.
 KINDS = ("birds", "flowers", "faces", "coco", "folder", "webdataset", "synthetic-birds")
 NO_SOURCE = "synthetic-birds"
 
