@@ -45,7 +45,8 @@ def read(source: Path, options: SourceOptions) -> Corpus:
     captions = _caption_folder(source, cub, options)
     metadata = _read_tables(cub, images, report)
     names = _class_names(cub, metadata, report)
-    numbers = {name: index for index, name in enumerate(names)}
+    indices = {name: index for index, name in enumerate(names)}
+    by_number = {name.split(".")[0].lstrip("0"): name for name in names}
     split_of, splits_from = _splitter(source, cub, metadata, options.split, report)
 
     records = []
@@ -55,7 +56,7 @@ def read(source: Path, options: SourceOptions) -> Corpus:
             report.skip("path in images.txt that leaves the source folder", file)
         elif not path.is_file():
             report.skip("image listed in images.txt that is not there", file)
-        elif (name := _class_name(metadata, names, number, file)) is None:
+        elif (name := _class_name(metadata, by_number, number, file)) is None:
             report.skip("image of unknown class", file)
         elif (split := split_of(number, stem_id(path, images), name)) is None:
             report.skip("image that the split does not list", file)
@@ -64,7 +65,7 @@ def read(source: Path, options: SourceOptions) -> Corpus:
             sentences = clean_captions(captions_beside(captions / image_id, report), image_id, report)
             if sentences:
                 box = metadata.boxes.get(number)
-                records.append(Record(split, image_id, FileImage(path), sentences, numbers[name], box))
+                records.append(Record(split, image_id, FileImage(path), sentences, indices[name], box))
             else:
                 report.skip("image without captions", image_id)
     _count_unlisted(images, metadata, report)
@@ -142,11 +143,12 @@ def _class_names(cub: Path, metadata: _Metadata, report: Report) -> list[str]:
     return sorted(folders, key=natural_key)
 
 
-def _class_name(metadata: _Metadata, names: list[str], number: str, file: str) -> str | None:
-    label = metadata.labels.get(number, "")
-    numbered = {name.split(".")[0].lstrip("0"): name for name in names}
-    by_folder = Path(file.replace("\\", "/")).parts[0]
-    return numbered.get(label.lstrip("0")) or (by_folder if by_folder in names else None)
+def _class_name(metadata: _Metadata, by_number: dict[str, str], number: str, file: str) -> str | None:
+    """From the table of labels, or else from the image's folder."""
+    folder = Path(file.replace("\\", "/")).parts[0]
+    return by_number.get(metadata.labels.get(number, "").lstrip("0")) or (
+        folder if folder in by_number.values() else None
+    )
 
 
 def _splitter(source: Path, cub: Path, metadata: _Metadata, split: str, report: Report):
