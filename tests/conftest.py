@@ -13,6 +13,7 @@ from pathlib import Path
 # Before any Hugging Face library is imported: without it they knock at the Hub even for local folders.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -34,6 +35,14 @@ CLIP_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_datasets_cache(tmp_path_factory) -> Iterator[None]:
+    """Data sets that tests load leave nothing in the user's cache, and find nothing there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

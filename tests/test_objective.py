@@ -5,13 +5,18 @@ import copy
 import json
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
+from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.models.clip import image_features, image_features_and_embeds
 from ratlip_hf.training import loop
+from ratlip_hf.training.data import CaptionedImages
 from ratlip_hf.training.loop import set_learning_rates
 from ratlip_hf.training.preparation import fit_conditioning
 from ratlip_hf.training.step import training_step
@@ -112,15 +117,16 @@ def test_conditioning_is_fitted_to_the_data(small_clip, config):
 
 
 def test_half_of_the_pictures_are_mirrored_if_that_is_allowed(config):
-    def mirrored(data) -> int:
-        return sum(data.sample(index)[0][0, 0, 0] > data.sample(index)[0][0, -1, 0] for index in range(40))
+    ramp = np.tile(np.linspace(0, 255, 32, dtype=np.uint8)[None, :, None], (32, 1, 3))
+    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)], "captions": [["a ramp"]]})
+    data = CaptionedImages(MapRows(rows, Columns("image", "captions"), seed=0), config, size=32, noise_dim=3)
 
-    data = corpus(config)
-    data._pixels = lambda row, flip: ramp[:, ::-1] if flip else ramp
-    ramp = torch.arange(12).reshape(1, 4, 3).numpy()
-    assert mirrored(data) == 0
+    def mirrored() -> int:
+        return sum(bool(data.sample(index).pixels[0, 0, 0] > 127) for index in range(40))
+
+    assert mirrored() == 0
     config.random_flip = True
-    assert 10 <= mirrored(data) <= 30
+    assert 10 <= mirrored() <= 30
 
 
 def test_the_saved_pipeline_is_the_average_and_old_checkpoints_go(config):

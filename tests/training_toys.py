@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import CaptionedImages
 
@@ -41,7 +42,8 @@ def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
         "image": [Image.fromarray(np.full((40, 64, 3), index, np.uint8)) for index in range(count)],
         "captions": [[f"{index} first", f"{index} second"] for index in range(count)],
     }
-    return CaptionedImages(datasets.Dataset.from_dict(rows), config, size=32, noise_dim=3)
+    columns = Columns(config.image_column, config.caption_column)
+    return CaptionedImages(MapRows(datasets.Dataset.from_dict(rows), columns, config.seed), config, 32, noise_dim=3)
 
 
 def step_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,9 +5,9 @@ import sys
 
 from ..utils.errors import CommandParser, command_line
 from ..version import __version__
-from . import generate
+from . import data, generate
 
-VERBS = {"generate": generate}
+VERBS = {"generate": generate, "data": data}
 
 
 @command_line

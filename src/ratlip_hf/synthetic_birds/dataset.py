@@ -24,7 +24,8 @@ _FEATURES = datasets.Features(
 )
 
 
-def _png(bird: BirdAttributes, seed: int, image_size: int) -> bytes:
+def render_png(bird: BirdAttributes, seed: int, image_size: int) -> bytes:
+    """A bird as a PNG file of image_size x image_size pixels."""
     buffer = io.BytesIO()
     render_bird(bird, seed, image_size).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
@@ -43,7 +44,9 @@ def make_dataset(split: str, num_images: int, seed: int = 0, image_size: int = 6
         raise ValueError(f"num_images must be at least 1; got {num_images}")
     birds, seeds = sample_birds(split, seed, num_images, split)
     columns = {
-        "image": [{"bytes": _png(bird, s, image_size), "path": None} for bird, s in zip(birds, seeds, strict=True)],
+        "image": [
+            {"bytes": render_png(bird, s, image_size), "path": None} for bird, s in zip(birds, seeds, strict=True)
+        ],
         "captions": [make_captions(bird, wording_rng(s)) for bird, s in zip(birds, seeds, strict=True)],
     }
     for name in FIELD_VOCABULARIES:

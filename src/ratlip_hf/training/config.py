@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
 from ..utils.errors import CommandParser, UserError
@@ -24,7 +25,7 @@ def _option(default, text: str):
 
 @dataclass
 class TrainingConfig:
-    """A training run. Every field is a key of the JSON file and, but for the two dicts, an option `--name`."""
+    """A training run. Every field is a key of the JSON file and an option `--name`; dicts are given as JSON."""
 
     # Models
     preset: str = _option("ratlip", f"model preset: {', '.join(PRESETS)}")
@@ -38,8 +39,22 @@ class TrainingConfig:
     # Data
     dataset_name: str | None = _option(None, "'synthetic-birds' or a data set for datasets.load_dataset")
     train_data_dir: str | None = _option(None, "folder with Parquet files or an image folder, instead of dataset_name")
+    data_mixture: dict = _option(
+        dict, "folders or data sets and their weights (JSON), instead of dataset_name: {'birds': 3, 'flowers': 1}"
+    )
     image_column: str = _option("image", "column with pictures")
     caption_column: str = _option("captions", "column with one caption or a list of captions")
+    box_column: str = _option("bbox", "column with left, top, width, height of the object, where there is one")
+    crop_to_box: bool = _option(True, "crop to the box, with a margin, where there is one")
+    random_crop: bool = _option(True, "crop at random; off: the middle. Pictures of the right size stay whole")
+    resize: str = _option(
+        ANTIALIASED, f"how pictures are cropped and scaled: {', '.join(VARIANTS)} (the released code)"
+    )
+    streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole data set")
+    stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming")
+    text_embeddings: bool = _option(
+        False, "take sentence embeddings that `ratlip data embed` has stored in the folder"
+    )
     max_train_samples: int | None = _option(None, "use the first N samples (for synthetic-birds: how many to draw)")
     random_flip: bool = _option(True, "mirror half of the pictures; off where captions speak of left and right")
 
@@ -75,15 +90,23 @@ class TrainingConfig:
         """Raise [`UserError`] for a value or a combination that cannot work; returns self."""
         if self.preset not in PRESETS:
             raise UserError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
-        if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise UserError("give the data by dataset_name or train_data_dir, one of them")
+        if [self.dataset_name is None, self.train_data_dir is None, not self.data_mixture].count(False) != 1:
+            raise UserError("give the data by dataset_name, train_data_dir or data_mixture, one of them")
+        if self.resize not in VARIANTS:
+            raise UserError(f"resize must be one of {', '.join(VARIANTS)}, not {self.resize!r}")
+        if any(type(weight) not in (int, float) or not weight > 0 for weight in self.data_mixture.values()):
+            raise UserError(f"data_mixture must give each data set a positive weight, not {self.data_mixture}")
+        if self.streaming and (self.max_train_samples is not None or self.dataset_name == "synthetic-birds"):
+            raise UserError(
+                "streaming reads whole corpora from Parquet files: neither max_train_samples nor drawn birds"
+            )
         if self.mixed_precision not in PRECISIONS:
             raise UserError(f"mixed_precision must be one of {', '.join(PRECISIONS)}, not {self.mixed_precision!r}")
         if self.penalty_form not in PENALTY_FORMS:
             raise UserError(f"penalty_form must be one of {', '.join(PENALTY_FORMS)}, not {self.penalty_form!r}")
         if self.train_batch_size < 2:
             raise UserError("train_batch_size must be at least 2: mismatched pairs need another caption")
-        for name in ("max_train_images", "checkpointing_steps", "sample_steps", "logging_steps"):
+        for name in ("max_train_images", "checkpointing_steps", "sample_steps", "logging_steps", "stream_window"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_train_samples", "checkpoints_total_limit"):

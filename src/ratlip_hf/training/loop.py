@@ -55,7 +55,7 @@ def train(config: TrainingConfig) -> Path:
     clip.text_encoder.to(device), clip.image_encoder.to(device)
 
     # Data
-    data = load_training_data(config, generator.config.sample_size, generator.config.noise_dim)
+    data = load_training_data(config, generator.config.sample_size, generator.config.noise_dim, clip)
     fit_conditioning(generator, discriminator, clip, data)
 
     # Optimisation
@@ -127,7 +127,8 @@ def to_tensors(
     batch: Batch, clip: FrozenCLIP, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, noise and sentence embeddings of a batch on the device."""
-    return batch.images.to(device), batch.noise.to(device), clip.encode(batch.captions)
+    prompt_embeds = clip.encode(batch.captions) if batch.prompt_embeds is None else batch.prompt_embeds.to(device)
+    return batch.images.to(device), batch.noise.to(device), prompt_embeds
 
 
 def stop_if_not_finite(metrics: dict[str, torch.Tensor], step: int, samples: range) -> None:

@@ -71,6 +71,6 @@ def describe(generator, discriminator, data: CaptionedImages, config: TrainingCo
     """One line: sizes of networks and data."""
     sizes = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (generator, discriminator)]
     return (
-        f"generator {sizes[0]:.2f} M parameters, discriminator {sizes[1]:.2f} M, {len(data.images)} images, "
+        f"generator {sizes[0]:.2f} M parameters, discriminator {sizes[1]:.2f} M, {len(data)} images, "
         f"{config.max_train_images} images to see"
     )

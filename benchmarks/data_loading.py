@@ -1,0 +1,119 @@
+"""How fast training pictures come from prepared shards and from the original JPEGs, and what memory streaming takes.
+Owns the measurements reported in docs/data.md: `python benchmarks/data_loading.py speed SOURCE` and `... memory`."""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ratlip_hf.data.block_jpeg import open_picture
+from ratlip_hf.data.corpus import SourceOptions
+from ratlip_hf.data.prepare import prepare
+from ratlip_hf.data.rows import Columns, Row, ShardRows, find_shards
+from ratlip_hf.data.shards import Storage
+from ratlip_hf.data.sources import birds
+from ratlip_hf.data.transforms import ANTIALIASED, RELEASED, frame
+from ratlip_hf.training.config import TrainingConfig
+from ratlip_hf.training.data import load_training_data
+
+SIZE = 224  # side of the training pictures
+GPU_RATE = 500  # images per second that a GPU is taken to consume
+_MEMORY_MARKS = 10
+
+
+def original_rows(source: Path) -> Iterator[Row]:
+    """The photographs of the training split as they were downloaded, in random order, without end."""
+    records = [record for record in birds.read(source, SourceOptions()).records if record.split == "train"]
+    rng = np.random.default_rng(0)
+    while True:
+        for index in rng.permutation(len(records)):
+            record = records[index]
+            yield Row(record.image.read(), list(record.captions), list(record.bbox), int(index))
+
+
+def shard_rows(folder: Path) -> Iterator[Row]:
+    """The same from prepared shards."""
+    rows = ShardRows(find_shards(str(folder)), Columns(), seed=0)
+    return map(rows.row, count())
+
+
+def rate(rows: Iterator[Row], images: int, variant: str) -> float:
+    """Images per second of processor time: read, decode, crop to the bird, scale, crop at random, mirror."""
+    rng = np.random.default_rng(0)
+    next(rows)  # opens and indexes
+    started = time.process_time()
+    for row in islice(rows, images):
+        frame(open_picture(row.content), SIZE, row.box, variant, rng, mirror=bool(rng.integers(2)))
+    return images / (time.process_time() - started)
+
+
+def measure_speed(options: argparse.Namespace) -> None:
+    """Alternate the loaders, so that whatever else the machine does falls on all of them."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "prepared"
+        prepare("birds", options.source, folder, storage=Storage(size=options.store_size), progress=False)
+        loaders: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
+            "original JPEGs, released transform (Pillow alone)": (lambda: original_rows(options.source), RELEASED),
+            "original JPEGs": (lambda: original_rows(options.source), ANTIALIASED),
+            f"{options.store_size}-px shards": (lambda: shard_rows(folder), ANTIALIASED),
+        }
+        rates = {name: [] for name in loaders}
+        for _ in range(options.rounds):
+            for name, (rows, variant) in loaders.items():
+                rates[name].append(rate(rows(), options.images, variant))
+    middle = {name: float(np.median(values)) for name, values in rates.items()}
+    *_, prepared = middle.values()
+    for name, value in middle.items():
+        cores = f"{GPU_RATE / value:.1f} cores for {GPU_RATE}/s"
+        print(f"{name}: {value:.0f} images/s per core, {cores}; shards {prepared / value:.2f}x")
+
+
+def measure_memory(options: argparse.Namespace) -> None:
+    """Resident memory while every synthetic bird of a corpus is streamed once through the training reader."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "prepared"
+        prepare("synthetic-birds", None, folder, SourceOptions(num_images=options.images), workers=options.workers)
+        data = load_training_data(TrainingConfig(train_data_dir=str(folder), streaming=True), 64, 100)
+        print(f"{len(data):,} images, {len(data.rows.shards)} shards")
+        step = len(data) // _MEMORY_MARKS
+        for mark in range(_MEMORY_MARKS):
+            for index in range(mark * step, (mark + 1) * step):
+                data.sample(index)
+            print(f"after {(mark + 1) * step:>7,}: {resident_megabytes():.0f} MB", flush=True)
+
+
+def resident_megabytes() -> float:
+    """Memory of this process now (Linux) or at its highest (elsewhere)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(required=True)
+    speed = verbs.add_parser("speed")
+    speed.add_argument("source", type=Path, help="birds as for `ratlip data prepare birds`")
+    speed.add_argument("--images", type=int, default=300, help="per measurement")
+    speed.add_argument("--rounds", type=int, default=5, help="the median counts")
+    speed.add_argument("--store_size", type=int, default=304)
+    speed.set_defaults(run=measure_speed)
+    memory = verbs.add_parser("memory")
+    memory.add_argument("--images", type=int, default=100_000)
+    memory.add_argument("--workers", type=int, default=1)
+    memory.set_defaults(run=measure_memory)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Prepare, check and publish caption corpora for training: `ratlip data prepare|check|embed|push`.
+Owns the verbs' options and what they print; the work is done in `ratlip_hf.data`."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from ..utils.errors import UserError
+
+# As in ratlip_hf.data.sources, which is not imported here: mistakes in options are told before anything heavy loads.
+KINDS = ("birds", "flowers", "faces", "coco", "folder", "webdataset", "synthetic-birds")
+NO_SOURCE = "synthetic-birds"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="verb")
+    _add_prepare(verbs.add_parser("prepare", help="write a corpus as Parquet shards with a card and a manifest"))
+    check = verbs.add_parser("check", help="count what is in a prepared corpus and what is wrong with it")
+    check.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
+    check.add_argument("--json", action="store_true", help="print one JSON object instead of a screen")
+    embed = verbs.add_parser("embed", help="store the captions' embeddings, for training with --text_embeddings true")
+    embed.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
+    embed.add_argument("--clip", required=True, help="the CLIP of the training run: repository or folder")
+    embed.add_argument("--clip_revision", help="branch, tag or commit of the CLIP repository")
+    push = verbs.add_parser("push", help="publish a prepared corpus on the Hub")
+    push.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
+    push.add_argument("repository", help="user/name of the data set on the Hub")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", help=f"what the source is: {', '.join(KINDS)}")
+    parser.add_argument("--source", type=Path, help=f"folder with the raw data (all kinds but {NO_SOURCE})")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--store_size",
+        default="original",
+        help="'original' keeps the files; a number scales shorter sides to it, as JPEG, uncropped (default: original)",
+    )
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs that a size needs (default: 90)")
+    parser.add_argument("--images_per_shard", type=int, default=1000, help="per Parquet file (default: 1000)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--captions", type=Path, help="folder of captions where it is not at its usual place")
+    parser.add_argument(
+        "--split",
+        default="stackgan",
+        help="birds: stackgan, reed (another class list) or official (default: stackgan)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="faces and synthetic-birds: of the draw (default: 0)")
+    parser.add_argument("--draw", type=int, default=10_000, help="faces: how many to draw (default: 10000)")
+    parser.add_argument(
+        "--test", type=int, default=2_000, help="faces: how many of them are for tests (default: 2000)"
+    )
+    parser.add_argument(
+        "--num_images", type=int, default=20_000, help="synthetic-birds: for training (default: 20000)"
+    )
+    parser.add_argument("--image_size", type=int, default=64, help="synthetic-birds: side in pixels (default: 64)")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise UserError(f"ratlip data needs {error.name}: pip install 'ratlip_hf[train]'") from error
+    datasets.disable_progress_bars()
+    return {"prepare": _prepare, "check": _check, "embed": _embed, "push": _push}[options.data_verb](options)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from ..data.corpus import SourceOptions
+    from ..data.prepare import prepare
+    from ..data.report import prepared_screen
+    from ..data.shards import Storage
+
+    if options.kind not in KINDS:
+        raise UserError(f"kind must be one of {', '.join(KINDS)}, not {options.kind!r}")
+    if options.kind != NO_SOURCE and (options.source is None or not options.source.is_dir()):
+        raise UserError(f"--source {options.source or ''} is not a folder".replace("  ", " "))
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers must be at least 1, not {options.workers}")
+    choices = {name: getattr(options, name) for name in SourceOptions.__dataclass_fields__}
+    storage = Storage(_store_size(options.store_size), options.quality, options.images_per_shard)
+    workers = options.workers or os.cpu_count() or 1
+    manifest = prepare(options.kind, options.source, options.out, SourceOptions(**choices), storage, workers)
+    print(prepared_screen(manifest, options.out))
+    return 0
+
+
+def _store_size(text: str) -> int | None:
+    if text == "original":
+        return None
+    if not text.isdigit():
+        raise UserError(f"--store_size must be 'original' or a number of pixels, not {text!r}")
+    return int(text)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ..data.check import check
+    from ..data.report import checked_screen
+
+    result = check(options.folder)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else checked_screen(result))
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from ..data.embeddings import embed_captions
+    from ..data.manifest import read_manifest
+    from ..frozen_clip import load_clip
+
+    read_manifest(options.folder)  # a mistake is told before CLIP is loaded
+    clip = load_clip(options.clip, **({"revision": options.clip_revision} if options.clip_revision else {}))
+    written = embed_captions(options.folder, clip.encode, clip.describe()["weights_sha256"])
+    print(f"written to {', '.join(map(str, written))}")
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from ..data.push import push
+
+    print(f"published at {push(options.folder, options.repository, options.private)}")
+    return 0

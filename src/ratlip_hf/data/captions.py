@@ -1,0 +1,79 @@
+"""Captions as they come: files in any encoding, lists or single strings, doubled, empty or damaged sentences.
+Owns reading and cleaning; every change is counted in the report."""
+
+import json
+import re
+from pathlib import Path
+
+from .corpus import Report
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+KEYS = ("captions", "caption", "text", "sentences", "description")
+
+
+def read_text(path: Path, report: Report) -> str:
+    """Text of a file in UTF-8, with or without a byte order mark, or else in Windows' Western encoding."""
+    return decode_text(path.read_bytes(), path.name, report)
+
+
+def decode_text(content: bytes, name: str, report: Report) -> str:
+    """`read_text` for bytes that are already here; `name` is for the report."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        report.repair("text that is not UTF-8, read as Windows-1252", name)
+        return content.decode("cp1252", errors="replace")
+
+
+def read_lines(path: Path, report: Report) -> list[str]:
+    """Lines that are not blank, without surrounding white space and whatever ends them (also CRLF)."""
+    return [line.strip() for line in read_text(path, report).splitlines() if line.strip()]
+
+
+def clean_captions(sentences: list[str], name: str, report: Report) -> tuple[str, ...]:
+    """Distinct, non-empty sentences in their order, white space collapsed and U+FFFD replaced by a space."""
+    cleaned = []
+    for sentence in sentences:
+        if REPLACEMENT in sentence:
+            report.repair("caption with U+FFFD, which became a space", name)
+        sentence = re.sub(r"\s+", " ", sentence.replace(REPLACEMENT, " ")).strip()
+        if not sentence:
+            report.skip("empty caption", name)
+        elif sentence in cleaned:
+            report.skip("caption that repeats another one of its image", name)
+        else:
+            cleaned.append(sentence)
+    return tuple(cleaned)
+
+
+def captions_from_json(value) -> list[str]:
+    """Sentences in a JSON value: a string, a list of strings, or an object with one of `KEYS`; [] if none."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in KEYS if key in value), None)
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, str)]
+
+
+def parse_json(text: str, name: str, report: Report):
+    """The JSON value of `text`; None, counted as skipped, if it is not JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        report.skip("metadata that is not valid JSON", name)
+        return None
+
+
+def captions_beside(stem: Path, report: Report) -> list[str]:
+    """Sentences of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
+    text, structured = (stem.with_name(stem.name + suffix) for suffix in (".txt", ".json"))
+    if text.is_file():
+        return read_text(text, report).splitlines()
+    if structured.is_file():
+        return captions_from_json(parse_json(read_text(structured, report), structured.name, report))
+    return []
+
+
+def class_caption(name: str) -> str:
+    """A sentence for a picture of which only the class is known."""
+    name = re.sub(r"^\d+\.", "", name).replace("_", " ").strip().lower()
+    return f"a photo of {'an' if name[:1] in 'aeiou' else 'a'} {name}"

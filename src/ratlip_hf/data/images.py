@@ -1,0 +1,141 @@
+"""Pictures as files: which bytes are a usable picture, pictures as RGB, and shrinking them for storage.
+Owns decoding for the whole package, so that preparing, checking and training see the same pixels."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image, ImageOps
+
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+MAX_PIXELS = 2**26  # 67 megapixels; a small file can claim to be far larger than memory
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 13}
+# Where EXIF's orientations move a point (x, y) of a picture of w x h pixels.
+_TURNS = {
+    1: lambda x, y, w, h: (x, y),
+    2: lambda x, y, w, h: (w - x, y),
+    3: lambda x, y, w, h: (w - x, h - y),
+    4: lambda x, y, w, h: (x, h - y),
+    5: lambda x, y, w, h: (y, x),
+    6: lambda x, y, w, h: (h - y, x),
+    7: lambda x, y, w, h: (h - y, w - x),
+    8: lambda x, y, w, h: (y, w - x),
+}
+
+
+class BadImage(ValueError):
+    """Bytes that are no usable picture; the text says why, in words for a report."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture ready to be written: encoded bytes, suffix of its format, and by how much its sides were scaled."""
+
+    content: bytes
+    suffix: str
+    scale: float
+
+
+def decode(content: bytes) -> Image.Image:
+    """A fully loaded picture in the mode it is stored in.
+
+    Raises:
+        BadImage: for text, pointers to files, damaged or cut files, unknown formats, and sizes beyond `MAX_PIXELS`.
+    """
+    _refuse_text(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is stricter
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels")
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImage("file in no known image format") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, BadImage):
+            raise
+        raise BadImage("damaged or cut image") from error
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as it is meant to be seen: turned as EXIF says, transparent parts on white, three channels."""
+    if image.mode == "RGB" and not image.info.get("exif"):
+        return image
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey; conversion alone would clip them
+        brightest = 255 if image.getextrema()[1] <= 255 else 65535
+        image = image.convert("F").point(lambda value: value * (255 / brightest)).convert("L")
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def remarks(image: Image.Image) -> list[str]:
+    """Properties of a usable picture that are worth counting."""
+    found = [] if image.mode == "RGB" else [f"image in mode {image.mode}, seen as RGB"]
+    if orientation(image) != 1:
+        found.append("image that EXIF says to turn or mirror")
+    return found
+
+
+def orientation(image: Image.Image) -> int:
+    """How EXIF says to turn the stored pixels: 1 (not at all) to 8; values that mean nothing count as 1."""
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in _TURNS else 1
+
+
+def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn: int) -> tuple[float, ...]:
+    """A box (left, top, width, height) in stored pixels, seen in the turned picture.
+
+    Args:
+        box: in pixels of the file, as annotation tools that ignore EXIF give it.
+        size: width and height of the stored picture.
+        turn: from `orientation`.
+    """
+    left, top, width, height = box
+    corners = [_TURNS[turn](x, y, *size) for x, y in ((left, top), (left + width, top + height))]
+    (x0, x1), (y0, y1) = (sorted(values) for values in zip(*corners, strict=True))
+    return (x0, y0, x1 - x0, y1 - y0)
+
+
+def store(content: bytes, image: Image.Image, size: int | None, options: dict) -> Stored:
+    """The bytes to keep of a picture.
+
+    Args:
+        content: the file it came from.
+        image: the same, decoded.
+        size: None keeps the file as it is; a number scales the shorter side to it, uncropped, as RGB JPEG.
+        options: of Pillow for writing the JPEG.
+    """
+    if size is None:
+        suffix = ".jpg" if image.format == "JPEG" else f".{image.format.lower()}"
+        return Stored(content, suffix, 1.0)
+    image = to_rgb(image)
+    scale = size / min(image.size)
+    sides = [max(size, round(side * scale)) for side in image.size]
+    buffer = io.BytesIO()
+    image.resize(sides, Image.Resampling.LANCZOS).save(buffer, "JPEG", **options)
+    return Stored(buffer.getvalue(), ".jpg", scale)
+
+
+def _refuse_text(content: bytes) -> None:
+    head = content[:512]
+    if not head.strip():
+        raise BadImage("empty file")
+    if head.startswith(b"version https://git-lfs"):
+        raise BadImage("Git LFS pointer instead of the image (run git lfs pull in the source)")
+    if b"annex/objects" in head:
+        raise BadImage("git-annex pointer instead of the image")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise BadImage("web page instead of an image")
+    if all(byte in _TEXT_BYTES for byte in head):
+        raise BadImage("text instead of an image")

@@ -1,0 +1,260 @@
+"""Endless, reproducible sequences of rows: of a data set in memory, of Parquet shards read one window at a time,
+or of a weighted mixture. Row v is a function of (seed, v), so a cursor is one number and nothing is replayed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from ..utils.errors import UserError
+
+_ORDER, _SHARDS, _WITHIN, _MIXTURE = 1, 3, 4, 5  # separate random streams; 2 is the samples' own
+_BLOCK = 1000  # visits within which a mixture has exactly its weights
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read; `box` is used only where the data has it, None never."""
+
+    image: str = "image"
+    captions: str = "captions"
+    box: str | None = "bbox"
+
+    def present(self, available: Sequence[str]) -> list[str]:
+        """The columns to read of those available. Raises UserError when image or captions are not among them."""
+        for column in (self.image, self.captions):
+            if column not in available:
+                raise UserError(f"the data has no column {column!r}; there are {', '.join(available)}")
+        return [self.image, self.captions, *([self.box] if self.box in available else [])]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture, undecoded, with at least one caption; `box` is left, top, width, height in pixels or None.
+    `place` is the row's number in the order of storage, within the data set that `part` of a mixture numbers."""
+
+    content: bytes
+    captions: list[str]
+    box: list[float] | None
+    place: int
+    part: int = 0
+
+
+class Rows(Protocol):
+    """What readers have in common. `len` is the number of rows; visits go on beyond it, epoch after epoch."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, visit: int) -> Row:
+        """The row that the global sample `visit` (from 0) shows."""
+
+    def captions(self, count: int) -> list[list[str]]:
+        """Captions of the first rows in the order of storage."""
+
+
+class MapRows:
+    """Rows of a map-style data set, each epoch in a random order of its own.
+
+    Args:
+        dataset: any `datasets.Dataset` with the columns.
+        columns: their names.
+        seed: of the order.
+
+    Raises:
+        UserError: for an empty data set or missing columns.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, columns: Columns, seed: int):
+        names = columns.present(dataset.column_names)
+        if not len(dataset):
+            raise UserError("the data set is empty")
+        # Undecoded: pictures are decoded in one place, whichever reader they come from.
+        self.dataset = dataset.select_columns(names).cast_column(columns.image, datasets.Image(decode=False))
+        self.columns, self.seed = columns, seed
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def row(self, visit: int) -> Row:
+        epoch, position = divmod(visit, len(self))
+        place = int(self._order(epoch)[position])
+        return _to_row(self.dataset[place], self.columns, place)
+
+    def captions(self, count: int) -> list[list[str]]:
+        return [_as_list(value, index) for index, value in enumerate(self.dataset[:count][self.columns.captions])]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self))
+
+
+class ShardRows:
+    """Rows of Parquet files, of which a window of a few is in memory at a time.
+
+    Each epoch shuffles the shards and, within every window of consecutive ones, the rows. Any visit is reached by
+    arithmetic on the row counts in the files' footers, so resuming reads no more than one window.
+
+    Args:
+        shards: paths or addresses (`hf://...`) of the files, in the order of storage.
+        columns: names of the columns.
+        seed: of the order.
+        window: shards that are in memory, and shuffled, together.
+
+    Raises:
+        UserError: for files that cannot be read, no rows, or missing columns.
+    """
+
+    def __init__(self, shards: list[str], columns: Columns, seed: int, window: int = 2):
+        if not shards:
+            raise UserError("there are no Parquet files to stream")
+        self.shards, self.columns, self.seed, self.window = shards, columns, seed, window
+        footers = [self._open(shard, lambda file: file) for shard in shards]
+        self.counts = np.array([footer.metadata.num_rows for footer in footers])
+        self._names = columns.present(footers[0].schema_arrow.names)
+        if not self.counts.sum():
+            raise UserError("the data set is empty")
+        self._first_place = np.concatenate([[0], np.cumsum(self.counts)])
+        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+        self._window_order = lru_cache(maxsize=2)(self._permutation)
+        self._table = lru_cache(maxsize=window)(self._read)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def row(self, visit: int) -> Row:
+        epoch, position = divmod(visit, len(self))
+        order, starts = self._epoch(epoch)
+        window = int(np.searchsorted(starts, position, side="right")) - 1
+        shards = order[window * self.window : (window + 1) * self.window]
+        ends = np.cumsum(self.counts[shards])
+        offset = int(self._window_order(epoch, window, int(ends[-1]))[position - starts[window]])
+        which = int(np.searchsorted(ends, offset, side="right"))
+        shard, offset = int(shards[which]), offset - int(ends[which] - self.counts[shards[which]])
+        values = self._table(shard).slice(offset, 1).to_pylist()[0]
+        return _to_row(values, self.columns, int(self._first_place[shard]) + offset)
+
+    def captions(self, count: int) -> list[list[str]]:
+        found: list[list[str]] = []
+        for shard in self.shards:
+            if len(found) >= count:
+                break
+            column = self._open(shard, lambda file: file.read([self.columns.captions])).column(0).to_pylist()
+            found += [_as_list(value, len(found) + index) for index, value in enumerate(column)]
+        return found[:count]
+
+    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the shards, and the position at which each window of them starts."""
+        order = np.random.default_rng((self.seed, _SHARDS, epoch)).permutation(len(self.shards))
+        ends = np.cumsum(self.counts[order])
+        return order, np.concatenate([[0], ends[self.window - 1 : -1 : self.window]])
+
+    def _permutation(self, epoch: int, window: int, length: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, _WITHIN, epoch, window)).permutation(length)
+
+    def _read(self, shard: int) -> pyarrow.Table:
+        return self._open(self.shards[shard], lambda file: file.read(self._names))
+
+    def _open(self, shard: str, use):
+        try:
+            with fsspec.open(shard, "rb") as handle, pyarrow.parquet.ParquetFile(handle) as file:
+                return use(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"cannot read the shard {shard}: {str(error).splitlines()[0]}") from error
+
+
+class MixedRows:
+    """Rows of several readers in proportion to weights, each reader going through its own epochs.
+
+    In every block of 1,000 visits the shares are exact to a thousandth and their order is random.
+
+    Args:
+        parts: the readers.
+        weights: positive numbers, one per reader; only their ratios count.
+        seed: of the order.
+
+    Raises:
+        UserError: for weights that are not positive, or a share below a thousandth.
+    """
+
+    def __init__(self, parts: list[Rows], weights: list[float], seed: int):
+        if len(parts) != len(weights) or not parts or min(weights) <= 0:
+            raise UserError(f"a mixture needs one positive weight per data set, not {weights}")
+        self.parts, self.seed = parts, seed
+        self._quotas = _quotas(weights)
+        if not self._quotas.min():
+            raise UserError(f"a weight is below a thousandth of the sum: {weights}")
+        self._block = lru_cache(maxsize=2)(self._plan_block)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def row(self, visit: int) -> Row:
+        part, local = self._locate(visit)
+        row = self.parts[part].row(local)
+        return Row(row.content, row.captions, row.box, row.place, part)
+
+    def captions(self, count: int) -> list[list[str]]:
+        visits = [self._locate(visit) for visit in range(min(count, _BLOCK))]
+        firsts = [part.captions(count) for part in self.parts]
+        return [firsts[part][local % len(firsts[part])] for part, local in visits]
+
+    def _locate(self, visit: int) -> tuple[int, int]:
+        """Which part a visit belongs to, and the how-manieth visit of that part it is."""
+        block, position = divmod(visit, _BLOCK)
+        parts, earlier = self._block(block)
+        part = int(parts[position])
+        return part, block * int(self._quotas[part]) + int(earlier[position])
+
+    def _plan_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = np.repeat(np.arange(len(self.parts)), self._quotas)
+        parts = np.random.default_rng((self.seed, _MIXTURE, block)).permutation(parts)
+        earlier = np.empty_like(parts)
+        for part in range(len(self.parts)):
+            earlier[parts == part] = np.arange(self._quotas[part])
+        return parts, earlier
+
+
+def find_shards(source: str, split: str = "train") -> list[str]:
+    """Parquet files of a split of a folder or a data set on the Hub, by `datasets`' own rules.
+
+    Raises:
+        UserError: when there is no such data set or split, or it does not consist of Parquet files.
+    """
+    builder = datasets.load_dataset_builder(source)
+    if "parquet" not in type(builder).__module__:
+        raise UserError(f"{source} does not consist of Parquet files: see ratlip data prepare, or do not stream")
+    files = (builder.config.data_files or {}).get(split)
+    if not files:
+        raise UserError(f"{source} has no split {split!r}")
+    return [str(file) for file in files]
+
+
+def _quotas(weights: list[float]) -> np.ndarray:
+    """Whole shares of a block: rounded down, then the largest remainders up."""
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * _BLOCK
+    quotas = np.floor(exact).astype(np.int64)
+    quotas[np.argsort(quotas - exact, kind="stable")[: _BLOCK - quotas.sum()]] += 1
+    return quotas
+
+
+def _to_row(values: dict, columns: Columns, place: int) -> Row:
+    image = values[columns.image]
+    if isinstance(image, dict):
+        image = image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
+    if not isinstance(image, bytes):
+        raise UserError(f"row {place} of the column {columns.image!r} holds no picture")
+    return Row(image, _as_list(values[columns.captions], place), values.get(columns.box), place)
+
+
+def _as_list(captions: str | list[str] | None, place: int) -> list[str]:
+    captions = [captions] if isinstance(captions, str) else captions
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f"row {place} has no captions")
+    return captions

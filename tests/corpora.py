@@ -1,0 +1,100 @@
+"""Small raw corpora with the layouts and the defects of the real ones, made on the spot.
+Pictures are of one colour each; nothing here is taken from a real corpus."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+from PIL import Image
+
+CLASSES = ["001.Red_bird", "002.Green_bird", "010.Blue_bird"]  # the first is a test class in "stackgan" only
+
+
+def picture(
+    index: int = 0, size: tuple[int, int] = (60, 40), mode: str = "RGB", kind: str = "JPEG", **options
+) -> bytes:
+    """An encoded picture whose colour tells `index`."""
+    image = Image.new("RGB", size, (index * 7 % 256, 100, 200)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    """A JPEG that EXIF says to turn."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return picture(exif=exif)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file, making its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def make_birds(root: Path, per_class: int = 4, newline: str = "\n") -> Path:
+    """The "birds" folder of DF-GAN with three classes and everything in order."""
+    cub, files, number = root / "CUB_200_2011", [], 0
+    tables = {"images.txt": [], "image_class_labels.txt": [], "bounding_boxes.txt": [], "train_test_split.txt": []}
+    for name in CLASSES:
+        for index in range(per_class):
+            number += 1
+            stem = f"{name}/{name[4:]}_{index:04d}"
+            files.append(stem)
+            write(cub / "images" / f"{stem}.jpg", picture(number))
+            write(root / "text" / f"{stem}.txt", "".join(f"bird {number} sentence {k}{newline}" for k in range(10)))
+            tables["images.txt"].append(f"{number} {stem}.jpg")
+            tables["image_class_labels.txt"].append(f"{number} {int(name[:3])}")
+            tables["bounding_boxes.txt"].append(f"{number} 10.0 5.0 20.0 30.0")
+            tables["train_test_split.txt"].append(f"{number} {number % 2}")
+    tables["classes.txt"] = [f"{int(name[:3])} {name}" for name in CLASSES]
+    for name, lines in tables.items():
+        write(cub / name, newline.join(lines) + newline)
+    for split, wanted in (("test", CLASSES[:1]), ("train", CLASSES[1:])):
+        names = [stem for stem in files if stem.split("/")[0] in wanted]
+        write(root / split / "filenames.pickle", pickle.dumps(names, protocol=0))
+    return root
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A WebDataset shard."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_folder(root: Path, count: int = 6, captions: int = 2) -> Path:
+    """Pictures with .txt files beside them."""
+    for index in range(count):
+        write(root / f"{index}.jpg", picture(index))
+        write(root / f"{index}.txt", "\n".join(f"picture {index} sentence {k}" for k in range(captions)))
+    return root
+
+
+def make_coco(root: Path) -> Path:
+    """Two images for training, one for validation, 2017 names."""
+    for short, numbers in (("train", (1, 2)), ("val", (3,))):
+        images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in numbers]
+        notes = [{"image_id": number, "caption": f"scene {number} seen {k}"} for number in numbers for k in range(5)]
+        write(
+            root / "annotations" / f"captions_{short}2017.json", json.dumps({"images": images, "annotations": notes})
+        )
+        for image in images:
+            write(root / f"{short}2017" / image["file_name"], picture(image["id"]))
+    return root
+
+
+def make_faces(root: Path, count: int = 10) -> Path:
+    """Numbered faces with caption files."""
+    for index in range(count):
+        write(root / "CelebA-HQ-img" / f"{index}.jpg", picture(index))
+        write(root / "text" / "celeba-caption" / f"{index}.txt", f"face {index}\n")
+    return root

@@ -1,0 +1,392 @@
+"""Training rows from prepared corpora: map-style, streamed, mixed; cursors, ranks, crops, memory.
+Each picture has a colour of its own, so that what was shown can be told from the pixels."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corpora import make_birds, make_folder, picture, write
+from ratlip_hf.data import block_jpeg
+from ratlip_hf.data.block_jpeg import SAVE_OPTIONS, BlockJPEG, open_picture
+from ratlip_hf.data.embeddings import embed_captions
+from ratlip_hf.data.images import BadImage
+from ratlip_hf.data.prepare import prepare
+from ratlip_hf.data.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
+from ratlip_hf.data.shards import Storage
+from ratlip_hf.data.transforms import ANTIALIASED, RELEASED, frame, object_region
+from ratlip_hf.training.__main__ import main
+from ratlip_hf.training.config import TrainingConfig
+from ratlip_hf.training.data import CaptionedImages, load_training_data
+from ratlip_hf.utils.errors import UserError
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+COUNT = 23
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """23 pictures with two captions each, in 6 shards."""
+    folder = tmp_path_factory.mktemp("corpus")
+    prepare("folder", make_folder(folder / "raw", COUNT), folder / "out", storage=Storage(images_per_shard=4))
+    return folder / "out"
+
+
+def map_rows(folder: Path, seed: int = 0) -> MapRows:
+    return MapRows(datasets.load_dataset(str(folder), split="train"), Columns(), seed)
+
+
+def shard_rows(folder: Path, seed: int = 0, window: int = 2) -> ShardRows:
+    return ShardRows(find_shards(str(folder)), Columns(), seed, window)
+
+
+def names(rows, visits: range) -> list[str]:
+    """Which pictures the visits show: the second word of their captions."""
+    return [rows.row(visit).captions[0].split()[1] for visit in visits]
+
+
+# Order
+
+
+@pytest.mark.parametrize("make", [map_rows, shard_rows])
+def test_every_epoch_shows_every_row_once_in_its_own_order(prepared, make):
+    rows = make(prepared)
+    epochs = [names(rows, range(start, start + COUNT)) for start in (0, COUNT, 2 * COUNT)]
+    assert all(sorted(map(int, epoch)) == list(range(COUNT)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    assert epochs[0] == names(make(prepared), range(COUNT))
+    assert epochs[0] != names(make(prepared, seed=1), range(COUNT))
+
+
+def test_any_visit_is_reached_without_the_ones_before_it(prepared):
+    whole = names(shard_rows(prepared), range(3 * COUNT))
+    for visit in (0, 5, COUNT - 1, COUNT, 2 * COUNT + 7):
+        assert names(shard_rows(prepared), range(visit, visit + 1)) == [whole[visit]]
+
+
+def test_streaming_holds_one_window_of_shards_and_reads_each_once_per_epoch(prepared, monkeypatch):
+    read, real = [], ShardRows._read
+    monkeypatch.setattr(ShardRows, "_read", lambda self, shard: read.append(shard) or real(self, shard))
+    rows = shard_rows(prepared, window=2)
+    names(rows, range(COUNT))
+    assert sorted(read) == list(range(6))
+    assert rows._table.cache_info().maxsize == 2
+    read.clear()
+    names(shard_rows(prepared, window=2), range(COUNT - 1, COUNT))
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 9])
+def test_shards_of_a_window_are_shuffled_together(prepared, window):
+    rows = shard_rows(prepared, window=window)
+    assert sorted(map(int, names(rows, range(COUNT)))) == list(range(COUNT))
+    places = [rows.row(visit).place // 4 for visit in range(COUNT)]
+    changes = sum(first != second for first, second in pairwise(places))
+    assert (changes == 5) == (window == 1)
+
+
+def test_the_order_of_shards_and_the_order_within_them_both_change_from_epoch_to_epoch(prepared):
+    rows = shard_rows(prepared, window=1)
+    epochs = [[rows.row(visit).place for visit in range(start, start + COUNT)] for start in (0, COUNT)]
+    shards = [list(dict.fromkeys(place // 4 for place in epoch)) for epoch in epochs]
+    within = [[[place for place in epoch if place // 4 == shard] for shard in range(6)] for epoch in epochs]
+    assert shards[0] != shards[1] and within[0] != within[1]
+
+
+def test_places_number_the_rows_in_the_order_of_storage(prepared):
+    stored = [row["captions"] for row in datasets.load_dataset(str(prepared), split="train")]
+    for rows in (map_rows(prepared), shard_rows(prepared)):
+        assert all(stored[rows.row(visit).place] == rows.row(visit).captions for visit in range(COUNT))
+        assert rows.captions(9) == stored[:9]
+
+
+# Mixtures
+
+
+@pytest.fixture
+def mixture(prepared, tmp_path) -> MixedRows:
+    """Pictures 0 to 22 and, three times as often, one called 99."""
+    write(tmp_path / "raw/a.jpg", picture(99))
+    write(tmp_path / "raw/a.txt", "picture 99 alone")
+    prepare("folder", tmp_path / "raw", tmp_path / "out")
+    return MixedRows([map_rows(prepared), shard_rows(tmp_path / "out")], [1, 3], seed=0)
+
+
+def test_a_mixture_keeps_weights_epochs_and_cursor(mixture):
+    whole = names(mixture, range(2000))
+    assert Counter(whole[:1000])["99"] == Counter(whole[1000:])["99"] == 750
+    others = [name for name in whole if name != "99"]
+    assert others == names(mixture.parts[0], range(500))
+    assert whole[:1000] != whole[1000:]
+    assert names(mixture, range(1990, 1995)) == whole[1990:1995]
+    assert mixture.row(next(v for v in range(2000) if whole[v] == "99")).part == 1
+    assert len(mixture) == COUNT + 1
+    assert len({captions[0] for captions in mixture.captions(40)}) > 5
+
+
+@pytest.mark.parametrize("weights", [[1, 0], [1, -1], [1], [1, 10_000]])
+def test_weights_that_make_no_sense_are_refused(mixture, weights):
+    with pytest.raises(UserError, match="weight"):
+        MixedRows(mixture.parts, weights, 0)
+
+
+# Batches for training
+
+
+@pytest.fixture
+def config(prepared) -> TrainingConfig:
+    return TrainingConfig(train_data_dir=str(prepared), train_batch_size=4)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_ranks_share_the_samples_and_resuming_is_exact(config, streaming):
+    config.streaming = streaming
+    data = load_training_data(config, 16, 3)
+    whole = data.batch(range(20, 36))
+    parts = [load_training_data(config, 16, 3).batches(20, rank, world=2) for rank in (0, 1)]
+    batches = [next(parts[rank]) for _ in range(2) for rank in (0, 1)]
+    assert torch.equal(torch.cat([batch.images for batch in batches]), whole.images)
+    assert torch.equal(torch.cat([batch.noise for batch in batches]), whole.noise)
+    assert [caption for batch in batches for caption in batch.captions] == whole.captions
+
+
+def test_each_visit_draws_one_of_the_captions(config):
+    captions = Counter(caption.split()[-1] for caption in load_training_data(config, 16, 3).batch(range(200)).captions)
+    assert captions.keys() == {"0", "1"} and min(captions.values()) > 70
+
+
+@pytest.mark.parametrize("captions", [["only one"], ["a", "b", "c"], "a single string"])
+def test_any_columns_and_any_number_of_captions(captions, tmp_path):
+    image = Image.new("L", (20, 20), 80)
+    dataset = datasets.Dataset.from_dict({"photo": [image] * 3, "said": [captions] * 3})
+    dataset.to_parquet(tmp_path / "train-00000.parquet")
+    for streaming in (False, True):
+        config = TrainingConfig(train_data_dir=str(tmp_path), image_column="photo", caption_column="said")
+        config.streaming = streaming
+        batch = load_training_data(config, 16, 3).batch(range(30))
+        assert set(batch.captions) == ({captions} if isinstance(captions, str) else set(captions))
+        torch.testing.assert_close(batch.images, torch.full((30, 3, 16, 16), 80 / 127.5 - 1))
+
+
+@pytest.mark.parametrize("captions", [[], None, [None]])
+def test_a_row_without_captions_is_named(captions):
+    rows = {"image": [Image.new("RGB", (8, 8))] * 2, "captions": [["picture 0"], captions]}
+    features = {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))}
+    data = MapRows(datasets.Dataset.from_dict(rows, datasets.Features(features)), Columns(), 0)
+    with pytest.raises(UserError, match="row 1 has no captions"):
+        names(data, range(2))
+
+
+def test_a_damaged_picture_is_named(tmp_path, config):
+    features = datasets.Features({"image": datasets.Image(), "captions": datasets.Value("string")})
+    rows = {"image": [{"bytes": b"<html>", "path": None}], "captions": ["a"]}
+    data = MapRows(datasets.Dataset.from_dict(rows, features), Columns(), 0)
+    with pytest.raises(UserError, match="row 0 of the data: web page"):
+        CaptionedImages(data, config, 16, 3).sample(0)
+
+
+def test_classes_stand_in_for_missing_captions(tmp_path):
+    for folder in ("1", "2", "10"):
+        write(tmp_path / folder / "a.jpg", picture(int(folder)))
+    write(tmp_path / "cat_to_name.json", json.dumps({"1": "aster", "2": "rose", "10": "iris"}))
+    data = load_training_data(TrainingConfig(train_data_dir=str(tmp_path)), 16, 3)
+    assert set(data.batch(range(3)).captions) == {"a photo of an aster", "a photo of a rose", "a photo of an iris"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--streaming", "true", "--dataset_name", "synthetic-birds"], "streaming"),
+        (["--streaming", "true", "--train_data_dir", "x", "--max_train_samples", "3"], "streaming"),
+        (["--data_mixture", '{"a": 0}'], "positive weight"),
+        (["--data_mixture", '{"a": 1}', "--dataset_name", "b"], "one of them"),
+        (["--train_data_dir", "x", "--resize", "nearest"], "resize"),
+        (["--train_data_dir", "x", "--stream_window", "0"], "stream_window"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+
+
+def test_an_image_folder_cannot_be_streamed(tmp_path):
+    make_folder(tmp_path, count=2)
+    with pytest.raises(UserError, match="does not consist of Parquet"):
+        load_training_data(TrainingConfig(train_data_dir=str(tmp_path), streaming=True), 16, 3)
+
+
+def test_a_damaged_shard_is_named(prepared, tmp_path):
+    content = next((prepared / "data").iterdir()).read_bytes()
+    write(tmp_path / "train-0.parquet", content[:-100])
+    with pytest.raises(UserError, match="cannot read the shard"):
+        ShardRows([str(tmp_path / "train-0.parquet")], Columns(), 0)
+
+
+# Stored embeddings
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_stored_embeddings_are_those_of_the_drawn_captions(config, small_clip, tmp_path, streaming):
+    folder = tmp_path / "out"
+    shutil.copytree(config.train_data_dir, folder)
+    embed_captions(folder, small_clip.encode, small_clip.describe()["weights_sha256"])
+    config.train_data_dir, config.streaming, config.text_embeddings = str(folder), streaming, True
+    batch = load_training_data(config, 16, 3, small_clip).batch(range(30))
+    torch.testing.assert_close(batch.prompt_embeds, small_clip.encode(batch.captions), rtol=0, atol=1e-5)
+    config.text_embeddings = False
+    assert load_training_data(config, 16, 3, small_clip).batch(range(2)).prompt_embeds is None
+
+
+def test_embeddings_of_another_clip_or_of_other_shards_are_refused(config, small_clip, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(config.train_data_dir, folder)
+    config.train_data_dir, config.text_embeddings = str(folder), True
+    fingerprint = small_clip.describe()["weights_sha256"]
+    embed_captions(folder, small_clip.encode, "0" * 64)
+    with pytest.raises(UserError, match="no embeddings of this CLIP"):
+        load_training_data(config, 16, 3, small_clip)
+    embed_captions(folder, small_clip.encode, fingerprint)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["files"][0]["sha256"] = "1" * 64
+    write(folder / "manifest.json", json.dumps(manifest))
+    with pytest.raises(UserError, match="belongs to other shards"):
+        load_training_data(config, 16, 3, small_clip)
+
+
+# Crop and scale
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red tells the column, green the row, each from 0 to 250."""
+    red = np.tile(np.linspace(0, 250, width), (height, 1))
+    green = np.tile(np.linspace(0, 250, height)[:, None], (1, width))
+    return Image.fromarray(np.stack([red, green, np.zeros_like(red)], -1).round().astype(np.uint8))
+
+
+def test_the_region_of_a_box_is_the_papers():
+    assert object_region((500, 400), [100, 100, 80, 40], truncate=True) == (80, 60, 200, 180)
+    assert object_region((500, 400), [0, 0, 100, 100], truncate=True) == (0, 0, 125, 125)  # clipped to the picture
+    assert object_region((500, 400), [10.9, 10.0, 30.9, 9.0], truncate=True) == (3, 0, 49, 37)
+    assert object_region((500, 400), [10.9, 10.0, 30.9, 9.0], truncate=False) == (3, 0, 50, 38)
+    assert object_region((500, 400), [900, 900, 10, 10], truncate=False) == (0, 0, 500, 400)
+
+
+@pytest.mark.parametrize("variant", [ANTIALIASED, RELEASED])
+def test_the_crop_shows_the_box_and_moves_at_random(variant):
+    image, box = gradient(251, 251), [100, 100, 40, 40]  # the region is 90 to 150
+    middle = frame(image, 32, box, variant)
+    assert abs(middle[..., 0].mean() - 120) < 1.5 and abs(middle[..., 1].mean() - 120) < 1.5
+    rng = np.random.default_rng(0)
+    crops = [frame(image, 32, box, variant, rng) for _ in range(40)]
+    centres = np.array([crop[..., 0].mean() for crop in crops])
+    assert all(crop.shape == (32, 32, 3) and crop[..., 0].min() >= 88 and crop[..., 0].max() <= 152 for crop in crops)
+    assert 110 < centres.min() < 118 and 122 < centres.max() < 130
+    width = np.mean([np.ptp(crop[..., 0].astype(float)) for crop in crops])
+    assert width == pytest.approx(60 * 64 / 76, rel=0.08)
+
+
+@pytest.mark.parametrize("variant", [ANTIALIASED, RELEASED])
+def test_shrinking_averages_instead_of_picking_pixels(variant):
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (256, 128))).convert("RGB")
+    assert np.abs(frame(stripes, 32, None, variant).astype(float) - 127.5).max() < 12
+
+
+def test_resampling_agrees_with_pillow():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    for size in (40, 120):
+        difference = frame(noise, size).astype(int) - np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC))
+        assert np.abs(difference).max() <= 2
+
+
+@pytest.mark.parametrize("variant", [ANTIALIASED, RELEASED])
+@pytest.mark.parametrize("size", [32, 60])
+def test_mirrored_pictures_show_the_same_part_reversed(variant, size):
+    image, box = gradient(60, 60), None if size == 60 else [10, 15, 30, 30]
+    plain, mirrored = (frame(image, size, box, variant, mirror=mirror).astype(int) for mirror in (False, True))
+    assert np.abs(plain - mirrored[:, ::-1]).max() <= 1
+    assert np.abs(plain - mirrored).max() > 50
+
+
+def photograph(width: int, height: int) -> bytes:
+    """A prepared JPEG of coloured noise, smooth enough to survive compression."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((width, height)).save(buffer, "JPEG", quality=90, **SAVE_OPTIONS)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(130, 97), (64, 64), (33, 200)])
+def test_a_part_of_a_prepared_jpeg_is_decoded_alone_and_exactly(size, monkeypatch):
+    content = photograph(*size)
+    whole, parts = Image.open(io.BytesIO(content)).convert("RGB"), open_picture(content)
+    assert isinstance(parts, BlockJPEG) and parts.size == size
+    decoded, real = [], block_jpeg.decode
+    monkeypatch.setattr(block_jpeg, "decode", lambda content: decoded.append(real(content)) or decoded[-1])
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        (left, right), (top, bottom) = (sorted(rng.choice(side + 1, 2, replace=False)) for side in size)
+        region = tuple(map(int, (left, top, right, bottom)))
+        assert parts.crop(region).tobytes() == whole.crop(region).tobytes()
+        assert decoded[-1].width <= region[2] - region[0] + 34 and decoded[-1].height <= region[3] - region[1] + 34
+    assert parts.crop((0, 0, *size)).tobytes() == whole.tobytes()
+
+
+def test_other_files_are_decoded_whole_and_damage_is_noticed():
+    content = photograph(64, 64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for other in (picture(), picture(kind="PNG"), picture(exif=exif, **SAVE_OPTIONS), content + b"more"):
+        assert isinstance(open_picture(other), Image.Image)
+    with pytest.raises(BadImage):
+        open_picture(content[:-200])
+    with pytest.raises(BadImage):
+        open_picture(b"<html>")
+
+
+def test_a_picture_of_the_right_size_is_taken_as_it_is():
+    image = gradient(32, 32)
+    assert np.array_equal(frame(image, 32, None, ANTIALIASED, np.random.default_rng(0)), np.asarray(image))
+
+
+def test_boxes_are_used_where_they_are_and_can_be_left_out(tmp_path):
+    prepare("birds", make_birds(tmp_path / "birds"), tmp_path / "out")
+    config = TrainingConfig(train_data_dir=str(tmp_path / "out"))
+    assert load_training_data(config, 16, 3).rows.row(0).box == [10, 5, 20, 30]
+    config.crop_to_box = False
+    assert load_training_data(config, 16, 3).rows.row(0).box is None
+
+
+# Whole runs on real data, where it is there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real subsets are not beside the checkout")
+def test_real_birds_and_flowers_train(streaming, tmp_path):
+    prepare("birds", REAL / "birds_subset", tmp_path / "birds", storage=Storage(size=304))
+    prepare("flowers", REAL / "flowers_subset", tmp_path / "flowers")
+    sources = [tmp_path / "birds", tmp_path / "flowers"]
+    sources += [REAL / "flowers_subset"] if streaming == "false" else []
+    for index, source in enumerate(sources):
+        options = [
+            "--preset",
+            "tiny",
+            "--clip",
+            "synthetic-birds",
+            "--max_train_images",
+            "8",
+            "--train_batch_size",
+            "4",
+        ]
+        place = ["--train_data_dir", str(source), "--output_dir", str(tmp_path / f"run{index}")]
+        assert main([*options, *place, "--streaming", streaming]) == 0
+        assert (tmp_path / f"run{index}/pipeline/model_index.json").is_file()
