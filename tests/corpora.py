@@ -1,4 +1,4 @@
-"""Small raw corpora with the layouts and the defects of the real ones, made on the spot.
+"""Small raw corpora with the layouts and the defects of the real ones, and ways to look at what was prepared.
 Pictures are of one colour each; nothing here is taken from a real corpus."""
 
 import io
@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
+import datasets
 from PIL import Image
 
 CLASSES = ["001.Red_bird", "002.Green_bird", "010.Blue_bird"]  # the first is a test class in "stackgan" only
@@ -98,3 +99,16 @@ def make_faces(root: Path, count: int = 10) -> Path:
         write(root / "CelebA-HQ-img" / f"{index}.jpg", picture(index))
         write(root / "text" / "celeba-caption" / f"{index}.txt", f"face {index}\n")
     return root
+
+
+def rows_of(out: Path, split: str = "train") -> list[dict]:
+    dataset = datasets.load_dataset(str(out), split=split, streaming=True)
+    return sorted(dataset.decode(False), key=lambda row: row["image_id"])
+
+
+def skipped(manifest: dict) -> dict[str, int]:
+    return {reason: entry["count"] for reason, entry in manifest["skipped"].items()}
+
+
+def repaired(manifest: dict) -> dict[str, int]:
+    return {reason: entry["count"] for reason, entry in manifest["repaired"].items()}
