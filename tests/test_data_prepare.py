@@ -257,7 +257,7 @@ def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_
     ("arguments", "message"),
     [
         (["birds", "--source", "no/where"], "--source no/where is not a folder"),
-        (["birds"], "--source is not a folder"),
+        (["birds"], "--source is needed"),
         (["fish", "--source", "."], "kind must be one of birds"),
         (["folder", "--source", ".", "--store_size", "big"], "--store_size"),
         (["folder", "--source", ".", "--store_size", "4"], "--store_size"),

@@ -75,8 +75,11 @@ def _prepare(options: argparse.Namespace) -> int:
 
     if options.kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, not {options.kind!r}")
-    if options.kind != NO_SOURCE and (options.source is None or not options.source.is_dir()):
-        raise UserError(f"--source {options.source or ''} is not a folder".replace("  ", " "))
+    if options.kind != NO_SOURCE and options.source is None:
+        raise UserError("--source is needed: the folder with the raw data")
+    for name in ("source", "captions"):
+        if (folder := getattr(options, name)) is not None and not folder.is_dir():
+            raise UserError(f"--{name} {folder} is not a folder")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers must be at least 1, not {options.workers}")
     choices = {name: getattr(options, name) for name in SourceOptions.__dataclass_fields__}
@@ -90,7 +93,7 @@ def _prepare(options: argparse.Namespace) -> int:
 def _store_size(text: str) -> int | None:
     if text == "original":
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdecimal() and len(text) < 7):
         raise UserError(f"--store_size must be 'original' or a number of pixels, not {text!r}")
     return int(text)
 

@@ -38,7 +38,7 @@ class BlockJPEG:
         at = 2 if content[:2] == b"\xff\xd8" and content.endswith(_END) else len(content)
         while at + 4 <= len(content) and content[at] == 0xFF:
             marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
-            if marker == _SOF and tuple(content[at + 11 : at + 19 : 3]) == _SAMPLING:
+            if marker == _SOF and content[at + 9] == 3 and tuple(content[at + 11 : at + 19 : 3]) == _SAMPLING:
                 size_at = at + 5
             elif marker == _DRI:
                 interval = int.from_bytes(content[at + 4 : at + 6])

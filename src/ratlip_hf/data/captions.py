@@ -1,6 +1,7 @@
 """Captions as they come: files in any encoding, lists or single strings, doubled, empty or damaged sentences.
 Owns reading and cleaning; every change is counted in the report."""
 
+import codecs
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from .corpus import Report
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 KEYS = ("captions", "caption", "text", "sentences", "description")
 
 
@@ -19,6 +21,8 @@ def read_text(path: Path, report: Report) -> str:
 def decode_text(content: bytes, name: str, report: Report) -> str:
     """`read_text` for bytes that are already here; `name` is for the report."""
     try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         report.repair("text that is not UTF-8, read as Windows-1252", name)
@@ -27,7 +31,12 @@ def decode_text(content: bytes, name: str, report: Report) -> str:
 
 def read_lines(path: Path, report: Report) -> list[str]:
     """Lines that are not blank, without surrounding white space and whatever ends them (also CRLF)."""
-    return [line.strip() for line in read_text(path, report).splitlines() if line.strip()]
+    return [line.strip() for line in split_lines(read_text(path, report)) if line.strip()]
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines ended by LF, CRLF or CR. Other separators of Unicode may stand within a line, also of JSON."""
+    return re.split(r"\r\n|\r|\n", re.sub(r"(\r\n|\r|\n)\Z", "", text))
 
 
 def clean_captions(sentences: list[str], name: str, report: Report) -> tuple[str, ...]:
@@ -36,7 +45,10 @@ def clean_captions(sentences: list[str], name: str, report: Report) -> tuple[str
     for sentence in sentences:
         if REPLACEMENT in sentence:
             report.repair("caption with U+FFFD, which became a space", name)
-        sentence = re.sub(r"\s+", " ", sentence.replace(REPLACEMENT, " ")).strip()
+        if _UNPRINTABLE.search(sentence):
+            report.repair("caption with control characters or half characters, which became spaces", name)
+        sentence = _UNPRINTABLE.sub(" ", sentence.replace(REPLACEMENT, " "))
+        sentence = re.sub(r"\s+", " ", sentence).strip()
         if not sentence:
             report.skip("empty caption", name)
         elif sentence in cleaned:
@@ -58,7 +70,7 @@ def parse_json(text: str, name: str, report: Report):
     """The JSON value of `text`; None, counted as skipped, if it is not JSON."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         report.skip("metadata that is not valid JSON", name)
         return None
 
@@ -67,7 +79,7 @@ def captions_beside(stem: Path, report: Report) -> list[str]:
     """Sentences of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
     text, structured = (stem.with_name(stem.name + suffix) for suffix in (".txt", ".json"))
     if text.is_file():
-        return read_text(text, report).splitlines()
+        return split_lines(read_text(text, report))
     if structured.is_file():
         return captions_from_json(parse_json(read_text(structured, report), structured.name, report))
     return []

@@ -68,11 +68,11 @@ class Report:
 
     def skip(self, reason: str, name: str) -> None:
         """Count something that will be missing from the result."""
-        _count(self.skipped[reason], 1, [name])
+        _count(self.skipped[reason], 1, [as_text(name)])
 
     def repair(self, reason: str, name: str) -> None:
         """Count something that is kept, but not as it was."""
-        _count(self.repaired[reason], 1, [name])
+        _count(self.repaired[reason], 1, [as_text(name)])
 
     def merge(self, other: dict) -> None:
         """Add what another report's `to_dict` says."""
@@ -88,6 +88,37 @@ class Report:
             "repaired": dict(sorted(self.repaired.items())),
             "notes": list(self.notes),
         }
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that can be written: bytes that are not UTF-8 become U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def distinct_names(names: list[str], report: Report) -> list[str]:
+    """Names of classes, made different where two are the same: a class label needs that."""
+    result: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in result:
+            number += 1
+            candidate = f"{name} ({number})"
+        if candidate != name:
+            report.repair("class with the name of another, numbered", name)
+        result.append(candidate)
+    return result
+
+
+def unique_records(records: list["Record"], report: Report) -> list["Record"]:
+    """Without pictures whose `image_id` an earlier one has."""
+    seen, kept = set(), []
+    for record in records:
+        if record.image_id in seen:
+            report.skip("image with the name of another (but for the suffix)", record.image_id)
+        else:
+            seen.add(record.image_id)
+            kept.append(record)
+    return kept
 
 
 def _count(entry: dict, count: int, examples: list[str]) -> None:

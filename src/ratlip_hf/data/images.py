@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 MAX_PIXELS = 2**26  # 67 megapixels; a small file can claim to be far larger than memory
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_LONGEST_JPEG = 65_500
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 13}
 # Where EXIF's orientations move a point (x, y) of a picture of w x h pixels.
@@ -47,11 +48,11 @@ def decode(content: bytes) -> Image.Image:
     _refuse_text(content)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is stricter
+            warnings.simplefilter("ignore")  # of damaged tags, and of bombs, for which the limit here is stricter
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels")
-        image.load()
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels")
+            image.load()
     except Image.DecompressionBombError as error:
         raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels") from error
     except Image.UnidentifiedImageError as error:
@@ -65,7 +66,7 @@ def decode(content: bytes) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The picture as it is meant to be seen: turned as EXIF says, transparent parts on white, three channels."""
-    if image.mode == "RGB" and not image.info.get("exif"):
+    if image.mode == "RGB" and orientation(image) == 1:
         return image
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
@@ -122,6 +123,8 @@ def store(content: bytes, image: Image.Image, size: int | None, options: dict) -
     image = to_rgb(image)
     scale = size / min(image.size)
     sides = [max(size, round(side * scale)) for side in image.size]
+    if sides[0] * sides[1] > MAX_PIXELS or max(sides) > _LONGEST_JPEG:
+        raise BadImage("image too narrow for its shorter side to be stored at that size")
     buffer = io.BytesIO()
     image.resize(sides, Image.Resampling.LANCZOS).save(buffer, "JPEG", **options)
     return Stored(buffer.getvalue(), ".jpg", scale)

@@ -14,11 +14,14 @@ def read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["splits"], manifest["kind"]
+        manifest["kind"]
+        for split in manifest["splits"].values():
+            for file in split["files"]:
+                folder / file["path"], file["rows"] + 0, file["sha256"]
     except OSError as error:
         raise UserError(f"{folder} is no prepared corpus: there is no {MANIFEST} (see ratlip data prepare)") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return manifest
 
 

@@ -17,7 +17,7 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..version import __version__
 from .card import card_text
-from .corpus import Corpus, SourceOptions
+from .corpus import Corpus, SourceOptions, unique_records
 from .manifest import MANIFEST
 from .shards import ShardTask, Storage, plan_shards, run_tasks, sha256_of
 from .sources import ORIGINS, READERS
@@ -56,9 +56,13 @@ def prepare(
         UserError: when `out` exists, or nothing in `source` can be used.
     """
     options, storage = options or SourceOptions(), storage or Storage()
+    out = Path(os.path.abspath(out))
+    if out.is_symlink() or os.path.ismount(out):
+        raise UserError(f"--out {out} is a link or a mount point: choose a folder inside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists already: choose another or remove it")
     corpus = READERS[kind](source, options)
+    corpus.records = unique_records(corpus.records, corpus.report)
     working = out.with_name(f".{out.name}.partial")
     tasks = _plan(corpus, working, storage)
     _open_working_folder(working, _fingerprint(kind, corpus, storage))
@@ -81,10 +85,10 @@ def prepare(
     }
     atomic_write(working / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     atomic_write(working / "README.md", card_text(manifest, ORIGINS[kind], corpus.features()))
-    (working / _PLAN).unlink()
     if out.exists():
         out.rmdir()
     os.rename(working, out)
+    (out / _PLAN).unlink()
     return manifest
 
 

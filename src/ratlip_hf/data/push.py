@@ -4,7 +4,6 @@ Owns the checks before the upload; nothing local is changed."""
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from ..utils.errors import UserError
 from .manifest import read_manifest, shard_paths
@@ -38,6 +37,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
             delete_patterns="data/*.parquet",
             commit_message="Upload prepared captions corpus",
         )
-    except (HFValidationError, HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        raise UserError(f"cannot publish {repository}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # a refusal, a missing token, or whatever the HTTP client says of a Hub out of reach
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot publish {repository}: {reason}") from error
     return f"{api.endpoint}/datasets/{repository}"

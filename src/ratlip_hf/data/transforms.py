@@ -1,6 +1,8 @@
 """From a photograph to a training picture: crop to the object, scale, crop at random.
 Owns the two variants, which differ in rounding and resampling, not in what they show."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -48,10 +50,12 @@ def frame(
 def object_region(size: tuple[int, int], box: list[float], truncate: bool) -> Region:
     """Left, top, right, bottom of a square around a box, with a margin, clipped to a picture of `size`.
 
-    A box that leaves nothing of it gives the whole picture. `truncate` cuts the fractions of centre and side off, as
-    the authors' code does, instead of rounding the corners.
+    A box that leaves nothing of it, or is no box, gives the whole picture. `truncate` cuts the fractions of centre and
+    side off, as the authors' code does, instead of rounding the corners.
     """
     left, top, width, height = box
+    if not all(map(math.isfinite, box)):
+        return (0, 0, *size)
     half = _BOX_MARGIN * max(width, height)
     x, y = (2 * left + width) / 2, (2 * top + height) / 2
     if truncate:

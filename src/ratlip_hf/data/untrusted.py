@@ -61,4 +61,6 @@ def path_inside(root: Path, name: str) -> Path | None:
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
         return None
-    return root.joinpath(*path.parts)
+    found = root.joinpath(*path.parts)
+    # A link on the way may still lead out, and names in metadata are not the user's own.
+    return found if found.resolve().is_relative_to(root.resolve()) else None

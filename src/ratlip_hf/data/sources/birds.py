@@ -1,15 +1,16 @@
 """CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of DF-GAN and GALIP.
 Owns joining images, boxes, classes, captions and splits, whichever of them are there."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...utils.errors import UserError
 from ..captions import captions_beside, clean_captions, read_lines
-from ..corpus import Corpus, FileImage, Origin, Record, Report, SourceOptions
+from ..corpus import Corpus, FileImage, Origin, Record, Report, SourceOptions, distinct_names
 from ..splits import BIRD_SPLIT_NAMES, BIRD_SPLITS, OFFICIAL, TEST, TRAIN
 from ..untrusted import RefusedPickle, load_plain_pickle, path_inside
-from .common import first_folder, image_files, natural_key, need_folder, stem_id
+from .common import first_folder, image_files, is_file, natural_key, need_folder, stem_id
 
 ORIGIN = Origin(
     "CUB-200-2011 birds with captions",
@@ -54,7 +55,7 @@ def read(source: Path, options: SourceOptions) -> Corpus:
         path = path_inside(images, file)
         if path is None:
             report.skip("path in images.txt that leaves the source folder", file)
-        elif not path.is_file():
+        elif not is_file(path):
             report.skip("image listed in images.txt that is not there", file)
         elif (name := _class_name(metadata, by_number, number, file)) is None:
             report.skip("image of unknown class", file)
@@ -105,9 +106,9 @@ def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
         else:
             tables.boxes[number] = box
     for name, table in (("image_class_labels.txt", labels), ("bounding_boxes.txt", boxes)):
-        for number in (table or {}).keys() - files.keys():
+        for number in sorted((table or {}).keys() - files.keys(), key=natural_key):
             report.skip(f"row of {name} without a row of images.txt", f"image {number}")
-        for number in files.keys() - (table or files).keys():
+        for number in sorted(files.keys() - (table or files).keys(), key=natural_key):
             report.repair(f"image without a row of {name}", files[number])
     return tables
 
@@ -119,7 +120,7 @@ def _table(path: Path, report: Report) -> dict[str, str] | None:
     table = {}
     for line in read_lines(path, report):
         number, _, value = line.partition(" ")
-        if not (number.isdigit() and value):
+        if not (number.isascii() and number.isdecimal() and value):
             report.skip(f"line of {path.name} that is no number and value", line[:40])
         else:
             table[number] = value.strip()
@@ -131,13 +132,14 @@ def _box(text: str) -> tuple[float, float, float, float] | None:
         left, top, width, height = map(float, text.split())
     except ValueError:
         return None
-    return (left, top, width, height) if width > 0 and height > 0 else None
+    sound = all(map(math.isfinite, (left, top, width, height))) and width > 0 and height > 0
+    return (left, top, width, height) if sound else None
 
 
 def _class_names(cub: Path, metadata: _Metadata, report: Report) -> list[str]:
     names = _table(cub / "classes.txt", report)
     if names is not None:
-        return [names[number] for number in sorted(names, key=int)]
+        return distinct_names([names[number] for number in sorted(names, key=natural_key)], report)
     report.notes.append("no classes.txt: classes are the folders that images.txt names, by their number")
     folders = {file.replace("\\", "/").split("/")[0] for file in metadata.files.values() if "/" in file}
     return sorted(folders, key=natural_key)

@@ -3,6 +3,7 @@ Owns joining the two; COCO's test images have no captions, so its validation ima
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from ...utils.errors import UserError
@@ -10,7 +11,7 @@ from ..captions import clean_captions, read_text
 from ..corpus import Corpus, FileImage, Origin, Record, Report, SourceOptions
 from ..splits import TRAIN, VALIDATION
 from ..untrusted import path_inside
-from .common import first_folder
+from .common import first_folder, is_file, natural_key
 
 ORIGIN = Origin(
     "COCO captions",
@@ -43,28 +44,38 @@ def read(source: Path, options: SourceOptions) -> Corpus:
     return Corpus(records, f"by file: {', '.join(used)}", report, choices={"annotations": used})
 
 
+def _pairs(entries: list, key: str, value: str, path: Path, report: Report) -> Iterator[tuple[str, str]]:
+    """(entry[key], entry[value]) of the entries that have both, a number or text and a text."""
+    for entry in entries:
+        entry = entry if isinstance(entry, dict) else {}
+        if isinstance(entry.get(key), int | str) and isinstance(entry.get(value), str):
+            yield str(entry[key]), entry[value]
+        else:
+            report.skip(f"entry of {path.name} without {key} or {value}", str(entry)[:40])
+
+
 def _read_split(source: Path, path: Path, split: str, report: Report) -> list[Record]:
     try:
         content = json.loads(read_text(path, report))
-        images = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        images = dict(_pairs(content["images"], "id", "file_name", path, report))
         sentences = defaultdict(list)
-        for entry in content["annotations"]:
-            sentences[entry["image_id"]].append(entry["caption"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        for number, sentence in _pairs(content["annotations"], "image_id", "caption", path, report):
+            sentences[number].append(sentence)
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no COCO captions file: {error}") from error
     name = path.stem.removeprefix("captions_")
     folder = first_folder([source / name, source / "images" / name, source / "images"]) or source / name
     records = []
-    for number, file_name in sorted(images.items()):
+    for number, file_name in sorted(images.items(), key=lambda item: natural_key(item[0])):
         image = path_inside(folder, file_name)
         if image is None:
             report.skip(f"path in {path.name} that leaves the source folder", file_name)
-        elif not image.is_file():
+        elif not is_file(image):
             report.skip(f"image listed in {path.name} that is not there", file_name)
         elif captions := clean_captions(sentences.get(number, []), file_name, report):
             records.append(Record(split, Path(file_name).stem, FileImage(image), captions))
         else:
             report.skip("image without captions", file_name)
-    for number in sentences.keys() - images.keys():
+    for number in sorted(sentences.keys() - images.keys(), key=natural_key):
         report.skip(f"captions in {path.name} of an image that it does not list", f"image {number}")
     return records

@@ -5,12 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..corpus import as_text
 from ..images import SUFFIXES
 
 
-def natural_key(name: str) -> list:
-    """Sorting key under which "2" comes before "10"."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
+def natural_key(name: str) -> tuple[list, str]:
+    """Sorting key under which "2" comes before "10"; names that differ in case or zeros only keep a fixed order."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if index % 2 else part.lower() for index, part in enumerate(parts)], name
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; names that no file can have count as absent."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def image_files(folder: Path) -> Iterator[Path]:
@@ -40,4 +50,4 @@ def need_folder(candidates: list[Path], what: str) -> Path:
 
 def stem_id(path: Path, root: Path) -> str:
     """Name of a picture within its corpus: path below `root`, without suffix."""
-    return path.relative_to(root).with_suffix("").as_posix()
+    return as_text(path.relative_to(root).with_suffix("").as_posix())

@@ -8,7 +8,7 @@ import numpy as np
 from ..captions import captions_beside, clean_captions
 from ..corpus import Corpus, FileImage, Origin, Record, Report, SourceOptions
 from ..splits import TEST, TRAIN
-from .common import image_files, need_folder
+from .common import image_files, need_folder, stem_id
 
 ORIGIN = Origin(
     "CelebA-tiny: faces with captions",
@@ -46,7 +46,10 @@ def read(source: Path, options: SourceOptions) -> Corpus:
     paths = list(usable)
     records = [
         Record(
-            TRAIN if place < draw - test else TEST, paths[index].stem, FileImage(paths[index]), usable[paths[index]]
+            TRAIN if place < draw - test else TEST,
+            stem_id(paths[index], images),
+            FileImage(paths[index]),
+            usable[paths[index]],
         )
         for place, index in enumerate(order)
     ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...utils.errors import UserError
 from ..captions import captions_beside, class_caption, clean_captions, read_lines, read_text
-from ..corpus import Corpus, FileImage, Origin, Record, Report, SourceOptions
+from ..corpus import Corpus, FileImage, Origin, Record, Report, SourceOptions, distinct_names
 from ..splits import TEST, TRAIN
 from .common import first_folder, image_files, natural_key, stem_id
 
@@ -29,10 +29,11 @@ def read(source: Path, options: SourceOptions) -> Corpus:
     root = first_folder([source / "jpg", source / "images", source])
     captions = options.captions or first_folder([source / name for name in _CAPTION_FOLDERS]) or root
     by_stem = {path.stem: path.with_suffix("") for path in sorted(captions.rglob("image_*.txt"))}
-    class_names, classes = read_class_names(source, report), _classes(root, by_stem, report)
+    class_names, classes = read_class_names(source, report), _classes(source, root, captions, by_stem, report)
     if not classes:
         raise UserError(f"no images below {root}")
-    names = _label_names(class_names, classes, report)
+    numbers = _class_numbers(class_names, classes, report)
+    names = distinct_names([class_names.get(number, number) for number in numbers], report)
     split_of, splits_from = _splitter(source, captions, report)
 
     records = []
@@ -40,9 +41,9 @@ def read(source: Path, options: SourceOptions) -> Corpus:
         image_id = stem_id(path, root)
         stem = by_stem.get(path.stem, captions / image_id)
         sentences = clean_captions(captions_beside(stem, report), image_id, report)
-        label = names.index(class_names.get(name, name)) if name else None
+        label = numbers.index(name) if name else None
         if not sentences and label is not None:
-            sentences = (class_caption(names[label]),)
+            sentences = (class_caption(class_names.get(name, name)),)
             report.repair("image without captions: its class name made one", image_id)
         if sentences:
             records.append(Record(split_of(name), image_id, FileImage(path), sentences, label))
@@ -59,18 +60,20 @@ def read_class_names(source: Path, report: Report) -> dict[str, str]:
         return {str(number): str(name) for number, name in names.items()}
     except FileNotFoundError:
         report.notes.append(f"no {NAMES_FILE}: classes keep their folders' names")
-    except (json.JSONDecodeError, AttributeError):
+    except (ValueError, RecursionError, AttributeError):
         report.notes.append(f"{NAMES_FILE} is no JSON object: classes keep their folders' names")
     return {}
 
 
-def _classes(root: Path, by_stem: dict[str, Path], report: Report) -> dict[Path, str | None]:
+def _classes(
+    source: Path, root: Path, captions: Path, by_stem: dict[str, Path], report: Report
+) -> dict[Path, str | None]:
     """Class number (without leading zeros) of every image: from its folder, imagelabels, or the captions' folder."""
-    labels = _image_labels(root.parent, report)
+    labels = _image_labels(source, report)
     classes = {}
     for path in image_files(root):
         folder = path.parent if path.parent != root else by_stem.get(path.stem, path).parent
-        by_folder = folder.name.removeprefix("class_").lstrip("0") if folder != root else None
+        by_folder = None if folder in (root, captions) else folder.name.removeprefix("class_").lstrip("0")
         classes[path] = labels.get(path.stem) or by_folder
     return classes
 
@@ -80,7 +83,11 @@ def _image_labels(source: Path, report: Report) -> dict[str, str]:
     if (path := source / "imagelabels.txt").is_file():
         numbers = " ".join(read_lines(path, report)).split()
     elif (path := source / "imagelabels.npy").is_file():
-        numbers = np.load(path, allow_pickle=False).ravel().tolist()
+        try:
+            numbers = np.load(path, allow_pickle=False).ravel().tolist()
+        except (OSError, ValueError, EOFError):
+            report.notes.append("imagelabels.npy is no array of numbers: classes come from folders")
+            return {}
     else:
         if (source / "imagelabels.mat").is_file():
             report.notes.append("imagelabels.mat is not read; classes come from the captions' folders")
@@ -88,18 +95,20 @@ def _image_labels(source: Path, report: Report) -> dict[str, str]:
     return {f"image_{index:05d}": str(number) for index, number in enumerate(numbers, start=1)}
 
 
-def _label_names(class_names: dict[str, str], classes: dict[Path, str | None], report: Report) -> list[str]:
+def _class_numbers(class_names: dict[str, str], classes: dict[Path, str | None], report: Report) -> list[str]:
+    """Numbers, or names of folders, of all classes in the order of their labels."""
     folders = sorted({name for name in classes.values() if name}, key=natural_key)
     if any(name.isdigit() for name in folders):
         report.notes.append("class folders are numbers: labels follow their numeric order, not the order of text")
     if class_names and all(name in class_names for name in folders):
-        return [class_names[number] for number in sorted(class_names, key=natural_key)]
-    return [class_names.get(name, name) for name in folders]
+        return sorted(class_names, key=natural_key)
+    return folders
 
 
 def _splitter(source: Path, captions: Path, report: Report):
     """A function class number -> split, and a sentence saying where it comes from."""
-    for folder in (source, source / "class_splits", captions.parent):
+    beside = [] if captions == source else [captions.parent]
+    for folder in (source, source / "class_splits", *beside):
         train, test = (folder / name for name in _CLASS_LISTS)
         if train.is_file() and test.is_file():
             testing = [line.removeprefix("class_").lstrip("0") for line in read_lines(test, report)]

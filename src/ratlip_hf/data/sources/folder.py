@@ -39,7 +39,7 @@ def read(source: Path, options: SourceOptions) -> Corpus:
         report.skip(f"row of {METADATA} whose image is not there", path.relative_to(source).as_posix())
     by_folder = {record.split for record in records} != {TRAIN}
     splits_from = "names of the folders train, test and val" if by_folder else "no split in the source: all is train"
-    return Corpus(_unique(records, report), splits_from, report)
+    return Corpus(records, splits_from, report)
 
 
 def _split(path: Path, source: Path) -> str:
@@ -63,15 +63,3 @@ def _read_metadata(source: Path, report: Report) -> dict[Path, list[str]]:
             else:
                 listed.setdefault(path, []).extend(captions_from_json(row))
     return listed
-
-
-def _unique(records: list[Record], report: Report) -> list[Record]:
-    """Without pictures whose name differs from an earlier one by the suffix alone."""
-    seen, kept = set(), []
-    for record in records:
-        if record.image_id in seen:
-            report.skip("image whose name differs from another's by the suffix alone", record.image_id)
-        else:
-            seen.add(record.image_id)
-            kept.append(record)
-    return kept

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ...utils.errors import UserError
-from ..captions import captions_from_json, clean_captions, decode_text, parse_json
-from ..corpus import Corpus, Origin, Record, Report, SourceOptions
+from ..captions import captions_from_json, clean_captions, decode_text, parse_json, split_lines
+from ..corpus import Corpus, Origin, Record, Report, SourceOptions, as_text
 from ..images import SUFFIXES
 from ..splits import TRAIN
 from .common import natural_key
@@ -49,7 +49,7 @@ def read(source: Path, options: SourceOptions) -> Corpus:
     for archive in archives:
         name = archive.relative_to(source).with_suffix("").as_posix()
         for key, sample in _index(archive, report).items():
-            image_id = f"{name}/{key}"
+            image_id = as_text(f"{name}/{key}")
             if sample.image is None:
                 report.skip("captions without an image", image_id)
             elif captions := clean_captions(sample.sentences, image_id, report):
@@ -79,7 +79,7 @@ def _index(archive: Path, report: Report) -> dict[str, _Sample]:
                     text = decode_text(tar.extractfile(member).read(), member.name, report)
                     is_text = suffix == ".txt"
                     sample.sentences += (
-                        text.splitlines() if is_text else captions_from_json(parse_json(text, member.name, report))
+                        split_lines(text) if is_text else captions_from_json(parse_json(text, member.name, report))
                     )
     except (tarfile.TarError, OSError) as error:
         report.skip(f"rest of a tar file that cannot be read ({error})", archive.name)
