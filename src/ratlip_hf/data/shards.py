@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask,
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that writes shards was killed, perhaps for lack of memory: the same command with fewer "
+                "--workers goes on from here"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
