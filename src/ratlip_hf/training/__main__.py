@@ -4,6 +4,8 @@ The top-level `train_ratlip.py` of the repository is a shell over `main`."""
 import logging
 import sys
 
+import transformers
+
 from ..utils.errors import UserError, command_line
 from .config import load_config
 
@@ -17,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         from .loop import train  # after the configuration, so that a mistake in it is told at once
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
+    transformers.logging.disable_progress_bar()  # one for every saved file would bury the log
     train(config)
     return 0
 
