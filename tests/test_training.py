@@ -234,6 +234,24 @@ def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(c
     assert [path.name for path in (Path(config.output_dir) / "checkpoints").iterdir()] == ["step-00000002"]
 
 
+def test_weights_that_are_not_finite_never_become_a_checkpoint(config, monkeypatch):
+    """A gradient may overflow while its loss does not: the figures of the step then look healthy."""
+    real_step, calls = loop.training_step, []
+
+    def breaking(nets, *inputs):
+        metrics = real_step(nets, *inputs)
+        calls.append(1)
+        if len(calls) == 4:
+            with torch.no_grad():
+                nets.discriminator.referee.conv2.weight.view(-1)[0] = float("inf")
+        return metrics
+
+    monkeypatch.setattr(loop, "training_step", breaking)
+    with pytest.raises(UserError, match=r"step 4 .*discriminator_norm (inf|nan)"):
+        loop.train(config)
+    assert [path.name for path in (Path(config.output_dir) / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 class State:
     """Something with a state."""
 

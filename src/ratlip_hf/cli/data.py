@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..utils.errors import UserError
 
-# As in ratlip_hf.data.sources, which is not imported here: mistakes in options are told before anything heavy loads.
+# As in ratlip_hf.data.sources, which is not imported here: it needs `datasets`, which drawing does without.
 KINDS = ("birds", "flowers", "faces", "coco", "folder", "webdataset", "synthetic-birds")
 NO_SOURCE = "synthetic-birds"
 

@@ -7,10 +7,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers
+import torch
+import transformers
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 
 from .. import bundled
 from ..images import grid_image
+from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
 from ..utils.files import staged_files
 
@@ -71,15 +77,7 @@ def _read_prompts(path: Path | None) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _load(model: str, device: str | None, dtype: str):
-    # Heavy imports wait until the options are known to be right, so that a mistake is told at once.
-    import diffusers
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-
-    from ..pipeline import RATLIPPipeline
-
+def _load(model: str, device: str | None, dtype: str) -> RATLIPPipeline:
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # fails for devices that are absent or hold no values
@@ -98,10 +96,8 @@ def _load(model: str, device: str | None, dtype: str):
     return pipe.to(device)
 
 
-def _draw(pipe, jobs: list[tuple[str, int]]) -> Iterator:
+def _draw(pipe: RATLIPPipeline, jobs: list[tuple[str, int]]) -> Iterator[Image.Image]:
     """PIL pictures of (prompt, seed) pairs, in order."""
-    import torch
-
     for start in range(0, len(jobs), _BATCH):
         prompts, seeds = zip(*jobs[start : start + _BATCH], strict=True)
         yield from pipe(list(prompts), generator=[torch.Generator().manual_seed(seed) for seed in seeds]).images

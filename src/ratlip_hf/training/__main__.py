@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     print(config.to_json(), end="", flush=True)
     try:
-        from .loop import train  # after the configuration, so that a mistake in it is told at once
+        from .loop import train  # needs packages that drawing does without
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
     transformers.logging.disable_progress_bar()  # one for every saved file would bury the log

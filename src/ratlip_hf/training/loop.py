@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.nn.utils import get_total_norm
 
 from ..frozen_clip import FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
@@ -91,6 +92,7 @@ def train(config: TrainingConfig) -> Path:
         logger.info(describe(generator, discriminator, data, config))
 
     # Iterate
+    trained = {"generator_norm": generator, "discriminator_norm": discriminator}
     per_step = config.train_batch_size * accelerator.num_processes
     started, first = time.monotonic(), seen
     for batch in data.batches(seen, accelerator.process_index, accelerator.num_processes):
@@ -110,6 +112,9 @@ def train(config: TrainingConfig) -> Path:
         if step % config.sample_steps == 0:
             save_samples(output_dir, step, pipeline, data.first_captions(_SAMPLE_CAPTIONS))
         if step % config.checkpointing_steps == 0 or seen >= config.max_train_images:
+            # Finite losses do not rule out that the optimizer's last move was none.
+            norms = {name: get_total_norm(network.parameters()) for name, network in trained.items()}
+            stop_if_not_finite(norms, step, range(seen - per_step, seen))
             # In this order: whoever finds the last checkpoint finds the models too.
             save_models(output_dir, pipeline, discriminator)
             checkpoints.save(step, {"step": step, "images": seen, **facts_of_run(generator, discriminator, config)})
@@ -131,13 +136,13 @@ def to_tensors(
     return batch.images.to(device), batch.noise.to(device), prompt_embeds
 
 
-def stop_if_not_finite(metrics: dict[str, torch.Tensor], step: int, samples: range) -> None:
-    """Raise UserError when a loss is NaN or infinite; the last checkpoint is from before it."""
-    if not all(bool(value.isfinite()) for value in metrics.values()):
-        figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+def stop_if_not_finite(figures: dict[str, torch.Tensor], step: int, samples: range) -> None:
+    """Raise UserError when a loss or a norm of weights is NaN or infinite; no checkpoint holds such weights."""
+    if not all(bool(value.isfinite()) for value in figures.values()):
+        listed = ", ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
         raise UserError(
-            f"training diverged at step {step} (global samples {samples.start} to {samples.stop - 1}): {figures}; "
-            "the last checkpoint is sound: resume from it with lower learning rates"
+            f"training diverged at step {step} (global samples {samples.start} to {samples.stop - 1}): {listed}; "
+            "lower the learning rates; a checkpoint, if there is one already, is from before it and can be resumed"
         )
 
 
