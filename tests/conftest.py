@@ -170,9 +170,10 @@ def config(clip_dir, tmp_path) -> TrainingConfig:
         train_batch_size=4,
         random_flip=False,
         checkpointing_steps=2,
-        sample_steps=2,
+        sample_every=8,
         logging_steps=1,
         range_weight=1.0,
+        mixed_precision="no",
         output_dir=str(tmp_path / "run"),
     )
 

@@ -19,9 +19,9 @@ from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from ratlip_hf.models.clip import image_features
 from ratlip_hf.training import loop
 from ratlip_hf.training.__main__ import main
-from ratlip_hf.training.config import load_config
 from ratlip_hf.training.data import load_training_data
 from ratlip_hf.training.ema import EMA
+from ratlip_hf.training.options import load_config
 from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.training.step import discriminator_phase, training_step
 from ratlip_hf.utils.errors import UserError
@@ -57,7 +57,7 @@ def test_shipped_configurations_are_valid(name):
         ([], "dataset_name"),
         (["--dataset_name", "a", "--train_data_dir", "b"], "dataset_name"),
         (["--config", "nowhere.json"], "cannot read"),
-        (["--dataset_name", "a", "--train_batch_size", "1"], "mismatched"),
+        (["--dataset_name", "a", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
         (["--dataset_name", "a", "--train_batch_size", "many"], "must be int"),
         (["--dataset_name", "a", "--generator", "[1]"], "must be dict"),
         (["--dataset_name", "a", "--preset", "large"], "preset"),

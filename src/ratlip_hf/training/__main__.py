@@ -7,7 +7,7 @@ import sys
 import transformers
 
 from ..utils.errors import UserError, command_line
-from .config import load_config
+from .options import load_config
 
 
 @command_line

@@ -1,26 +1,41 @@
 """Everything that can be set about a training run: one dataclass, the only home of its defaults.
-Owns reading JSON files, command-line overrides and validation; an unknown key is an error."""
+Owns validation of single values and of combinations; `options` fills it from files and command lines."""
 
 import dataclasses
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..data.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
-from ..utils.errors import CommandParser, UserError
+from ..utils.errors import UserError
+from .augmentation import AUGMENTATIONS
 
-PRECISIONS = ("no", "bf16")
-EXAMPLES = Path(__file__).parent / "configs"
+PRECISIONS = ("no", "fp16", "bf16")
+TRACKERS = ("tensorboard", "wandb")
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
 def _option(default, text: str):
     settings = {"default_factory": default} if callable(default) else {"default": default}
     return field(metadata={"help": text}, **settings)
+
+
+_COUNTS = (
+    "max_train_images",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "penalty_interval",
+    "checkpointing_steps",
+    "logging_steps",
+    "sample_every",
+    "evaluate_every",
+    "evaluation_samples",
+    "stream_window",
+    "max_train_samples",
+    "checkpoints_total_limit",
+)
 
 
 @dataclass
@@ -33,7 +48,14 @@ class TrainingConfig:
     discriminator: dict = _option(
         dict, "values of the discriminator's configuration that differ from the preset (JSON)"
     )
-    clip: str = _option("openai/clip-vit-base-patch32", "frozen CLIP: repository, folder, or folder of a pipeline")
+    pretrained_model_name_or_path: str | None = _option(
+        None, "fine-tune this pipeline (repository or folder) and the discriminator beside it, instead of preset"
+    )
+    revision: str | None = _option(None, "branch, tag or commit of pretrained_model_name_or_path")
+    clip: str | None = _option(
+        None,
+        f"frozen CLIP: repository, folder, or a pipeline's; by default the fine-tuned pipeline's, else {DEFAULT_CLIP}",
+    )
     clip_revision: str | None = _option(None, "branch, tag or commit of the CLIP repository")
 
     # Data
@@ -53,26 +75,38 @@ class TrainingConfig:
     streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole data set")
     stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming")
     text_embeddings: bool = _option(
-        False, "take sentence embeddings that `ratlip data embed` has stored in the folder"
+        False, "compute the captions' embeddings once, or take those of `ratlip data embed`; no text tower in the loop"
     )
     max_train_samples: int | None = _option(None, "use the first N samples (for synthetic-birds: how many to draw)")
     random_flip: bool = _option(True, "mirror half of the pictures; off where captions speak of left and right")
+    dataloader_num_workers: int = _option(0, "processes that decode pictures beside each training process")
 
     # Optimisation (method section 6)
     max_train_images: int = _option(1_000_000, "length of the run in real images seen")
-    train_batch_size: int = _option(16, "real images per process and step")
+    train_batch_size: int = _option(16, "real images per process and micro-batch")
+    gradient_accumulation_steps: int = _option(1, "micro-batches per step")
     generator_learning_rate: float = _option(1e-4, "Adam, generator")
     discriminator_learning_rate: float = _option(4e-4, "Adam, discriminator")
     final_learning_rate_factor: float = _option(1.0, "rates fall to this share of themselves over the last third")
+    lr_warmup_steps: int = _option(0, "steps over which both rates rise to their value")
     adam_beta1: float = _option(0.0, "Adam, both networks")
     adam_beta2: float = _option(0.9, "Adam, both networks")
     similarity_weight: float = _option(4.0, "lambda of Eq. 8: weight of the CLIP similarity")
     penalty_weight: float = _option(2.0, "k of Eq. 8: weight of the gradient penalty")
     penalty_power: float = _option(6.0, "p of Eq. 8: power of the gradient norm")
     penalty_form: str = _option("summed", f"norm of the two gradients: {', '.join(PENALTY_FORMS)} (the released code)")
+    penalty_interval: int = _option(1, "steps between penalties; its weight is multiplied by this (lazy penalty)")
     range_weight: float = _option(0.0, "weight of the penalty on pixels beyond [-1, 1]; not in the paper")
     ema_decay: float = _option(0.999, "averaging of the generator that is saved and sampled")
-    mixed_precision: str = _option("no", f"precision of the forward passes: {', '.join(PRECISIONS)}")
+    max_grad_norm: float | None = _option(None, "clip each network's gradients to this norm")
+    augmentation: str = _option(
+        "", f"differentiable augmentation of what the discriminator sees, a list of: {', '.join(AUGMENTATIONS)}"
+    )
+    mixed_precision: str | None = _option(
+        None, f"precision of the forward passes: {', '.join(PRECISIONS)}; by default what accelerate is set to"
+    )
+    gradient_checkpointing: bool = _option(False, "recompute activations: less memory, more time, same numbers")
+    torch_compile: bool = _option(False, "compile the generator and the image tower")
 
     # Run
     output_dir: str = _option("ratlip-output", "where everything goes")
@@ -80,10 +114,29 @@ class TrainingConfig:
     resume_from_checkpoint: str | None = _option(None, "'latest' or a checkpoint folder")
     checkpointing_steps: int = _option(1000, "steps between checkpoints")
     checkpoints_total_limit: int | None = _option(2, "checkpoints kept")
-    sample_steps: int = _option(500, "steps between sample grids")
     logging_steps: int = _option(10, "steps between lines of log.jsonl")
+    report_to: str | None = _option(None, f"tracker beside log.jsonl: {', '.join(TRACKERS)}")
+    sample_every: int = _option(8_000, "real images between sample grids")
+    evaluate_every: int | None = _option(None, "real images between quick evaluations, which keep the best weights")
+    evaluation_samples: int = _option(256, "pictures drawn for a quick evaluation")
+    push_to_hub: bool = _option(False, "upload pipeline, samples and model card to the Hub at the end")
+    hub_model_id: str | None = _option(None, "repository on the Hub; by default the name of output_dir")
+    hub_private_repo: bool = _option(False, "make the repository a private one")
+    hub_license: str = _option("unknown", "licence on the model card, in the Hub's spelling, for example cc-by-nc-4.0")
+    dry_run: bool = _option(False, "print configuration, sizes, memory and data, and end")
+
+    @property
+    def augmentations(self) -> list[str]:
+        """The names listed in `augmentation`."""
+        return [name.strip() for name in self.augmentation.split(",") if name.strip()]
+
+    @property
+    def clip_source(self) -> str:
+        """Where the frozen CLIP comes from."""
+        return self.clip or self.pretrained_model_name_or_path or DEFAULT_CLIP
 
     def to_json(self) -> str:
+        """The JSON object that `--config` reads again."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def validate(self) -> "TrainingConfig":
@@ -100,95 +153,32 @@ class TrainingConfig:
             raise UserError(
                 "streaming reads whole corpora from Parquet files: neither max_train_samples nor drawn birds"
             )
-        if self.mixed_precision not in PRECISIONS:
+        if self.mixed_precision not in (None, *PRECISIONS):
             raise UserError(f"mixed_precision must be one of {', '.join(PRECISIONS)}, not {self.mixed_precision!r}")
         if self.penalty_form not in PENALTY_FORMS:
             raise UserError(f"penalty_form must be one of {', '.join(PENALTY_FORMS)}, not {self.penalty_form!r}")
-        if self.train_batch_size < 2:
-            raise UserError("train_batch_size must be at least 2: mismatched pairs need another caption")
-        for name in ("max_train_images", "checkpointing_steps", "sample_steps", "logging_steps", "stream_window"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_train_samples", "checkpoints_total_limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1 when given, not {getattr(self, name)}")
-        for name in ("generator_learning_rate", "discriminator_learning_rate", "penalty_power"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in (name for name, kind in _KINDS.items() if kind is float):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"{name} must be finite, not {getattr(self, name)}")
+        if unknown := [name for name in self.augmentations if name not in AUGMENTATIONS]:
+            raise UserError(f"augmentation must list some of {', '.join(AUGMENTATIONS)}, not {unknown[0]!r}")
+        if self.report_to not in (None, *TRACKERS):
+            raise UserError(f"report_to must be one of {', '.join(TRACKERS)}, or none, not {self.report_to!r}")
+        if self.pretrained_model_name_or_path and (self.generator or self.discriminator):
+            raise UserError("generator and discriminator are taken from pretrained_model_name_or_path as they are")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        for name in ("lr_warmup_steps", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name} must be finite, not {value}")
+        for name in ("generator_learning_rate", "discriminator_learning_rate", "penalty_power", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be positive, not {value}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         if not 0 <= self.final_learning_rate_factor <= 1:
             raise UserError(f"final_learning_rate_factor must lie in [0, 1], not {self.final_learning_rate_factor}")
         return self
-
-
-_KINDS = typing.get_type_hints(TrainingConfig)
-
-
-def load_config(argv: list[str] | None = None) -> TrainingConfig:
-    """Defaults, then the JSON file of `--config`, then command-line options; validated.
-
-    `--config NAME` takes a file, or the name of a configuration that ships with the package.
-
-    Raises:
-        UserError: for unknown keys, unreadable files, and values of the wrong kind.
-    """
-    parser = CommandParser(prog="ratlip_hf.training", description="Train a RATLIP generator.")
-    shipped = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.json")))
-    parser.add_argument("--config", help=f"JSON file, or one of: {shipped}")
-    for item in dataclasses.fields(TrainingConfig):
-        parser.add_argument(f"--{item.name}", help=item.metadata["help"], metavar="VALUE")
-    options = vars(parser.parse_args(argv))
-    values = _read_json(options.pop("config"))
-    values |= {name: _parse(name, text) for name, text in options.items() if text is not None}
-    return TrainingConfig(**values).validate()
-
-
-def _read_json(source: str | None) -> dict:
-    if source is None:
-        return {}
-    path = Path(source) if Path(source).suffix == ".json" else EXAMPLES / f"{source}.json"
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read configuration {source}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{source} must hold one JSON object")
-    for name, value in values.items():
-        if name not in _KINDS:
-            raise UserError(f"{source} has the unknown key {name!r}")
-        _check_kind(name, value)
-    return values
-
-
-def _parse(name: str, text: str):
-    """The value of an option from its text; 'none' stands for None where that is allowed."""
-    kinds = _kinds(name)
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    if str in kinds:
-        return text
-    try:
-        value = json.loads(text.lower() if bool in kinds else text)
-    except json.JSONDecodeError:
-        value = text
-    _check_kind(name, value)
-    return value
-
-
-def _check_kind(name: str, value) -> None:
-    kinds = _kinds(name)
-    fits = type(value) in kinds or (float in kinds and type(value) is int)
-    if not fits:
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{name} must be {wanted}, not {value!r}")
-
-
-def _kinds(name: str) -> tuple[type, ...]:
-    hint = _KINDS[name]
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

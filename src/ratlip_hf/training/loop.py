@@ -51,7 +51,7 @@ def train(config: TrainingConfig) -> Path:
     discriminator = RATLIPDiscriminator.from_preset(config.preset, **config.discriminator)
     if found:
         compare_with_checkpoint(found[1], generator, discriminator, config)
-    clip = load_clip(config.clip, **({"revision": config.clip_revision} if config.clip_revision else {}))
+    clip = load_clip(config.clip_source, **({"revision": config.clip_revision} if config.clip_revision else {}))
     check_clip(clip, generator, discriminator)
     clip.text_encoder.to(device), clip.image_encoder.to(device)
 
@@ -109,7 +109,7 @@ def train(config: TrainingConfig) -> Path:
             rate = (seen - first) / (time.monotonic() - started)
             rounded = {name: round(float(value), 4) for name, value in metrics.items()}
             log.write({"step": step, "images": seen, **rounded, "images_per_second": round(rate, 1)})
-        if step % config.sample_steps == 0:
+        if crossed(seen, per_step, config.sample_every):
             save_samples(output_dir, step, pipeline, data.first_captions(_SAMPLE_CAPTIONS))
         if step % config.checkpointing_steps == 0 or seen >= config.max_train_images:
             # Finite losses do not rule out that the optimizer's last move was none.
@@ -156,3 +156,8 @@ def set_learning_rates(nets: Networks, config: TrainingConfig, seen: int) -> Non
     ):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
+
+
+def crossed(seen: int, per_step: int, interval: int) -> bool:
+    """Whether the last step went over a multiple of `interval` images."""
+    return seen // interval > (seen - per_step) // interval

@@ -1,0 +1,75 @@
+"""Differentiable augmentation of what the discriminator sees, for small corpora (Zhao et al. 2020, arXiv:2006.10738).
+What happens to a sample is a function of (seed, global sample index, real or generated), nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+AUGMENTATIONS = ("color", "translation", "cutout")
+_STREAM = 6  # random stream of the draws; data readers have others
+_DRAWS = 7  # uniform numbers per sample: three for colour, two for each of the others
+_SHIFT, _HOLE = 1 / 8, 1 / 2  # largest translation and side of the hole, as shares of the picture's side
+
+
+def draw(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
+    """Uniform numbers in [0, 1), [B, 7], for the samples with these global indices."""
+    draws = [np.random.default_rng((seed, _STREAM, index, int(generated))).random(_DRAWS) for index in indices]
+    return torch.from_numpy(np.stack(draws)).float()
+
+
+def augment(images: torch.Tensor, names: Sequence[str], draws: torch.Tensor) -> torch.Tensor:
+    """Change pictures [B, 3, H, W] in [-1, 1] in the ways of `names`, by numbers [B, 7] from [`draw`]; differentiable.
+
+    "color": brightness, saturation and contrast. "translation": a shift by up to an eighth, zeros move in. "cutout": a
+    square hole of half the side, which may reach over the edge. They are applied in this order.
+    """
+    draws = draws.to(images)
+    if "color" in names:
+        images = _color(images, *draws[:, :3].T)
+    if "translation" in names:
+        images = _translate(images, *draws[:, 3:5].T)
+    if "cutout" in names:
+        images = _cut_out(images, *draws[:, 5:7].T)
+    return images
+
+
+def _color(images: torch.Tensor, brightness: torch.Tensor, saturation: torch.Tensor, contrast: torch.Tensor):
+    """Add up to a half, scale the distance from grey by up to 2, and that from the mean by 0.5 to 1.5."""
+    brightness, saturation, contrast = (x[:, None, None, None] for x in (brightness, saturation, contrast))
+    images = images + (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (images - grey) * (2 * saturation)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (0.5 + contrast)
+
+
+def _translate(images: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    height, width = images.shape[-2:]
+    x, y = _positions(across, width, _SHIFT), _positions(down, height, _SHIFT)
+    room = (round(width * _SHIFT), round(height * _SHIFT))
+    padded = F.pad(images, (room[0], room[0], room[1], room[1]))
+    rows = (y[:, None] + room[1] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (x[:, None] + room[0] + torch.arange(width, device=images.device))[:, None, None, :]
+    sample = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return padded[sample, channel, rows, columns]
+
+
+def _positions(draws: torch.Tensor, side: int, share: float) -> torch.Tensor:
+    """Whole numbers from -share * side to +share * side, each as likely as the others."""
+    most = round(side * share)
+    return (draws * (2 * most + 1)).long().clamp(max=2 * most) - most
+
+
+def _cut_out(images: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    height, width = images.shape[-2:]
+    inside = []
+    for draws, side in ((down, height), (across, width)):
+        hole = round(side * _HOLE)
+        first = (draws * (side + 1)).long().clamp(max=side) - hole // 2
+        place = torch.arange(side, device=images.device)
+        inside.append((place >= first[:, None]) & (place < first[:, None] + hole))
+    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return images.masked_fill(hole, 0.0)
