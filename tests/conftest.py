@@ -25,6 +25,7 @@ from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer, small_clip_config
 from ratlip_hf.training.config import TrainingConfig
+from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.step import Networks
 from training_toys import DISCRIMINATOR, GENERATOR
 
@@ -183,6 +184,6 @@ def nets(small_clip, make_generator, config) -> Networks:
     generator = make_generator(noise_dim=8).train()
     torch.manual_seed(0)
     discriminator = RATLIPDiscriminator(**{**DISCRIMINATOR, "unused_shortcuts": True})
-    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (generator, discriminator)]
+    moving = [Optimization(torch.optim.SGD(network.parameters(), lr=0.1)) for network in (generator, discriminator)]
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return Networks(generator, discriminator, *optimizers, small_clip.image_encoder, accelerator, config)
+    return Networks(generator, discriminator, *moving, small_clip.image_encoder, accelerator, config)

@@ -78,7 +78,7 @@ def test_streaming_holds_one_window_of_shards_and_reads_each_once_per_epoch(prep
     rows = shard_rows(prepared, window=2)
     names(rows, range(COUNT))
     assert sorted(read) == list(range(6))
-    assert rows._table.cache_info().maxsize == 2
+    assert len(rows._table.results) == 2
     read.clear()
     names(shard_rows(prepared, window=2), range(COUNT - 1, COUNT))
     assert len(read) == 1
@@ -163,16 +163,16 @@ def test_each_visit_draws_one_of_the_captions(config):
     assert captions.keys() == {"0", "1"} and min(captions.values()) > 70
 
 
-@pytest.mark.parametrize("captions", [["only one"], ["a", "b", "c"], "a single string"])
+@pytest.mark.parametrize("captions", [[["0"], ["1"]], [["a", "b", "c"], ["d", "e", "f"]], ["one string", "another"]])
 def test_any_columns_and_any_number_of_captions(captions, tmp_path):
     image = Image.new("L", (20, 20), 80)
-    dataset = datasets.Dataset.from_dict({"photo": [image] * 3, "said": [captions] * 3})
+    dataset = datasets.Dataset.from_dict({"photo": [image] * 2, "said": captions})
     dataset.to_parquet(tmp_path / "train-00000.parquet")
     for streaming in (False, True):
         config = TrainingConfig(train_data_dir=str(tmp_path), image_column="photo", caption_column="said")
         config.streaming = streaming
         batch = load_training_data(config, 16, 3).batch(range(30))
-        assert set(batch.captions) == ({captions} if isinstance(captions, str) else set(captions))
+        assert set(batch.captions) == ({*captions} if isinstance(captions[0], str) else {*captions[0], *captions[1]})
         torch.testing.assert_close(batch.images, torch.full((30, 3, 16, 16), 80 / 127.5 - 1))
 
 
@@ -187,10 +187,10 @@ def test_a_row_without_captions_is_named(captions):
 
 def test_a_damaged_picture_is_named(tmp_path, config):
     features = datasets.Features({"image": datasets.Image(), "captions": datasets.Value("string")})
-    rows = {"image": [{"bytes": b"<html>", "path": None}], "captions": ["a"]}
+    rows = {"image": [{"bytes": b"<html>", "path": None}] * 2, "captions": ["a", "b"]}
     data = MapRows(datasets.Dataset.from_dict(rows, features), Columns(), 0)
-    with pytest.raises(UserError, match="row 0 of the data: web page"):
-        CaptionedImages(data, config, 16, 3).sample(0)
+    with pytest.raises(UserError, match=r"row [01] of the data: web page"):
+        CaptionedImages(data, config, 16, 3).batch([0])
 
 
 def test_classes_stand_in_for_missing_captions(tmp_path):

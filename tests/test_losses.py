@@ -16,15 +16,6 @@ def test_hinge_terms():
     assert total.item() == pytest.approx(4.5 / 4 + 0.5 * (6.5 / 4 + 1))
 
 
-def test_mismatched_pairs_image_i_with_text_i_plus_1_without_gradient():
-    text = torch.arange(6.0).reshape(3, 2).requires_grad_()
-    other = losses.mismatched(text)
-    assert other.tolist() == [[2, 3], [4, 5], [0, 1]]
-    assert not other.requires_grad
-    with pytest.raises(ValueError, match="two samples"):
-        losses.mismatched(text[:1])
-
-
 @pytest.mark.parametrize(("form", "norm"), [("summed", 5 + 13), ("concatenated", math.hypot(5, 13))])
 def test_gradient_penalty_of_a_linear_critic(form, norm):
     """D = a.x + b.t has gradients a and b everywhere, |a| = 5 and |b| = 13."""

@@ -17,10 +17,10 @@ from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.models.clip import image_features, image_features_and_embeds
 from ratlip_hf.training import loop
 from ratlip_hf.training.data import CaptionedImages
-from ratlip_hf.training.loop import set_learning_rates
+from ratlip_hf.training.optimization import rate_factor
 from ratlip_hf.training.preparation import fit_conditioning
 from ratlip_hf.training.step import training_step
-from training_toys import DISCRIMINATOR, GENERATOR, corpus, step_inputs
+from training_toys import DISCRIMINATOR, GENERATOR, corpus, keep_gradients, step_inputs
 
 
 def gradients(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -60,11 +60,12 @@ def discriminator_loss(nets, images, fakes, text, form: str) -> torch.Tensor:
 def test_discriminator_phase_is_eq_8(nets, form, clip_input):
     nets.config.penalty_form, nets.config.penalty_weight, nets.config.penalty_power = form, 3.0, 4.0
     nets.discriminator.register_to_config(clip_input=clip_input)
-    images, noise, text = step_inputs()
+    keep_gradients(nets)
+    images, noise, text, *_ = inputs = step_inputs()
     reference = copy.deepcopy(nets.discriminator)
     with torch.no_grad():
         fakes = copy.deepcopy(nets.generator)(noise, text, nets.image_encoder).sample
-    training_step(nets, images, noise, text)
+    training_step(nets, [inputs])
     found = gradients(nets.discriminator)
     nets.discriminator = reference
     discriminator_loss(nets, images, fakes, text, form).backward()
@@ -75,9 +76,10 @@ def test_discriminator_phase_is_eq_8(nets, form, clip_input):
 def test_generator_phase_is_eq_8_with_the_discriminator_already_moved(nets, clip_input):
     nets.config.similarity_weight, nets.config.range_weight = 2.5, 7.0
     nets.discriminator.register_to_config(clip_input=clip_input)
-    images, noise, text = step_inputs()
+    keep_gradients(nets)
+    _, noise, text, *_ = inputs = step_inputs()
     reference = copy.deepcopy(nets.generator)
-    training_step(nets, images, noise, text)
+    training_step(nets, [inputs])
     pictures = reference(noise, text, nets.image_encoder).sample
     layers = nets.discriminator.config.feature_layers
     features, embeds = image_features_and_embeds(nets.image_encoder, pictures, layers, clip_input)
@@ -90,7 +92,7 @@ def test_generator_phase_is_eq_8_with_the_discriminator_already_moved(nets, clip
 
 def test_bf16_passes_leave_weights_and_penalty_in_float32(nets):
     nets.config.mixed_precision = "bf16"
-    metrics = training_step(nets, *step_inputs())
+    metrics = training_step(nets, [step_inputs()])
     assert metrics["d_penalty"].dtype == torch.float32
     assert all(value.isfinite() for value in metrics.values())
     assert {parameter.dtype for parameter in nets.generator.parameters()} == {torch.float32}
@@ -99,16 +101,22 @@ def test_bf16_passes_leave_weights_and_penalty_in_float32(nets):
 @pytest.mark.parametrize(("seen", "factor"), [(0, 1.0), (400, 1.0), (500, 0.55), (600, 0.1)])
 def test_rates_fall_over_the_last_third(nets, seen, factor):
     nets.config.max_train_images, nets.config.final_learning_rate_factor = 600, 0.1
-    set_learning_rates(nets, nets.config, seen)
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in (nets.generator_optimizer, nets.discriminator_optimizer)]
-    assert rates == pytest.approx([factor * 1e-4, factor * 4e-4])
+    assert rate_factor(nets.config, 1000, seen) == pytest.approx(factor)
+    nets.generator_optimization.set_rate(factor)
+    nets.generator_optimization.set_rate(factor)
+    assert nets.generator_optimization.optimizer.param_groups[0]["lr"] == pytest.approx(factor * 0.1)
+
+
+def test_rates_rise_over_the_first_steps(config):
+    config.lr_warmup_steps = 4
+    assert [rate_factor(config, step, 0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_conditioning_is_fitted_to_the_data(small_clip, config):
     generator = RATLIPGenerator(**GENERATOR, text_center=True, text_norm=4.0)
     discriminator = RATLIPDiscriminator(**DISCRIMINATOR)
     data = corpus(config)
-    fit_conditioning(generator, discriminator, small_clip, data)
+    fit_conditioning([generator, discriminator], small_clip, data, discriminator.config)
     mean = F.normalize(small_clip.encode([f"{index} first" for index in range(10)]), dim=1).mean(0)
     torch.testing.assert_close(generator.text_conditioning.mean, mean)
     torch.testing.assert_close(discriminator.text_conditioning.mean, mean)
@@ -118,11 +126,11 @@ def test_conditioning_is_fitted_to_the_data(small_clip, config):
 
 def test_half_of_the_pictures_are_mirrored_if_that_is_allowed(config):
     ramp = np.tile(np.linspace(0, 255, 32, dtype=np.uint8)[None, :, None], (32, 1, 3))
-    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)], "captions": [["a ramp"]]})
+    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)] * 2, "captions": [["a ramp"], ["another"]]})
     data = CaptionedImages(MapRows(rows, Columns("image", "captions"), seed=0), config, size=32, noise_dim=3)
 
     def mirrored() -> int:
-        return sum(bool(data.sample(index).pixels[0, 0, 0] > 127) for index in range(40))
+        return int((data.batch(range(40)).images[:, 0, 0, 0] > 0).sum())
 
     assert mirrored() == 0
     config.random_flip = True

@@ -9,6 +9,7 @@ from PIL import Image
 from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import CaptionedImages
+from ratlip_hf.training.step import Networks, StepInputs
 
 DISCRIMINATOR = {
     "clip_width": 32,
@@ -46,6 +47,14 @@ def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
     return CaptionedImages(MapRows(datasets.Dataset.from_dict(rows), columns, config.seed), config, 32, noise_dim=3)
 
 
-def step_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def step_inputs() -> StepInputs:
+    """Four samples; the mismatched text of each is the next one's, as in the released code."""
     torch.manual_seed(1)
-    return torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 8), torch.randn(4, 16)
+    images, noise, text = torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 8), torch.randn(4, 16)
+    return StepInputs(images, noise, text, text.roll(-1, 0))
+
+
+def keep_gradients(nets: Networks) -> None:
+    """Let gradients lie where a step would clear them, for a test to look at."""
+    for moving in (nets.generator_optimization, nets.discriminator_optimization):
+        moving.optimizer.zero_grad = lambda: None

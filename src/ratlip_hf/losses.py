@@ -24,13 +24,6 @@ def discriminator_hinge(real: torch.Tensor, fake: torch.Tensor, mismatch: torch.
     return hinge_real(real) + 0.5 * (hinge_fake(fake) + hinge_fake(mismatch))
 
 
-def mismatched(prompt_embeds: torch.Tensor) -> torch.Tensor:
-    """Text i+1 for image i, detached: the mismatched pairs of Eq. 8. Raises ValueError for a batch of one."""
-    if len(prompt_embeds) < 2:
-        raise ValueError("mismatched pairs need at least two samples in a batch")
-    return prompt_embeds.detach().roll(-1, 0)
-
-
 def input_gradients(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Gradients of each sample's logit with respect to its inputs, themselves differentiable."""
     return torch.autograd.grad(_full(logits).sum(), list(inputs), create_graph=True)

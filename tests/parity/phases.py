@@ -23,7 +23,7 @@ def discriminator_phase(real_features, fake_features, text) -> dict[str, torch.T
     discriminator = seeded_discriminator("ratlip").to(text.dtype)
     real_features, text = real_features.clone().requires_grad_(), text.clone().requires_grad_()
     real = discriminator(real_features, text).logits
-    mismatch = discriminator(real_features, losses.mismatched(text)).logits
+    mismatch = discriminator(real_features, text.detach().roll(-1, 0)).logits
     fake = discriminator(fake_features, text.detach()).logits
     gradients = losses.input_gradients(real, [real_features, text])
     penalty = losses.matching_aware_gradient_penalty(gradients, form="concatenated")

@@ -1,9 +1,9 @@
 """Endless, reproducible sequences of rows: of a data set in memory, of Parquet shards read one window at a time,
 or of a weighted mixture. Row v is a function of (seed, v), so a cursor is one number and nothing is replayed."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -59,6 +59,25 @@ class Rows(Protocol):
         """Captions of the first rows in the order of storage."""
 
 
+class Recent:
+    """Calls `function` and keeps its last `size` results; a copy in another process starts with none."""
+
+    def __init__(self, function: Callable, size: int):
+        self.function, self.size = function, size
+        self.results: OrderedDict[tuple, object] = OrderedDict()
+
+    def __call__(self, *key):
+        if key not in self.results:
+            self.results[key] = self.function(*key)
+        self.results.move_to_end(key)
+        while len(self.results) > self.size:
+            self.results.popitem(last=False)
+        return self.results[key]
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "results": OrderedDict()}
+
+
 class MapRows:
     """Rows of a map-style data set, each epoch in a random order of its own.
 
@@ -78,7 +97,7 @@ class MapRows:
         # Undecoded: pictures are decoded in one place, whichever reader they come from.
         self.dataset = dataset.select_columns(names).cast_column(columns.image, datasets.Image(decode=False))
         self.columns, self.seed = columns, seed
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._order = Recent(self._permutation, 2)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -121,9 +140,9 @@ class ShardRows:
         if not self.counts.sum():
             raise UserError("the data set is empty")
         self._first_place = np.concatenate([[0], np.cumsum(self.counts)])
-        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
-        self._window_order = lru_cache(maxsize=2)(self._permutation)
-        self._table = lru_cache(maxsize=window)(self._read)
+        self._epoch = Recent(self._plan_epoch, 2)
+        self._window_order = Recent(self._permutation, 2)
+        self._table = Recent(self._read, window)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -190,7 +209,7 @@ class MixedRows:
         self._quotas = _quotas(weights)
         if not self._quotas.min():
             raise UserError(f"a weight is below a thousandth of the sum: {weights}")
-        self._block = lru_cache(maxsize=2)(self._plan_block)
+        self._block = Recent(self._plan_block, 2)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))

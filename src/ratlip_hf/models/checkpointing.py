@@ -14,11 +14,11 @@ def checkpoint_module(module: nn.Module, *args) -> torch.Tensor:
         module,
         *args,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _UntrackedStatistics(module)),
+        context_fn=lambda: (contextlib.nullcontext(), untracked_statistics(module)),
     )
 
 
-class _UntrackedStatistics:
+class untracked_statistics:
     """Lets BatchNorm compute as before but leaves its buffers where they are.
 
     May be entered again and again: a second backward pass (the gradient penalty's) recomputes once more.

@@ -19,12 +19,15 @@ def draw(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
     return torch.from_numpy(np.stack(draws)).float()
 
 
-def augment(images: torch.Tensor, names: Sequence[str], draws: torch.Tensor) -> torch.Tensor:
+def augment(images: torch.Tensor, names: Sequence[str], draws: torch.Tensor | None) -> torch.Tensor:
     """Change pictures [B, 3, H, W] in [-1, 1] in the ways of `names`, by numbers [B, 7] from [`draw`]; differentiable.
 
     "color": brightness, saturation and contrast. "translation": a shift by up to an eighth, zeros move in. "cutout": a
-    square hole of half the side, which may reach over the edge. They are applied in this order.
+    square hole of half the side, which may reach over the edge. They are applied in this order; without any, no
+    numbers are needed.
     """
+    if not names:
+        return images
     draws = draws.to(images)
     if "color" in names:
         images = _color(images, *draws[:, :3].T)

@@ -1,8 +1,10 @@
 """Caption corpora as training batches. Order, caption, flip and noise are functions of (seed, global sample index),
 so they depend neither on how the batch is cut over processes nor on where a run was interrupted."""
 
+import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.block_jpeg import open_picture
 from ..data.captions import class_caption
@@ -26,27 +29,56 @@ from .config import TrainingConfig
 logger = logging.getLogger(__name__)
 
 SYNTHETIC_BIRDS = "synthetic-birds"
-_SAMPLE = 2  # random stream of what is drawn per sample; `rows` has its own
+_SAMPLE = 2  # random stream of what is drawn per sample; `rows` and `augmentation` have their own
+_LOOK_AHEAD = 1000  # samples among which another caption must be found
 
 
 @dataclass
 class Batch:
-    """Real images [B, 3, S, S] in [-1, 1], one caption each, and the noise [B, Z] for the generated ones.
-    `prompt_embeds` are the captions' embeddings [B, D] where they were computed beforehand."""
+    """What a step needs to know of B samples.
 
+    Args:
+        indices: global sample indices [B].
+        images: real images [B, 3, S, S] in [-1, 1].
+        captions: one per image.
+        mismatched: a caption of another image for each.
+        noise: z [B, Z] for the generated images.
+        prompt_embeds: embeddings [B, D] of `captions` where they were computed beforehand.
+        mismatched_embeds: the same of `mismatched`.
+    """
+
+    indices: list[int]
     images: torch.Tensor
     captions: list[str]
+    mismatched: list[str]
     noise: torch.Tensor
     prompt_embeds: torch.Tensor | None = None
+    mismatched_embeds: torch.Tensor | None = None
+
+    def pin_memory(self) -> "Batch":
+        """The same with its tensors in page-locked memory, from which they are copied to a GPU faster."""
+        pinned = {name: x.pin_memory() for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+        return dataclasses.replace(self, **pinned)
 
 
-class Sample(NamedTuple):
-    """Pixels [S, S, 3] uint8, one caption, noise [Z], and the caption's embedding [D] if it is stored."""
+class Visit(NamedTuple):
+    """What is decided of a global sample before its picture is decoded: `drawn` is the number of the caption, `rng`
+    places the crop."""
 
-    pixels: np.ndarray
-    caption: str
-    noise: torch.Tensor
-    prompt_embeds: torch.Tensor | None
+    row: Row
+    drawn: int
+    flip: bool
+    noise: np.ndarray
+    rng: np.random.Generator
+
+    @property
+    def caption(self) -> str:
+        return self.row.captions[self.drawn]
+
+    def matches(self, other: "Visit") -> bool:
+        """Whether the caption of one fits the picture of the other: the same picture, or the same words."""
+        same_picture = (self.row.part, self.row.place) == (other.row.part, other.row.place)
+        return same_picture or self.caption == other.caption
 
 
 class CaptionedImages:
@@ -75,41 +107,83 @@ class CaptionedImages:
         return len(self.rows)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Batches of this process from global sample `start` on, without end."""
-        size = self.config.train_batch_size
-        while True:
-            first = start + rank * size
-            yield self.batch(range(first, first + size))
-            start += world * size
+        """Micro-batches of this process from global sample `start` on, without end.
 
-    def batch(self, indices: range | list[int]) -> Batch:
+        A micro-batch of all processes together is one run of consecutive samples, of which each takes its share.
+        """
+        size, workers = self.config.train_batch_size, self.config.dataloader_num_workers
+        firsts = itertools.count(start + rank * size, world * size)
+        indices = (list(range(first, first + size)) for first in firsts)
+        loader = DataLoader(
+            _Batches(self),
+            sampler=indices,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        yield from loader
+
+    def batch(self, indices: Sequence[int]) -> Batch:
         """The samples with these global indices."""
-        images, captions, noise, embeds = zip(*map(self.sample, indices), strict=True)
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        prompt_embeds = torch.stack(embeds) if self.embeddings else None
-        return Batch(pixels, list(captions), torch.stack(noise), prompt_embeds)
-
-    def sample(self, index: int) -> Sample:
-        """The sample with this global index."""
-        row = self.rows.row(index)
-        rng = np.random.default_rng((self.config.seed, _SAMPLE, index))
-        flip = bool(rng.integers(2)) and self.config.random_flip
-        drawn = int(rng.integers(len(row.captions)))
-        noise = torch.from_numpy(rng.standard_normal(self.noise_dim, dtype=np.float32))
-        pixels = self._pixels(row, rng, flip)
-        embeds = self.embeddings[row.part].of(row.place, drawn) if self.embeddings else None
-        return Sample(pixels, row.captions[drawn], noise, embeds)
+        visits: dict[int, Visit] = {}
+        shown = [self._visit(index, visits) for index in indices]
+        others = [self._next_other(index, visits) for index in indices]
+        pictures = np.stack([self._pixels(visit) for visit in shown])
+        return Batch(
+            list(indices),
+            torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1),
+            [visit.caption for visit in shown],
+            [visit.caption for visit in others],
+            torch.from_numpy(np.stack([visit.noise for visit in shown])),
+            self._embeds(shown),
+            self._embeds(others),
+        )
 
     def first_captions(self, count: int) -> list[str]:
         """One caption of each of the first `count` rows: for statistics and sample grids."""
         return [captions[0] for captions in self.rows.captions(count)]
 
-    def _pixels(self, row: Row, rng: np.random.Generator, flip: bool) -> np.ndarray:
-        rng = rng if self.config.random_crop else None
+    def _visit(self, index: int, known: dict[int, Visit]) -> Visit:
+        if index not in known:
+            row = self.rows.row(index)
+            rng = np.random.default_rng((self.config.seed, _SAMPLE, index))
+            flip = bool(rng.integers(2)) and self.config.random_flip
+            drawn = int(rng.integers(len(row.captions)))
+            noise = rng.standard_normal(self.noise_dim, dtype=np.float32)
+            known[index] = Visit(row, drawn, flip, noise, rng)
+        return known[index]
+
+    def _next_other(self, index: int, known: dict[int, Visit]) -> Visit:
+        """The next sample whose caption does not fit this one's picture: a function of the index, like the sample."""
+        here = self._visit(index, known)
+        for ahead in range(1, _LOOK_AHEAD + 1):
+            other = self._visit(index + ahead, known)
+            if not other.matches(here):
+                return other
+        raise UserError(f"mismatched pairs need different captions, but the next {_LOOK_AHEAD} are {here.caption!r}")
+
+    def _embeds(self, visits: list[Visit]) -> torch.Tensor | None:
+        if not self.embeddings:
+            return None
+        return torch.stack([self.embeddings[visit.row.part].of(visit.row.place, visit.drawn) for visit in visits])
+
+    def _pixels(self, visit: Visit) -> np.ndarray:
+        row = visit.row
+        rng = visit.rng if self.config.random_crop else None
         try:
-            return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng, flip)
+            return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng, visit.flip)
         except BadImage as error:
             raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
+
+
+class _Batches(Dataset):
+    """What worker processes of a DataLoader call: `batch`, by a list of indices."""
+
+    def __init__(self, data: CaptionedImages):
+        self.data = data
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        return self.data.batch(indices)
 
 
 def load_training_data(

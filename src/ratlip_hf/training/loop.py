@@ -2,22 +2,33 @@
 Owns the order of things; what a step does is in `step`, what is kept in `state` and `outputs`."""
 
 import logging
+import math
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn.utils import get_total_norm
 
-from ..frozen_clip import FrozenCLIP, load_clip
-from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..utils.errors import UserError
 from .config import TrainingConfig
-from .data import Batch, load_training_data
+from .data import load_training_data
 from .ema import EMA
+from .optimization import Optimization, rate_factor
 from .outputs import Log, assemble, save_models, save_run_config, save_samples
-from .preparation import check_clip, compare_with_checkpoint, describe, facts_of_run, fit_conditioning
+from .preparation import (
+    build_networks,
+    check_clip,
+    compare_with_checkpoint,
+    describe,
+    facts_of_run,
+    fit_conditioning,
+    load_frozen_clip,
+    start_accelerator,
+    step_inputs,
+    wrap,
+)
 from .state import Checkpoints
 from .step import Networks, training_step
 
@@ -30,12 +41,14 @@ def train(config: TrainingConfig) -> Path:
     """Train as configured and return the output folder.
 
     Time is counted in real images seen over all processes: it decides the data order, the noise and the learning
-    rate, and it is all that a resumed run needs to know besides the states of networks and optimizers.
+    rate, and it is all that a resumed run needs to know besides the states of networks and optimizers. Nothing in a
+    step draws from a global random state.
 
     Raises:
-        UserError, ValueError: before anything is trained, when configuration, CLIP and data do not fit together.
+        UserError, ValueError: before anything is trained, when configuration, CLIP and data do not fit together; later
+            when the run diverges.
     """
-    accelerator = Accelerator(mixed_precision="no")  # see Networks.autocast
+    accelerator = start_accelerator(config)
     main, device, output_dir = accelerator.is_main_process, accelerator.device, Path(config.output_dir)
     checkpoints = Checkpoints(output_dir / "checkpoints", config.checkpoints_total_limit)
     if checkpoints.any() and not config.resume_from_checkpoint:
@@ -46,37 +59,32 @@ def train(config: TrainingConfig) -> Path:
     found = checkpoints.find(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
     set_seed(config.seed)
 
-    # Networks
-    generator = RATLIPGenerator.from_preset(config.preset, **config.generator)
-    discriminator = RATLIPDiscriminator.from_preset(config.preset, **config.discriminator)
+    # Networks and data
+    generator, discriminator, fresh = build_networks(config)
     if found:
         compare_with_checkpoint(found[1], generator, discriminator, config)
-    clip = load_clip(config.clip_source, **({"revision": config.clip_revision} if config.clip_revision else {}))
+    clip = load_frozen_clip(config, device)
     check_clip(clip, generator, discriminator)
-    clip.text_encoder.to(device), clip.image_encoder.to(device)
-
-    # Data
     data = load_training_data(config, generator.config.sample_size, generator.config.noise_dim, clip)
-    fit_conditioning(generator, discriminator, clip, data)
+    if not found:
+        fit_conditioning(fresh, clip, data, discriminator.config)
 
     # Optimisation
-    betas = (config.adam_beta1, config.adam_beta2)
     ema = EMA(generator.to(device), config.ema_decay)
-    networks = accelerator.prepare(
-        generator,
-        discriminator,
-        torch.optim.Adam(generator.parameters(), config.generator_learning_rate, betas),
-        torch.optim.Adam(
-            [p for p in discriminator.parameters() if p.requires_grad], config.discriminator_learning_rate, betas
-        ),
+    nets = Networks(
+        *wrap(generator, discriminator, clip.image_encoder, accelerator, config),
+        Optimization.adam(generator, config.generator_learning_rate, config, device.type),
+        Optimization.adam(discriminator, config.discriminator_learning_rate, config, device.type),
+        clip.image_encoder,
+        accelerator,
+        config,
     )
-    nets = Networks(*networks, clip.image_encoder, accelerator, config)
     checkpoints.register(
         generator=generator,
         discriminator=discriminator,
         ema=ema,
-        generator_optimizer=nets.generator_optimizer,
-        discriminator_optimizer=nets.discriminator_optimizer,
+        generator_optimization=nets.generator_optimization,
+        discriminator_optimization=nets.discriminator_optimization,
     )
 
     # Resume
@@ -93,27 +101,28 @@ def train(config: TrainingConfig) -> Path:
 
     # Iterate
     trained = {"generator_norm": generator, "discriminator_norm": discriminator}
-    per_step = config.train_batch_size * accelerator.num_processes
+    per_step = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
+    micro_batches = data.batches(seen, accelerator.process_index, accelerator.num_processes)
     started, first = time.monotonic(), seen
-    for batch in data.batches(seen, accelerator.process_index, accelerator.num_processes):
-        if seen >= config.max_train_images:
-            break
-        set_learning_rates(nets, config, seen)
-        metrics = training_step(nets, *to_tensors(batch, clip, device))
-        stop_if_not_finite(metrics, step + 1, range(seen, seen + per_step))
-        ema.update(generator)
+    while seen < config.max_train_images:
+        batches = islice(micro_batches, config.gradient_accumulation_steps)
+        inputs = [step_inputs(batch, clip, device, config) for batch in batches]
+        nets.set_rates(rate_factor(config, step, seen))
+        figures = averaged(training_step(nets, inputs, penalise=step % config.penalty_interval == 0), nets)
         step, seen = step + 1, seen + per_step
+        stop_if_not_finite(figures, step, range(seen - per_step, seen))
+        ema.update(generator)
         if not main:
             continue
         if step % config.logging_steps == 0:
             rate = (seen - first) / (time.monotonic() - started)
-            rounded = {name: round(float(value), 4) for name, value in metrics.items()}
+            rounded = {name: round(value, 4) for name, value in figures.items()}
             log.write({"step": step, "images": seen, **rounded, "images_per_second": round(rate, 1)})
         if crossed(seen, per_step, config.sample_every):
             save_samples(output_dir, step, pipeline, data.first_captions(_SAMPLE_CAPTIONS))
         if step % config.checkpointing_steps == 0 or seen >= config.max_train_images:
             # Finite losses do not rule out that the optimizer's last move was none.
-            norms = {name: get_total_norm(network.parameters()) for name, network in trained.items()}
+            norms = {name: float(get_total_norm(network.parameters())) for name, network in trained.items()}
             stop_if_not_finite(norms, step, range(seen - per_step, seen))
             # In this order: whoever finds the last checkpoint finds the models too.
             save_models(output_dir, pipeline, discriminator)
@@ -128,34 +137,24 @@ def train(config: TrainingConfig) -> Path:
     return output_dir
 
 
-def to_tensors(
-    batch: Batch, clip: FrozenCLIP, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, noise and sentence embeddings of a batch on the device."""
-    prompt_embeds = clip.encode(batch.captions) if batch.prompt_embeds is None else batch.prompt_embeds.to(device)
-    return batch.images.to(device), batch.noise.to(device), prompt_embeds
+def averaged(figures: dict[str, torch.Tensor], nets: Networks) -> dict[str, float]:
+    """Means over all processes, in one transfer; every process gets the same numbers and so takes the same turns."""
+    together = nets.accelerator.reduce(torch.stack([value.float() for value in figures.values()]), "mean")
+    return dict(zip(figures, together.tolist(), strict=True))
 
 
-def stop_if_not_finite(figures: dict[str, torch.Tensor], step: int, samples: range) -> None:
-    """Raise UserError when a loss or a norm of weights is NaN or infinite; no checkpoint holds such weights."""
-    if not all(bool(value.isfinite()) for value in figures.values()):
-        listed = ", ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
+def stop_if_not_finite(figures: dict[str, float], step: int, samples: range) -> None:
+    """Raise UserError when a loss or a norm of weights is NaN or infinite; no checkpoint holds such weights.
+
+    A gradient may overflow: float16 then skips the move, and otherwise the next losses show it.
+    """
+    judged = [value for name, value in figures.items() if not name.endswith("grad_norm")]
+    if not all(map(math.isfinite, judged)):
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         raise UserError(
             f"training diverged at step {step} (global samples {samples.start} to {samples.stop - 1}): {listed}; "
             "lower the learning rates; a checkpoint, if there is one already, is from before it and can be resumed"
         )
-
-
-def set_learning_rates(nets: Networks, config: TrainingConfig, seen: int) -> None:
-    """Constant, then linear over the last third of the run towards `final_learning_rate_factor`."""
-    late = max(0.0, 3 * seen / config.max_train_images - 2)
-    factor = 1 - late * (1 - config.final_learning_rate_factor)
-    for optimizer, rate in (
-        (nets.generator_optimizer, config.generator_learning_rate),
-        (nets.discriminator_optimizer, config.discriminator_learning_rate),
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * factor
 
 
 def crossed(seen: int, per_step: int, interval: int) -> bool:

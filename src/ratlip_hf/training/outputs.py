@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 def assemble(clip: FrozenCLIP, generator: RATLIPGenerator) -> RATLIPPipeline:
     """A pipeline of the run's CLIP and a generator network."""
-    return RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, generator)
+    pipeline = RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, generator)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def save_models(output_dir: Path, pipeline: RATLIPPipeline, discriminator: RATLIPDiscriminator) -> None:

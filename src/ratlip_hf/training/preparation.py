@@ -1,22 +1,73 @@
 """What happens once before a run's first step: the parts are checked against each other and against a checkpoint.
 Also fits the buffers that centre and scale CLIP's outputs."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from diffusers.configuration_utils import FrozenDict
+from torch import nn
 
-from ..frozen_clip import FrozenCLIP
+from ..bundled import resolve
+from ..frozen_clip import FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..models.base import RATLIPModel
 from ..models.clip import image_features
 from ..utils.errors import UserError
+from .augmentation import draw
 from .config import TrainingConfig
-from .data import CaptionedImages
+from .data import Batch, CaptionedImages
+from .step import StepInputs
+from .synchronized_batch_norm import synchronize_batch_norm
 
 logger = logging.getLogger(__name__)
 
 _STATISTICS = 1024  # samples on which centring and scaling are fitted
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """accelerate's view of the processes; precision and accumulation are ours, see [`Networks`]."""
+    # BatchNorm statistics are the same everywhere already: sending buffers at every forward would be waste.
+    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+
+
+def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscriminator, list[RATLIPModel]]:
+    """Generator and discriminator, fresh or to be fine-tuned, and which of them are fresh.
+
+    A pipeline that is fine-tuned brings its discriminator in a folder of that name: inside, as on the Hub, or beside
+    it, as the trainer leaves it. Without one the discriminator starts anew, with a warning.
+
+    Raises:
+        UserError: when there is no pipeline to fine-tune.
+    """
+    if config.pretrained_model_name_or_path is None:
+        generator = RATLIPGenerator.from_preset(config.preset, **config.generator)
+        discriminator = RATLIPDiscriminator.from_preset(config.preset, **config.discriminator)
+        return generator, discriminator, [generator, discriminator]
+    source, where = resolve(config.pretrained_model_name_or_path), {"revision": config.revision}
+    try:
+        generator = RATLIPGenerator.from_pretrained(str(source), subfolder="generator", **where)
+    except OSError as error:
+        raise UserError(f"no pipeline to fine-tune at {source}: {str(error).splitlines()[0]}") from error
+    for folder, subfolder in ((source, "discriminator"), (Path(source).parent / "discriminator", None)):
+        with contextlib.suppress(OSError):
+            return generator, RATLIPDiscriminator.from_pretrained(str(folder), subfolder=subfolder, **where), []
+    logger.warning("no discriminator comes with %s: a fresh one of the preset %s is used", source, config.preset)
+    discriminator = RATLIPDiscriminator.from_preset(config.preset)
+    return generator, discriminator, [discriminator]
+
+
+def load_frozen_clip(config: TrainingConfig, device: torch.device) -> FrozenCLIP:
+    """The configured CLIP on the device."""
+    revision = config.clip_revision if config.clip else config.revision
+    clip = load_clip(config.clip_source, **({"revision": revision} if revision else {}))
+    clip.text_encoder.to(device), clip.image_encoder.to(device)
+    return clip
 
 
 def facts_of_run(generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, config: TrainingConfig) -> dict:
@@ -53,18 +104,57 @@ def check_clip(clip: FrozenCLIP, *networks: RATLIPGenerator | RATLIPDiscriminato
             )
 
 
-def fit_conditioning(
-    generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, clip: FrozenCLIP, data: CaptionedImages
-) -> None:
-    """Set the buffers that centre and scale CLIP's outputs, where there are any, from the first samples."""
+def fit_conditioning(fresh: list[RATLIPModel], clip: FrozenCLIP, data: CaptionedImages, reader: FrozenDict) -> None:
+    """Set the buffers that centre and scale CLIP's outputs, where fresh networks have any, from the first samples.
+
+    `reader` is the discriminator's configuration, which says what it reads of the image tower.
+    """
+    if not fresh:
+        return
     texts = clip.encode(data.first_captions(_STATISTICS)).cpu()
-    for network in (generator, discriminator):
+    for network in fresh:
         network.text_conditioning.fit(texts)
-    if discriminator.config.scale_features:
-        reader, images = discriminator.config, data.batch(range(64)).images.to(clip.image_encoder.device)
-        with torch.no_grad():
-            features = image_features(clip.image_encoder, images, reader.feature_layers, reader.clip_input)
-        discriminator.feature_scale.fit(features.cpu())
+        if isinstance(network, RATLIPDiscriminator) and reader.scale_features:
+            images = data.batch(range(64)).images.to(clip.image_encoder.device)
+            with torch.no_grad():
+                features = image_features(clip.image_encoder, images, reader.feature_layers, reader.clip_input)
+            network.feature_scale.fit(features.cpu())
+
+
+def wrap(
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    image_encoder: nn.Module,
+    accelerator: Accelerator,
+    config: TrainingConfig,
+) -> tuple[nn.Module, nn.Module]:
+    """Both networks as training runs them; what is given here stays bare, and is what gets saved."""
+    generator.train(), discriminator.train()
+    if config.gradient_checkpointing:
+        generator.enable_gradient_checkpointing()
+        discriminator.enable_gradient_checkpointing()
+    if accelerator.num_processes > 1:
+        synchronize_batch_norm(generator)
+    if config.torch_compile:
+        # Not the discriminator: the penalty differentiates it twice, which compiled code cannot.
+        for module in (generator, *image_encoder.vision_model.encoder.layers):
+            module.compile()
+    return accelerator.prepare(generator, discriminator)
+
+
+def step_inputs(batch: Batch, clip: FrozenCLIP, device: torch.device, config: TrainingConfig) -> StepInputs:
+    """A batch of data as the step wants it: on the device, sentences encoded, random numbers drawn."""
+    texts = [batch.prompt_embeds, batch.mismatched_embeds]
+    if batch.prompt_embeds is None:
+        # Most mismatched captions are captions of the same batch, too.
+        sentences = {caption: index for index, caption in enumerate(dict.fromkeys(batch.captions + batch.mismatched))}
+        encoded = clip.encode(list(sentences))
+        texts = [encoded[[sentences[text] for text in which]] for which in (batch.captions, batch.mismatched)]
+    draws = [None, None]
+    if config.augmentations:
+        draws = [draw(config.seed, batch.indices, generated).to(device) for generated in (False, True)]
+    tensors = (batch.images, batch.noise, *texts)
+    return StepInputs(*(tensor.to(device, non_blocking=True) for tensor in tensors), *draws)
 
 
 def describe(generator, discriminator, data: CaptionedImages, config: TrainingConfig) -> str:

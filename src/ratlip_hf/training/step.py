@@ -2,26 +2,61 @@
 Owns which pass has a graph and which network moves; the terms themselves are in `losses`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from .. import losses
+from ..models.checkpointing import untracked_statistics
 from ..models.clip import image_features, image_features_and_embeds
+from .augmentation import augment
 from .config import TrainingConfig
+from .optimization import Optimization
+
+_HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+Figures = dict[str, torch.Tensor]
+
+
+class StepInputs(NamedTuple):
+    """One micro-batch on the device.
+
+    Args:
+        images: real images [B, 3, S, S] in [-1, 1].
+        noise: z [B, Z].
+        prompt_embeds: raw sentence embeddings [B, D] of the real images' captions.
+        mismatched_embeds: the same of captions that belong to other images.
+        real_draws, fake_draws: random numbers [B, 7] of the augmentation, where there is any.
+    """
+
+    images: torch.Tensor
+    noise: torch.Tensor
+    prompt_embeds: torch.Tensor
+    mismatched_embeds: torch.Tensor
+    real_draws: torch.Tensor | None = None
+    fake_draws: torch.Tensor | None = None
+
+
+class Generated(NamedTuple):
+    """Generated images [B, 3, S, S], their CLIP features [B, L, C, g, g] and embeddings [B, D]."""
+
+    images: torch.Tensor
+    features: torch.Tensor
+    embeds: torch.Tensor
 
 
 @dataclass
 class Networks:
-    """The networks (wrapped by accelerate or not), their optimizers, and the frozen image tower."""
+    """The networks (wrapped by accelerate or not), how they are moved, and the frozen image tower."""
 
     generator: nn.Module
     discriminator: nn.Module
-    generator_optimizer: torch.optim.Optimizer
-    discriminator_optimizer: torch.optim.Optimizer
+    generator_optimization: Optimization
+    discriminator_optimization: Optimization
     image_encoder: nn.Module
     accelerator: Accelerator
     config: TrainingConfig
@@ -29,89 +64,145 @@ class Networks:
     def autocast(self) -> torch.autocast:
         """The configured precision of forward passes. Ours rather than accelerate's, which would also cover the
         penalty: its wrapper around a prepared model cannot be switched off for one phase."""
-        device = self.accelerator.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+        half = _HALVES.get(self.config.mixed_precision)
+        return torch.autocast(self.accelerator.device.type, half or torch.bfloat16, enabled=half is not None)
+
+    def set_rates(self, factor: float) -> None:
+        """Set both learning rates to this share of their full height."""
+        for optimization in (self.generator_optimization, self.discriminator_optimization):
+            optimization.set_rate(factor)
+
+    def bare(self, network: nn.Module) -> nn.Module:
+        """The network without accelerate's wrapper: for passes that leave no gradients in its parameters."""
+        return self.accelerator.unwrap_model(network)
+
+    def gather_gradients(self, network: nn.Module, now: bool) -> AbstractContextManager:
+        """Average this network's gradients over processes now, or let them add up in each until later."""
+        return contextlib.nullcontext() if now else self.accelerator.no_sync(network)
 
 
-def training_step(
-    nets: Networks, images: torch.Tensor, noise: torch.Tensor, prompt_embeds: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Move both networks once; one generator forward serves both phases.
+def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool = True) -> Figures:
+    """Move both networks once, by the mean over micro-batches of equal size.
+
+    With one micro-batch, one generator forward serves both phases. With several, the discriminator phase draws without
+    a graph, and the generator phase draws the same pictures again, so that one graph at a time is in memory.
 
     Args:
         nets: everything that takes part.
-        images: real images [B, 3, S, S] in [-1, 1].
-        noise: z [B, Z].
-        prompt_embeds: raw sentence embeddings [B, D] of the real images' captions.
+        batches: the micro-batches of this process.
+        penalise: whether this step has a gradient penalty.
 
     Returns:
         Detached scalars by name, for the log.
     """
-    reader = nets.accelerator.unwrap_model(nets.discriminator).config
-    layers, clip_input = reader.feature_layers, reader.clip_input
-    with torch.no_grad(), nets.autocast():
-        real_features = image_features(nets.image_encoder, images, layers, clip_input)
-    with nets.autocast():
-        fakes = nets.generator(noise, prompt_embeds, nets.image_encoder, return_dict=False)[0]
-        fake_features, fake_embeds = image_features_and_embeds(nets.image_encoder, fakes, layers, clip_input)
+    drawn = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
     return {
-        **discriminator_phase(nets, real_features.float(), fake_features.detach().float(), prompt_embeds),
-        **generator_phase(nets, fakes, fake_features, fake_embeds, prompt_embeds),
+        **discriminator_phase(nets, batches, drawn, penalise),
+        **generator_phase(nets, batches, drawn),
     }
+
+
+def generate(nets: Networks, generator: nn.Module, inputs: StepInputs) -> Generated:
+    """Pictures for a micro-batch, and what CLIP sees in them."""
+    reader = nets.bare(nets.discriminator).config
+    with nets.autocast():
+        images = generator(inputs.noise, inputs.prompt_embeds, nets.image_encoder, return_dict=False)[0]
+        shown = augment(images, nets.config.augmentations, inputs.fake_draws)
+        seen = image_features_and_embeds(nets.image_encoder, shown, reader.feature_layers, reader.clip_input)
+    return Generated(images, *seen)
 
 
 def discriminator_phase(
-    nets: Networks, real_features: torch.Tensor, fake_features: torch.Tensor, prompt_embeds: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """L_D of Eq. 8 on features [B, L, C, g, g] without graphs; float32 throughout because of the penalty."""
+    nets: Networks, batches: Sequence[StepInputs], drawn: Generated | None, penalise: bool
+) -> Figures:
+    """Move the discriminator by L_D of Eq. 8; no graph reaches the generator or the image tower."""
+    figures, optimization = [], nets.discriminator_optimization
+    for number, inputs in enumerate(batches, start=1):
+        real_features, fakes = _read_real(nets, inputs), drawn or _generate_without_graph(nets, inputs)
+        with nets.gather_gradients(nets.discriminator, now=number == len(batches)):
+            loss, terms = discriminator_loss(nets, inputs, real_features, fakes.features.detach(), penalise)
+            optimization.backward(loss / len(batches))
+        figures.append(terms)
+    return {**_means(figures), "d_grad_norm": optimization.step()}
+
+
+def discriminator_loss(
+    nets: Networks, inputs: StepInputs, real_features: torch.Tensor, fake_features: torch.Tensor, penalise: bool
+) -> tuple[torch.Tensor, Figures]:
+    """L_D of Eq. 8 on features [B, L, C, g, g] without graphs, and its figures; the penalty in float32."""
     config, discriminator = nets.config, nets.discriminator
-    condition = nets.accelerator.unwrap_model(discriminator).condition
-    real_features, text = (x.detach().requires_grad_() for x in condition(real_features, prompt_embeds))
-    fake_features, _ = condition(fake_features, prompt_embeds)
+    condition = nets.bare(discriminator).condition
+    conditioned = condition(real_features.float(), inputs.prompt_embeds)
+    real_features, text = (x.detach().requires_grad_(penalise) for x in conditioned)
+    fake_features, other_text = condition(fake_features.float(), inputs.mismatched_embeds)
 
-    real = discriminator(real_features, text, conditioned=True, return_dict=False)[0]
-    false_pairs = torch.cat([fake_features, real_features.detach()])
-    false_texts = torch.cat([text.detach(), losses.mismatched(text)])
-    fake, mismatch = discriminator(false_pairs, false_texts, conditioned=True, return_dict=False)[0].chunk(2)
+    with contextlib.nullcontext() if penalise else nets.autocast():
+        real = discriminator(real_features, text, conditioned=True, return_dict=False)[0].float()
+    with nets.autocast():
+        pairs = torch.cat([fake_features, real_features.detach()])
+        texts = torch.cat([text.detach(), other_text])
+        fake, mismatch = discriminator(pairs, texts, conditioned=True, return_dict=False)[0].float().chunk(2)
 
-    gradients = losses.input_gradients(real, [real_features, text])
-    penalty = losses.matching_aware_gradient_penalty(
-        gradients, config.penalty_weight, config.penalty_power, config.penalty_form
-    )
     hinge = losses.discriminator_hinge(real, fake, mismatch)
-    nets.discriminator_optimizer.zero_grad()
-    nets.accelerator.backward(hinge + penalty)
-    nets.discriminator_optimizer.step()
-    return {
-        "d_loss": (hinge + penalty).detach(),
-        "d_penalty": penalty.detach(),
-        "d_real": real.detach().mean(),
-        "d_fake": fake.detach().mean(),
-        "d_mismatch": mismatch.detach().mean(),
-    }
+    figures = {"d_loss": hinge, "d_real": real.mean(), "d_fake": fake.mean(), "d_mismatch": mismatch.mean()}
+    if not penalise:
+        return hinge, figures
+    penalty = losses.matching_aware_gradient_penalty(
+        losses.input_gradients(real, [real_features, text]),
+        config.penalty_weight,
+        config.penalty_power,
+        config.penalty_form,
+    )
+    loss = hinge + config.penalty_interval * penalty
+    return loss, {**figures, "d_loss": hinge + penalty, "d_penalty": penalty}
 
 
-def generator_phase(
-    nets: Networks,
-    fakes: torch.Tensor,
-    fake_features: torch.Tensor,
-    fake_embeds: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """L_G of Eq. 8 on live features, with the discriminator just moved and now frozen."""
-    config = nets.config
+def generator_phase(nets: Networks, batches: Sequence[StepInputs], drawn: Generated | None) -> Figures:
+    """Move the generator by L_G of Eq. 8, with the discriminator just moved and now frozen."""
+    figures, optimization = [], nets.generator_optimization
     with _frozen(nets.discriminator):
-        with nets.autocast():
-            logits = nets.discriminator(fake_features, prompt_embeds, return_dict=False)[0]
-        adversarial = losses.generator_adversarial(logits.float())
-        similarity = losses.clip_similarity(fake_embeds, prompt_embeds)
-        loss = adversarial - config.similarity_weight * similarity
-        if config.range_weight:
-            loss = loss + config.range_weight * losses.out_of_range(fakes)
-        nets.generator_optimizer.zero_grad()
-        nets.accelerator.backward(loss)
-        nets.generator_optimizer.step()
-    return {"g_loss": loss.detach(), "g_adversarial": adversarial.detach(), "clip_similarity": similarity.detach()}
+        for number, inputs in enumerate(batches, start=1):
+            with nets.gather_gradients(nets.generator, now=number == len(batches)):
+                fakes = drawn or generate(nets, nets.generator, inputs)
+                loss, terms = generator_loss(nets, inputs, fakes)
+                optimization.backward(loss / len(batches))
+            figures.append(terms)
+    return {**_means(figures), "g_grad_norm": optimization.step()}
+
+
+def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tuple[torch.Tensor, Figures]:
+    """L_G of Eq. 8, and its figures."""
+    config = nets.config
+    with nets.autocast():
+        logits = nets.bare(nets.discriminator)(fakes.features, inputs.prompt_embeds, return_dict=False)[0]
+    adversarial = losses.generator_adversarial(logits.float())
+    similarity = losses.clip_similarity(fakes.embeds, inputs.prompt_embeds)
+    loss = adversarial - config.similarity_weight * similarity
+    if config.range_weight:
+        loss = loss + config.range_weight * losses.out_of_range(fakes.images)
+    return loss, {"g_loss": loss, "g_adversarial": adversarial, "clip_similarity": similarity}
+
+
+@torch.no_grad()
+def _generate_without_graph(nets: Networks, inputs: StepInputs) -> Generated:
+    """What the generator phase will draw again, and only then count for the BatchNorm statistics."""
+    generator = nets.bare(nets.generator)
+    with untracked_statistics(generator):
+        return generate(nets, generator, inputs)
+
+
+@torch.no_grad()
+def _read_real(nets: Networks, inputs: StepInputs) -> torch.Tensor:
+    """CLIP features of the real images; the tower is left after the last layer that is read."""
+    reader = nets.bare(nets.discriminator).config
+    with nets.autocast():
+        shown = augment(inputs.images, nets.config.augmentations, inputs.real_draws)
+        return image_features(nets.image_encoder, shown, reader.feature_layers, reader.clip_input)
+
+
+def _means(figures: Sequence[Figures]) -> Figures:
+    """Means over micro-batches of each figure, detached."""
+    return {name: torch.stack([terms[name].detach() for terms in figures]).mean() for name in figures[0]}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""How one network is moved: its optimizer, learning rate, loss scale and gradient clipping.
+Each network has its own, so that an overflow in one never touches the scale of the other."""
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..utils.errors import UserError
+from .config import TrainingConfig
+
+
+class Optimization:
+    """Everything between a loss and moved weights, with a state that a checkpoint holds.
+
+    Args:
+        optimizer: of this network's parameters; its learning rate is the one at full height.
+        half: scale losses, because float16 is in use.
+        max_grad_norm: clip gradients to this norm, or None.
+        device: type of the device, for the scale.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        half: bool = False,
+        max_grad_norm: float | None = None,
+        device: str = "cpu",
+    ):
+        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.scaler = torch.amp.GradScaler(device, enabled=half)
+        self.rate = optimizer.param_groups[0]["lr"]
+
+    @classmethod
+    def adam(cls, network: nn.Module, rate: float, config: TrainingConfig, device: str) -> "Optimization":
+        """Adam as configured, over the parameters that require gradients."""
+        moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(moving, rate, (config.adam_beta1, config.adam_beta2))
+        return cls(optimizer, config.mixed_precision == "fp16", config.max_grad_norm, device)
+
+    def set_rate(self, factor: float) -> None:
+        """Set the learning rate to this share of its full height."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss."""
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> torch.Tensor:
+        """Move the weights, clear the gradients and return the gradients' norm before clipping.
+
+        With float16 an overflow skips the move and halves the scale.
+
+        Raises:
+            UserError: when the scale has fallen below one: then gradients overflow at every scale.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise UserError("float16 gradients overflow at every loss scale: use bf16, or lower the learning rates")
+        return norm
+
+    def state_dict(self) -> dict:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def rate_factor(config: TrainingConfig, step: int, seen: int) -> float:
+    """Share of the full learning rate after `step` steps and `seen` images.
+
+    A linear rise over the first `lr_warmup_steps`, then constant, and over the last third of the images a linear fall
+    towards `final_learning_rate_factor`.
+    """
+    rise = min(1.0, (step + 1) / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
+    late = max(0.0, 3 * seen / config.max_train_images - 2)
+    return rise * (1 - late * (1 - config.final_learning_rate_factor))
