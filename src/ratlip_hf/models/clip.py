@@ -10,6 +10,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from ..utils.precision import at_least_float32
+
 CLIP_INPUTS = ("clip", "released")
 
 
@@ -36,8 +38,9 @@ def prepare_pixels(images: torch.Tensor, size: int, clip_input: str = "clip") ->
         pixels = F.interpolate((pixels + 1) / 2, size=(size, size), mode="nearest")
     elif pixels.shape[-2:] != (size, size):
         # At least float32: CPUs have no antialiased resize for half precision.
-        full = pixels if pixels.dtype == torch.float64 else pixels.float()
-        full = F.interpolate(full, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+        full = F.interpolate(
+            at_least_float32(pixels), size=(size, size), mode="bicubic", align_corners=False, antialias=True
+        )
         pixels = full.to(pixels.dtype)
     mean = pixels.new_tensor(OPENAI_CLIP_MEAN)[:, None, None]
     std = pixels.new_tensor(OPENAI_CLIP_STD)[:, None, None]

@@ -91,6 +91,7 @@ class TrainingConfig:
     lr_warmup_steps: int = _option(0, "steps over which both rates rise to their value")
     adam_beta1: float = _option(0.0, "Adam, both networks")
     adam_beta2: float = _option(0.9, "Adam, both networks")
+    adam_epsilon: float = _option(1e-8, "Adam, both networks")
     similarity_weight: float = _option(4.0, "lambda of Eq. 8: weight of the CLIP similarity")
     penalty_weight: float = _option(2.0, "k of Eq. 8: weight of the gradient penalty")
     penalty_power: float = _option(6.0, "p of Eq. 8: power of the gradient norm")

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch.nn.utils import get_total_norm
 
 from ..utils.errors import UserError
+from ..utils.precision import at_least_float32
 from .config import TrainingConfig
 from .data import load_training_data
 from .ema import EMA
@@ -139,7 +140,7 @@ def train(config: TrainingConfig) -> Path:
 
 def averaged(figures: dict[str, torch.Tensor], nets: Networks) -> dict[str, float]:
     """Means over all processes, in one transfer; every process gets the same numbers and so takes the same turns."""
-    together = nets.accelerator.reduce(torch.stack([value.float() for value in figures.values()]), "mean")
+    together = nets.accelerator.reduce(torch.stack([at_least_float32(value) for value in figures.values()]), "mean")
     return dict(zip(figures, together.tolist(), strict=True))
 
 

@@ -34,7 +34,7 @@ class Optimization:
     def adam(cls, network: nn.Module, rate: float, config: TrainingConfig, device: str) -> "Optimization":
         """Adam as configured, over the parameters that require gradients."""
         moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(moving, rate, (config.adam_beta1, config.adam_beta2))
+        optimizer = torch.optim.Adam(moving, rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
         return cls(optimizer, config.mixed_precision == "fp16", config.max_grad_norm, device)
 
     def set_rate(self, factor: float) -> None:

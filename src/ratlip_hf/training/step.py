@@ -14,6 +14,7 @@ from torch import nn
 from .. import losses
 from ..models.checkpointing import untracked_statistics
 from ..models.clip import image_features, image_features_and_embeds
+from ..utils.precision import at_least_float32
 from .augmentation import augment
 from .config import TrainingConfig
 from .optimization import Optimization
@@ -132,16 +133,16 @@ def discriminator_loss(
     """L_D of Eq. 8 on features [B, L, C, g, g] without graphs, and its figures; the penalty in float32."""
     config, discriminator = nets.config, nets.discriminator
     condition = nets.bare(discriminator).condition
-    conditioned = condition(real_features.float(), inputs.prompt_embeds)
+    conditioned = condition(at_least_float32(real_features), inputs.prompt_embeds)
     real_features, text = (x.detach().requires_grad_(penalise) for x in conditioned)
-    fake_features, other_text = condition(fake_features.float(), inputs.mismatched_embeds)
+    fake_features, other_text = condition(at_least_float32(fake_features), inputs.mismatched_embeds)
 
     with contextlib.nullcontext() if penalise else nets.autocast():
-        real = discriminator(real_features, text, conditioned=True, return_dict=False)[0].float()
+        real = discriminator(real_features, text, conditioned=True, return_dict=False)[0]
     with nets.autocast():
         pairs = torch.cat([fake_features, real_features.detach()])
         texts = torch.cat([text.detach(), other_text])
-        fake, mismatch = discriminator(pairs, texts, conditioned=True, return_dict=False)[0].float().chunk(2)
+        fake, mismatch = discriminator(pairs, texts, conditioned=True, return_dict=False)[0].chunk(2)
 
     hinge = losses.discriminator_hinge(real, fake, mismatch)
     figures = {"d_loss": hinge, "d_real": real.mean(), "d_fake": fake.mean(), "d_mismatch": mismatch.mean()}
@@ -175,7 +176,7 @@ def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tupl
     config = nets.config
     with nets.autocast():
         logits = nets.bare(nets.discriminator)(fakes.features, inputs.prompt_embeds, return_dict=False)[0]
-    adversarial = losses.generator_adversarial(logits.float())
+    adversarial = losses.generator_adversarial(logits)
     similarity = losses.clip_similarity(fakes.embeds, inputs.prompt_embeds)
     loss = adversarial - config.similarity_weight * similarity
     if config.range_weight:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from ..utils.precision import at_least_float32
+
 
 def synchronize_batch_norm(network: nn.Module) -> None:
     """Replace each BatchNorm of a network by one that computes its statistics over all processes; in place.
@@ -47,7 +49,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), unbiased=False)
+        variance, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), unbiased=False)
         # Moments of the parts, put together without the cancellation of a sum of squares.
         parts = torch.stack([mean, variance])
         gathered = [torch.empty_like(parts) for _ in range(dist.get_world_size())]
@@ -66,8 +68,8 @@ class _Normalize(torch.autograd.Function):
         x, weight, mean, variance = ctx.saved_tensors
         columns = (slice(None), None, None)
         scale = (variance + ctx.eps).rsqrt()
-        normalized = (x.float() - mean[columns]) * scale[columns]
-        gradient = gradient.float()
+        normalized = (at_least_float32(x) - mean[columns]) * scale[columns]
+        gradient = at_least_float32(gradient)
         sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * normalized).sum(dim=(0, 2, 3))])
         own_bias, own_weight = sums.clone()
         dist.all_reduce(sums)

@@ -1,2 +1,2 @@
 """Small helpers that every part of the package may use; nothing here knows of models or training.
-Owns error reporting for commands (`errors`) and all-or-nothing file writing (`files`)."""
+Owns error reporting (`errors`), all-or-nothing file writing (`files`) and where half precision ends (`precision`)."""
