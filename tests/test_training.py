@@ -4,6 +4,7 @@ Runs take a few steps of a toy generator on rendered birds."""
 import copy
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
+from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.training import loop
 from ratlip_hf.training.__main__ import main
-from ratlip_hf.training.data import load_training_data
+from ratlip_hf.training.data import CaptionedImages, load_training_data
 from ratlip_hf.training.ema import EMA
 from ratlip_hf.training.options import load_config
 from ratlip_hf.training.state import Checkpoints
@@ -92,7 +96,51 @@ def test_samples_do_not_depend_on_how_batches_are_cut(config):
     assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
     assert torch.equal(torch.cat([first.images, second.images]), whole.images)
     assert first.captions + second.captions == whole.captions
+    assert first.mismatched + second.mismatched == whole.mismatched
     assert len({tuple(row.tolist()) for row in whole.noise}) == 8
+
+
+def test_the_mismatched_caption_is_the_next_samples_one(config):
+    data = corpus(config, count=20)
+    captions = data.batch(range(9)).captions
+    assert data.batch(range(8)).mismatched == captions[1:]
+
+
+def test_the_mismatched_caption_belongs_to_another_picture_and_says_something_else(config):
+    rows = {
+        "image": [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(6)],
+        "captions": [["a rose"], ["a rose"], ["a daisy", "a flower"], ["a tulip"], ["a tulip"], ["a tulip"]],
+    }
+    rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
+    batch = CaptionedImages(rows, config, 32, 3).batch(range(60))
+    own = {"a flower": "a daisy"}
+    assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched, strict=True))
+
+
+def test_a_corpus_of_one_caption_is_refused(config):
+    rows = {"image": [Image.new("RGB", (32, 32))] * 3, "captions": [["a rose"]] * 3}
+    rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
+    with pytest.raises(UserError, match="mismatched pairs need different captions"):
+        CaptionedImages(rows, config, 32, 3).batch([0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
+    config.dataloader_num_workers = workers
+    data = corpus(config)
+    batches = data.batches(4)
+    for start in (4, 8, 12):
+        batch, expected = next(batches), data.batch(range(start, start + 4))
+        assert torch.equal(batch.images, expected.images) and batch.mismatched == expected.mismatched
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 2, "captions": [["a"], []]})
+    with pytest.raises(UserError, match=r"^row 1 has no captions$"):
+        next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
+
+
+def test_data_can_be_sent_to_another_process(config):
+    data = corpus(config)
+    data.batch(range(4))
+    assert torch.equal(pickle.loads(pickle.dumps(data)).batch(range(4)).images, data.batch(range(4)).images)
 
 
 def test_each_epoch_visits_every_sample_once_in_another_order(config):

@@ -121,7 +121,10 @@ class CaptionedImages:
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
         )
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples with these global indices."""
@@ -177,13 +180,19 @@ class CaptionedImages:
 
 
 class _Batches(Dataset):
-    """What worker processes of a DataLoader call: `batch`, by a list of indices."""
+    """What worker processes of a DataLoader call: `batch`, by a list of indices.
+
+    A mistake of the user is returned: raised in a worker it would arrive wrapped in a traceback.
+    """
 
     def __init__(self, data: CaptionedImages):
         self.data = data
 
-    def __getitem__(self, indices: list[int]) -> Batch:
-        return self.data.batch(indices)
+    def __getitem__(self, indices: list[int]) -> Batch | UserError:
+        try:
+            return self.data.batch(indices)
+        except UserError as error:
+            return error
 
 
 def load_training_data(
