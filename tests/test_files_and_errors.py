@@ -1,9 +1,11 @@
 """The helpers behind every command: all-or-nothing writing, and errors as one line."""
 
+from pathlib import Path
+
 import pytest
 
-from ratlip_hf.utils.errors import CommandParser, UserError, command_line
-from ratlip_hf.utils.files import atomic_directory, atomic_write, staged_files
+from ratlip_hf.utils.errors import CommandParser, UserError, command_line, one_line
+from ratlip_hf.utils.files import atomic_directory, atomic_write, link_files, staged_files
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -72,3 +74,20 @@ def test_options_have_no_short_forms():
     parser.add_argument("--num_images")
     with pytest.raises(UserError, match="tool --help"):
         parser.parse_args(["--num", "3"])
+
+
+@pytest.mark.parametrize("source, copy", [("folder", "folder/deep/file"), ("folder/deep/file", "file")])
+def test_linked_files_keep_their_content_when_the_first_ones_are_replaced(tmp_path, source, copy):
+    file = atomic_write(tmp_path / "folder/deep/file", "one")
+    link_files(tmp_path / source, tmp_path / "links" / Path(copy).parts[0])
+    assert (tmp_path / "links" / copy).samefile(file)
+    atomic_write(file, "two")
+    assert (tmp_path / "links" / copy).read_text() == "one"
+    with pytest.raises(FileNotFoundError):
+        link_files(tmp_path / "missing", tmp_path / "links" / "missing")
+
+
+def test_what_another_library_says_becomes_one_line():
+    assert one_line(ValueError("  one\n\n  two ")) == "one two"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("word " * 1000))) <= 300

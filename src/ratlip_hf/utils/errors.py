@@ -4,11 +4,17 @@ Library code raises ordinary exceptions; only the command-line entry points are 
 import argparse
 import functools
 import sys
+import textwrap
 from collections.abc import Callable
 
 
 class UserError(Exception):
     """A mistake the person at the keyboard can correct; its text is one line saying what and how."""
+
+
+def one_line(error: Exception) -> str:
+    """What an exception of another library says, as one line of bearable length; its class if it says nothing."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -74,3 +74,25 @@ def staged_files(path: str | os.PathLike) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def link_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Give a file, or all files below a folder, second names at `target`; copies where there are no hard links.
+
+    Whoever replaces `source` or its files as a whole, as everything here does, leaves those at `target` as they are.
+    """
+    source, target = Path(source), Path(target)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(source, target)
+
+
+def _link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
