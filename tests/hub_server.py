@@ -1,5 +1,5 @@
 """An in-memory server for as much of the Hub's HTTP protocol as publishing and loading models and data sets need.
-Standard library only: nothing leaves the machine, nothing is written to disk."""
+Nothing leaves the machine, nothing is written to disk."""
 
 import base64
 import hashlib
@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import yaml
+
 USER = "ada"
+LICENCES = ("apache-2.0", "cc-by-4.0", "mit", "unknown")
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet")
 Files = dict[str, bytes]
 
@@ -31,6 +34,7 @@ class Repository:
 
     snapshots: dict[str, Files] = field(default_factory=lambda: {"0" * 40: {}})
     private: bool = False
+    read_only: bool = False
 
     @property
     def head(self) -> str:
@@ -94,6 +98,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     _REVISION = r"(?P<revision>[^/]+)"
     ROUTES = {
         rf"GET {_API}(?:/revision/{_REVISION})?": "repository_info",
+        rf"GET {_API}/auth-check/write": "check_permission",
         rf"GET {_API}/refs": "list_refs",
         rf"GET {_API}/tree/{_REVISION}(?:/(?P<folder>.+))?": "list_tree",
         rf"POST {_API}/paths-info/{_REVISION}": "paths_info",
@@ -117,6 +122,11 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send_json(
             {"id": name, "sha": oid, "private": repository.private, "siblings": files, "tags": [], "downloads": 0}
         )
+
+    def check_permission(self, kind: str, name: str) -> None:
+        """`auth_check(write=True)`."""
+        self.require_writable(kind, name)
+        self.send_json({})
 
     def list_refs(self, kind: str, name: str) -> None:
         """Branches: there is only main."""
@@ -179,7 +189,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send_json({"url": self.page_url(kind, name), "name": name, "id": name}, 200 if created else 409)
 
     def validate_card(self) -> None:
-        """Metadata of a model card: always valid."""
+        """Metadata of a card: YAML without nulls and with a licence that is known here."""
+        metadata = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
+        if metadata.get("license", "unknown") not in LICENCES or "null" in json.dumps(metadata):
+            raise HubError(400, "BadMetadata")
         self.send_json({"errors": [], "warnings": []})
 
     def choose_upload_mode(self, kind: str, name: str, revision: str) -> None:
@@ -210,13 +223,20 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def commit(self, kind: str, name: str, revision: str) -> None:
         """A commit on the main branch: one JSON object per line, after a header."""
-        repository = self.store.get(kind, name)
+        repository = self.require_writable(kind, name)
         files = dict(repository.snapshots[repository.resolve(revision)])
         for operation in map(json.loads, self.body.splitlines()):
             self.apply(operation["key"], operation["value"], files)
         oid = repository.commit(files)
         url = f"{self.page_url(kind, name)}/commit/{oid}"
         self.send_json({"success": True, "commitOid": oid, "commitUrl": url})
+
+    def require_writable(self, kind: str, name: str) -> Repository:
+        """The repository, or the refusal when it was made read-only."""
+        repository = self.store.get(kind, name)
+        if repository.read_only:
+            raise HubError(403, "Forbidden")
+        return repository
 
     def apply(self, key: str, value: dict, files: Files) -> None:
         """Apply one operation of a commit to `files`."""
