@@ -42,9 +42,13 @@ class Checkpoints:
         return bool(self._all())
 
     def save(self, step: int, facts: dict) -> None:
-        """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go."""
+        """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go.
+
+        Raises OSError, and leaves the older ones as they are, when there is no room for it.
+        """
         with atomic_directory(self.folder / f"step-{step:08d}") as folder:
-            torch.save({name: item.state_dict() for name, item in self.objects.items()}, folder / _STATE)
+            with (folder / _STATE).open("wb") as file:  # given a path, torch would not say why a write failed
+                torch.save({name: item.state_dict() for name, item in self.objects.items()}, file)
             record = {"sha256": _sha256(folder / _STATE), **facts}
             (folder / _FACTS).write_text(json.dumps(record, indent=2) + "\n")
         for old in self._all()[: -self.keep] if self.keep else []:

@@ -2,11 +2,16 @@
 Everything in the package that leaves something on disk goes through here."""
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+# A full disk, a quota, a file too large for the file system, a broken or read-only one.
+_FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
@@ -15,7 +20,7 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _failed_writes_as_oserror(path), os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -29,14 +34,16 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
 def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends well, and vanishes when it raises.
 
-    A folder that is already at `path` is replaced as a whole.
+    A folder that is already at `path` is replaced as a whole. Raises OSError that names `path` for a full disk, even
+    where the library that wrote into the folder raises something of its own.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         os.chmod(temporary, 0o755)
-        yield temporary
+        with _failed_writes_as_oserror(path):
+            yield temporary
         if path.exists():
             # Two renames rather than a deletion first: a kill in between leaves the old folder under the spare name.
             spare = temporary.with_name(f"{temporary.name}.old")
@@ -66,7 +73,8 @@ def staged_files(path: str | os.PathLike) -> Iterator[Path]:
         except OSError as error:
             raise OSError(f"cannot write to {path}: {error.strerror}") from error
         with staged as temporary:
-            yield Path(temporary)
+            with _failed_writes_as_oserror(path):
+                yield Path(temporary)
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, path / file.name)
     except BaseException:
@@ -96,3 +104,27 @@ def _link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
         raise
     except OSError:
         shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def _failed_writes_as_oserror(path: Path) -> Iterator[None]:
+    """Name the place and the cause when a write within the block fails."""
+    try:
+        yield
+    except Exception as error:
+        number = _errno_behind(error)
+        if number not in _FAILED_WRITES:
+            raise
+        raise OSError(f"cannot write {path}: {os.strerror(number)}; what was there before is whole") from error
+
+
+def _errno_behind(error: BaseException | None) -> int | None:
+    """The system's error number behind an exception: torch raises RuntimeError while handling it, safetensors has it
+    in the text only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(number[1])
+        error = error.__cause__ or error.__context__
+    return None
