@@ -108,7 +108,8 @@ class MapRows:
         return _to_row(self.dataset[place], self.columns, place)
 
     def captions(self, count: int) -> list[list[str]]:
-        return [_as_list(value, index) for index, value in enumerate(self.dataset[:count][self.columns.captions])]
+        column = self.dataset.select_columns(self.columns.captions)[:count][self.columns.captions]  # no pictures read
+        return [_as_list(value, index) for index, value in enumerate(column)]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self))
@@ -276,4 +277,6 @@ def _as_list(captions: str | list[str] | None, place: int) -> list[str]:
     captions = [captions] if isinstance(captions, str) else captions
     if not captions or not all(isinstance(caption, str) for caption in captions):
         raise UserError(f"row {place} has no captions")
+    if not all(caption.strip() for caption in captions):
+        raise UserError(f"row {place} has an empty caption: remove it from the data (ratlip data prepare does)")
     return captions
