@@ -1,0 +1,178 @@
+"""What can be known to go wrong before a run's first step: refused in one line, or, where it may be meant, warned of.
+Owns the checks of surroundings, disk and data; single values are checked in `config`, CLIP's fit in `preparation`."""
+
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ..data.block_jpeg import open_picture
+from ..data.images import BadImage
+from ..data.rows import MixedRows, Row, Rows, ShardRows
+from ..data.transforms import RELEASED, object_region
+from ..utils.errors import UserError
+from .config import TrainingConfig
+from .data import CaptionedImages
+from .footprint import DiskUse
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 64  # pictures that are looked at
+_STREAM_CAPTIONS = 1000  # rows of a stream whose captions are looked at
+
+
+def images_per_step(config: TrainingConfig, num_processes: int) -> int:
+    """Real images that one step of all processes sees."""
+    return config.train_batch_size * num_processes * config.gradient_accumulation_steps
+
+
+def check_surroundings(config: TrainingConfig, num_processes: int, device: torch.device) -> None:
+    """Check all that configuration and environment tell, before anything is loaded.
+
+    Args:
+        config: the validated configuration.
+        num_processes: how many accelerate has found.
+        device: what it trains on.
+
+    Raises:
+        UserError: for processes that do not know of each other, a step of one image, or an `output_dir` that cannot
+            be written.
+    """
+    _check_processes(num_processes)
+    per_step = images_per_step(config, num_processes)
+    if per_step == 1:
+        raise UserError(
+            "a step of a single image has no mismatched captions: "
+            "raise train_batch_size, gradient_accumulation_steps or the number of processes"
+        )
+    if rest := config.max_train_images % per_step:
+        seen = config.max_train_images - rest + per_step
+        logger.warning(
+            "max_train_images %d is no multiple of a step's %d: %d will be seen",
+            config.max_train_images,
+            per_step,
+            seen,
+        )
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        logger.warning("fp16 on a CPU is slow and saves little: use mixed_precision bf16 or no")
+    _check_writable(Path(config.output_dir))
+
+
+def check_disk(config: TrainingConfig, use: DiskUse) -> None:
+    """Raise UserError unless the file system of `output_dir` has room for checkpoints and models.
+
+    What a run that is resumed has written already counts as room, for it is replaced.
+    """
+    output_dir = Path(config.output_dir)
+    there = sum(_bytes_below(output_dir / name) for name in ("checkpoints", "pipeline", "discriminator"))
+    free = shutil.disk_usage(_existing(output_dir)).free
+    if use.peak - there > free:
+        raise UserError(
+            f"{output_dir} needs {as_size(use.peak - there)} more for checkpoints of {as_size(use.checkpoint)} and "
+            f"models of {as_size(use.models)}, but {as_size(free)} are free: lower checkpoints_total_limit (now "
+            f"{config.checkpoints_total_limit or 'all are kept'}) or take another output_dir"
+        )
+
+
+def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> None:
+    """Look through the captions, of a stream through the first ones, and at some pictures.
+
+    Warns of a corpus smaller than a step, and of pictures that mostly have to be enlarged.
+
+    Raises:
+        UserError: for empty captions, damaged pictures among those looked at, or one caption for everything.
+    """
+    _check_captions(data.rows)
+    if len(data) < per_step:
+        logger.warning(
+            "a step of %d images is larger than the data set of %d: it shows some twice", per_step, len(data)
+        )
+    sides = [min(size) for size in sample_sizes(config, data)]
+    small = sum(side < data.size for side in sides)
+    if 2 * small > len(sides):
+        logger.warning(
+            "%d of %d pictures looked at are smaller than the %d pixels to be trained on (median of the shorter "
+            "side: %d) and are enlarged: expect blurred results, or train on smaller ones (sample_size)",
+            small,
+            len(sides),
+            data.size,
+            statistics.median(sides),
+        )
+
+
+def sample_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[int, int]]:
+    """Width and height of what can be shown of the first pictures, that is, of the object's region where there is one.
+
+    Raises UserError for a picture that cannot be opened.
+    """
+    return [_shown_size(data.rows.row(visit), config) for visit in range(min(SAMPLE, len(data)))]
+
+
+def as_size(count: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _check_processes(num_processes: int) -> None:
+    """A launcher's processes that find no GPU each believe to be alone, and would write over each other's files."""
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched > 1 and num_processes == 1:
+        raise UserError(
+            f"{launched} processes were launched, but each finds itself alone, as it happens without GPUs: "
+            "set ACCELERATE_USE_CPU=true to train on CPUs, or launch one process"
+        )
+
+
+def _check_writable(output_dir: Path) -> None:
+    existing = _existing(output_dir)
+    if not existing.is_dir():
+        raise UserError(f"output_dir {output_dir} cannot be a folder: {existing} is a file")
+    try:
+        # Tried, because permissions do not tell of read-only disks; the file has no name and leaves nothing.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(f"output_dir {output_dir} cannot be written: {error.strerror}") from error
+
+
+def _existing(path: Path) -> Path:
+    """The path itself or the nearest of its parents that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _check_captions(rows: Rows) -> None:
+    """Reading the captions refuses empty ones; what is left to see is whether they differ."""
+    parts = rows.parts if isinstance(rows, MixedRows) else [rows]
+    counts = [min(len(part), _STREAM_CAPTIONS) if isinstance(part, ShardRows) else len(part) for part in parts]
+    captions = {
+        caption
+        for part, count in zip(parts, counts, strict=True)
+        for of_row in part.captions(count)
+        for caption in of_row
+    }
+    if len(captions) == 1 and sum(counts) == len(rows):
+        raise UserError(
+            f"all captions are {captions.pop()!r}: training needs pairs of pictures and captions that do not match"
+        )
+
+
+def _shown_size(row: Row, config: TrainingConfig) -> tuple[int, int]:
+    try:
+        size = open_picture(row.content).size
+    except BadImage as error:
+        raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
+    if row.box is None:
+        return size
+    left, top, right, bottom = object_region(size, row.box, truncate=config.resize == RELEASED)
+    return right - left, bottom - top
