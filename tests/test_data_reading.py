@@ -246,20 +246,120 @@ def test_stored_embeddings_are_those_of_the_drawn_captions(config, small_clip, t
     assert load_training_data(config, 16, 3, small_clip).batch(range(2)).prompt_embeds is None
 
 
-def test_embeddings_of_another_clip_or_of_other_shards_are_refused(config, small_clip, tmp_path):
+def test_stored_embeddings_of_another_clip_or_of_other_shards_are_refused(config, small_clip, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(config.train_data_dir, folder)
-    config.train_data_dir, config.text_embeddings = str(folder), True
+    config.train_data_dir, config.text_embeddings, config.streaming = str(folder), True, True
     fingerprint = small_clip.describe()["weights_sha256"]
     embed_captions(folder, small_clip.encode, "0" * 64)
     with pytest.raises(UserError, match="no embeddings of this CLIP"):
         load_training_data(config, 16, 3, small_clip)
-    embed_captions(folder, small_clip.encode, fingerprint)
+    (written,) = embed_captions(folder, small_clip.encode, fingerprint)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["splits"]["train"]["files"][0]["sha256"] = "1" * 64
     write(folder / "manifest.json", json.dumps(manifest))
     with pytest.raises(UserError, match="belongs to other shards"):
         load_training_data(config, 16, 3, small_clip)
+    write(written / "starts.npy", b"")
+    with pytest.raises(UserError, match="run ratlip data embed"):
+        load_training_data(config, 16, 3, small_clip)
+
+
+# Embeddings that a run makes itself
+
+
+class Encoder:
+    """A CLIP's encoder that counts what it was asked; `name` stands for its weights."""
+
+    def __init__(self, name: str = "0"):
+        self.name, self.asked = name, []
+
+    def encode(self, captions: list[str]) -> torch.Tensor:
+        self.asked += captions
+        return torch.tensor([[len(caption), sum(caption.encode()), ord(self.name)] for caption in captions]).float()
+
+    def describe(self) -> dict[str, str]:
+        return {"weights_sha256": self.name * 64}
+
+
+@pytest.fixture
+def embedded(config, tmp_path) -> TrainingConfig:
+    config.text_embeddings, config.output_dir = True, str(tmp_path / "run")
+    return config
+
+
+def assert_they_are_those_of_the_captions(data: CaptionedImages, clip: Encoder) -> None:
+    batch = data.batch(range(60))
+    assert torch.equal(batch.prompt_embeds, clip.encode(batch.captions))
+
+
+def test_captions_are_embedded_once_and_found_again(embedded):
+    clip, again = Encoder(), Encoder()
+    data = load_training_data(embedded, 16, 3, clip)
+    assert sorted(clip.asked) == sorted(caption for captions in data.rows.captions(COUNT) for caption in captions)
+    assert_they_are_those_of_the_captions(data, clip)
+    assert_they_are_those_of_the_captions(load_training_data(embedded, 16, 3, again), Encoder())
+    assert not again.asked
+    assert np.load(Path(embedded.output_dir) / "text_embeddings" / "0" / "embeds.npy").dtype == np.float32
+
+
+def test_embeddings_are_made_anew_for_another_clip_other_captions_and_damaged_files(embedded):
+    place = Path(embedded.output_dir) / "text_embeddings" / "0"
+
+    def damage(content: bytes | None) -> None:
+        write(place / "embeds.npy", content) if content is not None else shutil.rmtree(place)
+
+    load_training_data(embedded, 16, 3, Encoder())
+    other = Encoder("1")
+    assert_they_are_those_of_the_captions(load_training_data(embedded, 16, 3, other), other)
+    embedded.caption_column, others = "image_id", Encoder("1")
+    assert_they_are_those_of_the_captions(load_training_data(embedded, 16, 3, others), others)
+    for content in (b"", b"\x93NUMPY", (place / "embeds.npy").read_bytes()[:-1], None):
+        damage(content)
+        again = Encoder("1")
+        assert_they_are_those_of_the_captions(load_training_data(embedded, 16, 3, again), again)
+    assert [path.name for path in place.parent.iterdir()] == ["0"]
+
+
+def test_a_mixture_takes_stored_embeddings_and_makes_the_others(embedded, small_clip, tmp_path):
+    stored, folder = tmp_path / "stored", tmp_path / "folder"
+    shutil.copytree(embedded.train_data_dir, stored)
+    clip = Encoder()
+    embed_captions(stored, clip.encode, clip.describe()["weights_sha256"])
+    pictures = [{"file_name": f"{index}.jpg", "captions": [f"other {index}", "b" * index]} for index in range(1, 4)]
+    for index, row in enumerate(pictures):
+        write(folder / row["file_name"], picture(index))
+    write(folder / "metadata.jsonl", "\n".join(map(json.dumps, pictures)))
+    embedded.train_data_dir, embedded.data_mixture = None, {str(stored): 1, str(folder): 2}
+    clip = Encoder()
+    data = load_training_data(embedded, 16, 3, clip)
+    assert len(clip.asked) == 6
+    assert_they_are_those_of_the_captions(data, clip)
+    assert [path.name for path in (tmp_path / "run" / "text_embeddings").iterdir()] == ["1"]
+
+
+def test_stored_embeddings_of_another_column_are_not_taken(embedded, tmp_path):
+    """`ratlip data embed` encodes the column `captions`, whatever the run reads."""
+    embed_captions(Path(embedded.train_data_dir), Encoder().encode, "0" * 64)
+    embedded.caption_column, clip = "image_id", Encoder()
+    data = load_training_data(embedded, 16, 3, clip)
+    assert len(clip.asked) == COUNT
+    assert_they_are_those_of_the_captions(data, clip)
+    shutil.rmtree(Path(embedded.train_data_dir) / "text_embeddings")
+
+
+def test_streams_without_stored_embeddings_are_refused_in_dry_runs_too(embedded, tmp_path):
+    rows = {"image": [Image.new("RGB", (8, 8))], "captions": ["a"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "out" / "train-0.parquet")
+    embedded.train_data_dir, embedded.streaming, embedded.dry_run = str(tmp_path / "out"), True, True
+    with pytest.raises(UserError, match="run ratlip data embed there"):
+        load_training_data(embedded, 16, 3, Encoder())
+
+
+def test_captions_are_read_without_their_pictures(prepared):
+    rows = map_rows(prepared)
+    rows.dataset.set_transform(lambda values: pytest.fail("pictures were read") if "image" in values else values)
+    assert len(rows.captions(COUNT)) == COUNT
 
 
 # Crop and scale

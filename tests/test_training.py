@@ -19,6 +19,7 @@ from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from ratlip_hf.data.rows import Columns, MapRows
+from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training import loop
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.data import CaptionedImages, load_training_data
@@ -255,6 +256,22 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(config, monkeypatch):
+    asked = []
+    encode = FrozenCLIP.encode
+    monkeypatch.setattr(
+        FrozenCLIP, "encode", lambda clip, captions: asked.append(len(captions)) or encode(clip, captions)
+    )
+    config.text_embeddings, config.max_train_images = True, 8
+    table = loop.train(config) / "text_embeddings" / "0" / "embeds.npy"
+    assert asked == [120, 12]  # all captions for the table, one of each picture for centring
+    before = table.read_bytes(), table.stat().st_mtime_ns
+    config.resume_from_checkpoint, config.max_train_images = "latest", 16
+    loop.train(config)
+    assert asked == [120, 12, 12]
+    assert (table.read_bytes(), table.stat().st_mtime_ns) == before
 
 
 def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(config, monkeypatch):
