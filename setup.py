@@ -9,9 +9,10 @@ VERSION: dict[str, str] = {}
 exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 
 EXTRAS = {
-    "train": ["datasets>=5.2"],
+    "train": ["datasets>=5.2", "tensorboard>=2.18", "tqdm>=4.66"],
     "eval": ["evaluate>=0.4.6", "datasets>=5.2"],
     "demo": ["gradio>=6"],
+    "plots": ["matplotlib>=3.9"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
 }
 EXTRAS["dev"] = [*EXTRAS["train"], "build>=1.2", "pytest>=8", "ruff>=0.9", "setuptools>=77"]
