@@ -39,8 +39,8 @@ def measure_alignment(
         raise ValueError("measuring alignment needs at least one judge, one prompt and one noise seed")
     labels = torch.tensor(prompt_labels(prompts))
     texts = [entry["prompt"] for entry in prompts]
-    hits = torch.stack([_hits(_generated(generate, texts, seed), judges, labels) for seed in noise_seeds])
-    real = _hits(_real_renders(prompts), judges, labels)
+    hits = torch.stack([attribute_hits(_generated(generate, texts, seed), judges, labels) for seed in noise_seeds])
+    real = attribute_hits(_real_renders(prompts), judges, labels)
     by_seed, by_prompt = hits.mean((1, 2, 3)), hits.mean((0, 1, 3))
     return {
         "judges": [_by_part(hits[:, index].mean((0, 1))) for index in range(len(judges))],
@@ -78,8 +78,17 @@ def _real_renders(prompts: list[dict]) -> torch.Tensor:
     return to_signed(render_pixels(birds, list(range(first, first + len(birds)))))
 
 
-def _hits(pictures: torch.Tensor, judges: Sequence[BirdJudge], labels: torch.Tensor) -> torch.Tensor:
-    """Return [judges, prompts, parts]: 1.0 where a judge reads the colour that the prompt asks for."""
+def attribute_hits(pictures: torch.Tensor, judges: Sequence[BirdJudge], labels: torch.Tensor) -> torch.Tensor:
+    """Compare what judges read with what prompts ask for.
+
+    Args:
+        pictures: [N, 3, 64, 64] in [-1, 1].
+        judges: J colour readers.
+        labels: colour indices [N, 3] as from `prompt_labels`.
+
+    Returns:
+        [J, N, 3], 1.0 where a judge reads the colour that the prompt asks for, else 0.0.
+    """
     return torch.stack([(judge.read(pictures) == labels).float() for judge in judges])
 
 

@@ -1,0 +1,247 @@
+"""The quick evaluation during a run: its scores, what it leaves untouched, and the best weights it keeps.
+Runs take a few steps of a toy generator on rendered birds; known answers come from pictures put in its place."""
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ratlip_hf import RATLIPPipeline
+from ratlip_hf.metrics import kernel_distance
+from ratlip_hf.synthetic_birds import alignment
+from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts
+from ratlip_hf.training import loop
+from ratlip_hf.training.config import TrainingConfig
+from ratlip_hf.training.data import load_training_data
+from ratlip_hf.training.evaluation import Best, QuickEvaluation
+from ratlip_hf.training.state import Checkpoints
+from ratlip_hf.utils.errors import UserError
+from training_toys import corpus
+
+# The kernel distance
+
+
+def test_the_kernel_distance_of_four_numbers():
+    """By hand: 3^3 within the first pair, 1 within the second, (1 + 8 + 1 + 27) / 4 between them."""
+    real, fake = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [1.0]])
+    assert kernel_distance(real, fake) == pytest.approx(27 + 1 - 2 * 9.25, abs=1e-12)
+    assert kernel_distance(real, fake, degree=1) == pytest.approx(3 + 1 - 2 * 1.75, abs=1e-12)
+
+
+def test_the_kernel_divides_by_the_width():
+    """The same numbers twice over: x.y / d is unchanged."""
+    real, fake = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert kernel_distance(real, fake) == pytest.approx(9.5, abs=1e-12)
+
+
+def test_the_kernel_distance_is_unbiased_and_sees_a_shift():
+    draws = torch.randn(400, 2, 8, 4, generator=torch.Generator().manual_seed(0))
+    same = torch.tensor([kernel_distance(*pair) for pair in draws])
+    assert abs(same.mean()) < 3 * same.std() / 20  # with the diagonal it would be 2.6, ten times as much
+    assert (same < 0).any()
+    assert kernel_distance(draws[:, 0, 0], draws[:, 1, 0] + 1) > 1
+
+
+def test_the_kernel_distance_is_computed_in_double_precision():
+    draws = 100 * torch.randn(2, 50, 16, generator=torch.Generator().manual_seed(0))
+    assert kernel_distance(*draws) == kernel_distance(*draws.double())
+
+
+@pytest.mark.parametrize("shapes", [((1, 4), (5, 4)), ((5, 4), (1, 4)), ((5, 4), (5, 3)), ((5,), (5,))])
+def test_features_of_other_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match="features must be"):
+        kernel_distance(*map(torch.zeros, shapes))
+
+
+# Scores
+
+
+class Projector:
+    """In a generator's place: shows given pictures in order, and remembers the sizes of the batches."""
+
+    def __init__(self, pictures: torch.Tensor):
+        self.pictures, self.sizes = pictures, []
+
+    def __call__(self, noise, prompt_embeds, image_encoder, return_dict):
+        assert not torch.is_grad_enabled()
+        start = sum(self.sizes)
+        self.sizes.append(len(noise))
+        return (self.pictures[start : start + len(noise)],)
+
+
+@pytest.fixture
+def data(config):
+    return load_training_data(config, 64, 8)
+
+
+@pytest.fixture
+def generator(make_generator):
+    return make_generator(sample_size=64, noise_dim=8)
+
+
+@pytest.fixture
+def evaluation(config, data, small_clip) -> QuickEvaluation:
+    config.evaluation_samples = 10
+    return QuickEvaluation(config, data, copy.copy(small_clip))
+
+
+def test_real_pictures_in_the_generators_place_score_as_real_ones(evaluation, data):
+    reals = data.batch(range(10)).images
+    prompts = load_heldout_prompts()[:10]
+    renders = alignment._real_renders(prompts)
+    perfect = Projector(torch.cat([reals, renders]))
+    scores = evaluation.run(perfect)
+    assert scores["attribute_accuracy"] > 0.95
+    assert scores["kid"] < 0  # the same pictures: less than between two samples of one distribution
+    assert perfect.sizes == [4, 4, 2, 4, 4, 2]
+    noise = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    poor = evaluation.run(Projector(noise))
+    assert poor["kid"] > 10 * abs(scores["kid"])
+    assert poor["attribute_accuracy"] < 0.5
+    shuffled = evaluation.run(Projector(torch.cat([reals, renders.roll(1, 0)])))
+    assert shuffled["attribute_accuracy"] < 0.5
+    assert shuffled["clip_similarity"] == scores["clip_similarity"]
+
+
+def test_the_similarity_is_the_cosine_with_the_captions(evaluation, data, small_clip):
+    batch = data.batch(range(10))
+    scores = evaluation.run(Projector(3 * torch.cat([batch.images] * 2)))  # clamped as a saved picture is
+    with torch.no_grad():
+        pixels = (batch.images * 3).clamp(-1, 1)
+        embeds = evaluation._embed(pixels)
+        tower = small_clip.image_encoder.vision_model(pixel_values=_clip_pixels(pixels))
+        torch.testing.assert_close(embeds, small_clip.image_encoder.visual_projection(tower.pooler_output))
+    cosines = torch.cosine_similarity(embeds, small_clip.encode(batch.captions))
+    assert scores["clip_similarity"] == pytest.approx(cosines.mean().item(), abs=1e-6)
+
+
+def _clip_pixels(images: torch.Tensor) -> torch.Tensor:
+    from ratlip_hf.models.clip import prepare_pixels
+
+    return prepare_pixels(images, 32)
+
+
+def test_scores_repeat_and_need_no_text_tower(evaluation, generator):
+    evaluation.clip.text_encoder = None
+    first = evaluation.run(generator)
+    assert set(first) == {"kid", "clip_similarity", "attribute_accuracy"}
+    assert evaluation.run(generator) == first
+    assert not generator.training
+
+
+def test_the_protocol_says_what_was_compared(evaluation, small_clip):
+    protocol = json.loads(json.dumps(evaluation.protocol))
+    assert (protocol["samples"], protocol["heldout_prompts"]) == (10, 10)
+    assert protocol["decisive"] == "attribute_accuracy"
+    assert protocol["clip_sha256"] == small_clip.describe()["weights_sha256"]
+
+
+def test_without_judges_the_kernel_distance_decides(config, small_clip, make_generator):
+    config.dataset_name, config.train_data_dir = None, "grey"
+    evaluation = QuickEvaluation(config, corpus(config), small_clip)
+    assert evaluation.protocol["decisive"] == "kid"
+    assert evaluation.protocol["samples"] == 10  # all there are
+    assert set(evaluation.run(make_generator(noise_dim=3))) == {"kid", "clip_similarity"}
+
+
+def test_one_sample_is_too_few(config, data, small_clip):
+    config.evaluation_samples = 1
+    with pytest.raises(UserError, match="at least two pictures"):
+        QuickEvaluation(config, data, small_clip)
+
+
+def test_no_global_random_numbers_are_drawn(config, data, small_clip, generator):
+    config.evaluation_samples = 6
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    QuickEvaluation(config, data, small_clip).run(generator)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    assert before[2] == random.getstate()
+
+
+# The best weights
+
+
+def record(step: int, **scores) -> dict:
+    return {"step": step, "images": 4 * step, "scores": scores, "protocol": {"decisive": next(iter(scores))}}
+
+
+@pytest.mark.parametrize(("name", "sign"), [("attribute_accuracy", 1), ("kid", -1)])
+def test_only_a_better_score_is_kept(pipe, tmp_path, name, sign):
+    best = Best(tmp_path)
+    series = [(1, 0.5), (2, 0.4), (3, 0.5), (4, float("nan")), (5, 0.6), (6, 0.55)]
+    kept = [step for step, score in series if best.update(record(step, **{name: sign * score}), pipe)]
+    assert kept == [1, 5]
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == record(5, **{name: sign * 0.6})
+
+
+def test_a_first_score_that_is_not_finite_is_not_the_best(pipe, tmp_path):
+    assert not Best(tmp_path).update(record(1, kid=float("nan")), pipe)
+    assert not (tmp_path / "best").exists()
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in found]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return RATLIPPipeline.from_pretrained(folder).generator.state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def evaluated(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    changed = copy.copy(config)
+    changed.output_dir, changed.evaluate_every, changed.evaluation_samples = str(folder), 8, 6
+    return changed
+
+
+def test_training_is_the_same_with_and_without_evaluation(config, tmp_path):
+    plain = loop.train(config)
+    watched = loop.train(evaluated(config, tmp_path / "watched"))
+    assert not (plain / "evaluations.jsonl").read_text()
+    assert [line["images"] for line in lines(watched, "evaluations.jsonl")] == [8, 16]
+    assert lines(plain, "log.jsonl") == lines(watched, "log.jsonl")
+    assert same(weights(plain / "pipeline"), weights(watched / "pipeline"))
+
+
+def scripted(monkeypatch, *accuracies: float) -> None:
+    """Let the evaluations of the next runs find these accuracies, one after the other."""
+    scores = iter(accuracies)
+    monkeypatch.setattr(QuickEvaluation, "run", lambda *_: {"attribute_accuracy": next(scores)})
+
+
+def test_a_resumed_run_remembers_its_best(config, tmp_path, monkeypatch):
+    """The best came before the interruption, a poorer one, cut off by it, was not the best: neither may win again."""
+    config = evaluated(config, tmp_path / "run")
+    config.max_train_images = 8
+    scripted(monkeypatch, 0.9)
+    folder = loop.train(config)
+    at_best = weights(folder / "best")
+    assert same(at_best, weights(folder / "pipeline"))
+    config.max_train_images, config.resume_from_checkpoint = 24, "latest"
+    scripted(monkeypatch, 0.5, 0.7)
+    loop.train(config)
+    assert [line["step"] for line in lines(folder, "evaluations.jsonl")] == [2, 4, 6]
+    assert json.loads((folder / "best" / "best.json").read_text())["images"] == 8
+    assert same(at_best, weights(folder / "best"))
+    assert not same(at_best, weights(folder / "pipeline"))
+
+
+def test_checkpoints_from_before_there_was_an_evaluation_still_resume(tmp_path):
+    old = Checkpoints(tmp_path / "checkpoints", keep=1)
+    old.save(1, {})
+    now = Checkpoints(tmp_path / "checkpoints", keep=1)
+    now.register(best=Best(tmp_path))
+    now.restore(now.find("latest")[0])
+    assert now.objects["best"].score is None
+    now.register(other=torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"\(other\)"):
+        now.restore(now.find("latest")[0])
