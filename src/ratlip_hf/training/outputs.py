@@ -1,8 +1,7 @@
-"""What a run leaves behind besides checkpoints: pipeline, discriminator, sample grids, log and configuration.
-Files are written as a whole or not at all; only the log grows, line by line."""
+"""What a run leaves behind besides checkpoints and logs: pipeline, discriminator, sample grids and configuration.
+Files and folders are written as a whole or not at all."""
 
 import json
-import logging
 from pathlib import Path
 
 import torch
@@ -14,8 +13,6 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..pipeline import RATLIPPipeline
 from ..utils.files import atomic_directory, atomic_write, staged_files
 from .config import TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 
 def assemble(clip: FrozenCLIP, generator: RATLIPGenerator) -> RATLIPPipeline:
@@ -48,21 +45,3 @@ def save_samples(
     images = pipeline(captions, num_images_per_prompt=per_caption, latents=latents).images
     with staged_files(output_dir / "samples") as folder:
         grid_image(images, columns=2 * per_caption).save(folder / f"step-{step:08d}.png")
-
-
-class Log:
-    """`log.jsonl`: one line per logged step. Lines after the step a run resumes from are dropped."""
-
-    def __init__(self, path: Path, step: int):
-        self.path = path
-        kept = []
-        if step and path.is_file():
-            # A kill may have cut the last line short; like all lines after `step` it is written again.
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-        atomic_write(path, "".join(f"{line}\n" for line in kept))
-
-    def write(self, record: dict) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        logger.info("  ".join(f"{key} {value}" for key, value in record.items()))
