@@ -128,8 +128,7 @@ class _JudgedPrompts:
         parts = [clip.encode(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
         self.prompt_embeds, self.device = torch.cat(parts), clip.image_encoder.device
         self.labels = torch.tensor(prompt_labels(prompts), device=self.device)
-        with torch.random.fork_rng(devices=[]):  # a network draws its first weights before it is loaded
-            self.judges = [BirdJudge.from_pretrained(folder).to(self.device) for folder in bundled.judge_dirs()]
+        self.judges = [BirdJudge.from_pretrained(folder).to(self.device) for folder in bundled.judge_dirs()]
 
     def accuracy(self, pictures: torch.Tensor) -> float:
         """Share of right colours over judges, pictures [N, 3, 64, 64] and parts."""
