@@ -148,6 +148,25 @@ def test_without_judges_the_kernel_distance_decides(config, small_clip, make_gen
     assert set(evaluation.run(make_generator(noise_dim=3))) == {"kid", "clip_similarity"}
 
 
+def test_the_judges_read_pictures_of_64_pixels_only(config, small_clip):
+    evaluation = QuickEvaluation(config, load_training_data(config, 128, 8), small_clip)
+    assert evaluation.protocol["decisive"] == "kid"
+
+
+def test_the_kernel_between_embeddings_is_that_of_their_cosine(evaluation, data):
+    others = data.batch(range(10, 20)).images
+    found = evaluation.run(Projector(torch.cat([others, others])))["kid"]
+    pair = evaluation.real_embeds, _embeds(evaluation, others)
+    real, fake = (torch.nn.functional.normalize(x.double()) for x in pair)
+    within = [((x @ x.T + 1) ** 3).fill_diagonal_(0).sum() / 90 for x in (real, fake)]
+    assert found == pytest.approx((sum(within) - 2 * ((real @ fake.T + 1) ** 3).mean()).item(), abs=1e-5)
+
+
+def _embeds(evaluation: QuickEvaluation, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return evaluation._embed(images)
+
+
 def test_one_sample_is_too_few(config, data, small_clip):
     config.evaluation_samples = 1
     with pytest.raises(UserError, match="at least two pictures"):
