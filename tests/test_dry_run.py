@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training import loop
 from ratlip_hf.training.__main__ import main
@@ -32,12 +33,12 @@ def dry(config, tmp_path):
 
 
 def test_a_dry_run_tells_the_figures_and_leaves_nothing(config, dry, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop, "training_step", lambda *_, **__: pytest.fail("a step was taken"))
     config.text_embeddings, config.max_train_images = True, 18
     report = dry(capsys)
     generator, discriminator = (
         sum(p.numel() for p in kind.from_preset("ratlip", **options).parameters())
-        for kind, options in ((loop.RATLIPGenerator, GENERATOR), (loop.RATLIPDiscriminator, DISCRIMINATOR))
+        for kind, options in ((RATLIPGenerator, GENERATOR), (RATLIPDiscriminator, DISCRIMINATOR))
     )
     assert report["generator"] == f"{generator:,} parameters, {generator:,} trained, 0 frozen"
     assert report["discriminator"] == f"{discriminator:,} parameters, {discriminator:,} trained, 0 frozen"
@@ -64,7 +65,7 @@ def test_a_dry_run_refuses_what_a_run_would(config, tmp_path, capsys):
 def peak(config, nets, small_clip: FrozenCLIP, **changes) -> int:
     for name, value in changes.items():
         setattr(config, name, value)
-    return step_peak_bytes(config, nets.generator, nets.discriminator, small_clip)
+    return step_peak_bytes(config, nets.accelerator, nets.generator, nets.discriminator, small_clip)
 
 
 def test_the_estimate_allocates_nothing_and_changes_nothing(config, nets, small_clip):
@@ -79,7 +80,7 @@ def test_the_estimate_allocates_nothing_and_changes_nothing(config, nets, small_
 def test_the_estimate_is_what_a_step_takes(config, nets, small_clip):
     """Against the allocator's record of a real step, in which nothing but the small optimizer is left out."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        training_step(nets, *step_inputs())
+        training_step(nets, [step_inputs()])
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     largest = max(accumulate(changes))
@@ -93,7 +94,7 @@ def test_memory_shrinks_with_precision_and_checkpointing(config, nets, small_cli
 
 
 def test_memory_is_the_sum_of_weights_gradients_moments_and_activations(config, nets, small_clip):
-    use = memory_use(config, nets.generator, nets.discriminator, small_clip)
+    use = memory_use(config, nets.accelerator, nets.generator, nets.discriminator, small_clip)
     towers = weight_bytes(small_clip.text_encoder) + weight_bytes(small_clip.image_encoder)
     assert use.weights == 2 * weight_bytes(nets.generator) + weight_bytes(nets.discriminator) + towers
     assert use.moments == 2 * use.gradients

@@ -22,7 +22,7 @@ from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from ratlip_hf.data.prepare import prepare
 from ratlip_hf.data.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
 from ratlip_hf.data.shards import Storage
-from ratlip_hf.training import loop, preflight
+from ratlip_hf.training import loop, preflight, preparation, run
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import CaptionedImages
@@ -58,7 +58,7 @@ def refused(tmp_path, capsys) -> Callable[[TrainingConfig], str]:
 
 @pytest.fixture
 def no_clip(monkeypatch) -> None:
-    monkeypatch.setattr(loop, "load_clip", lambda *_, **__: pytest.fail("the CLIP was loaded"))
+    monkeypatch.setattr(preparation, "load_clip", lambda *_, **__: pytest.fail("the CLIP was loaded"))
 
 
 def test_an_output_dir_below_a_file_is_refused_before_the_clip_is_loaded(config, tmp_path, no_clip, refused):
@@ -146,7 +146,7 @@ def test_room_is_needed_for_one_checkpoint_more_than_are_kept(config, nets, smal
 
 
 def test_a_disk_without_room_is_refused_before_data_are_read(config, monkeypatch, refused):
-    monkeypatch.setattr(loop, "load_training_data", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(run, "load_training_data", lambda *_: pytest.fail("data were read"))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: preflight.shutil._ntuple_diskusage(10**9, 0, 1000))
     assert "1 kB are free: lower checkpoints_total_limit (now 2)" in refused(config)
 

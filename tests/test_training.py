@@ -20,7 +20,7 @@ from PIL import Image
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.frozen_clip import FrozenCLIP
-from ratlip_hf.training import loop
+from ratlip_hf.training import loop, run
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.data import CaptionedImages, load_training_data
 from ratlip_hf.training.ema import EMA
@@ -266,11 +266,11 @@ def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(con
     )
     config.text_embeddings, config.max_train_images = True, 8
     table = loop.train(config) / "text_embeddings" / "0" / "embeds.npy"
-    assert asked == [120, 12]  # all captions for the table, one of each picture for centring
+    assert asked == [120, 12, 12]  # all captions for the table, one of each picture for centring and for the samples
     before = table.read_bytes(), table.stat().st_mtime_ns
     config.resume_from_checkpoint, config.max_train_images = "latest", 16
     loop.train(config)
-    assert asked == [120, 12, 12]
+    assert asked == [120, 12, 12, 12]
     assert (table.read_bytes(), table.stat().st_mtime_ns) == before
 
 
@@ -378,11 +378,11 @@ def test_a_killed_run_goes_on_with_the_same_command(config, tmp_path, lines):
     command = [sys.executable, "-m", "ratlip_hf.training", "--config", str(tmp_path / "config.json")]
     log = tmp_path / "killed" / "log.jsonl"
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like the reference: sums depend on how they are cut
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
-    while run.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
         time.sleep(0.005)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     subprocess.run(command, check=True, capture_output=True, env=one_thread)
     found = weights(tmp_path / "killed")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
@@ -411,7 +411,7 @@ def test_two_processes_make_one_run(config, tmp_path):
     ],
 )
 def test_networks_for_another_clip_are_refused_before_any_data_is_read(config, part, option, message, monkeypatch):
-    monkeypatch.setattr(loop, "load_training_data", lambda *_: pytest.fail("data was read"))
+    monkeypatch.setattr(run, "load_training_data", lambda *_: pytest.fail("data was read"))
     setattr(config, part, {**getattr(config, part), **option})
     with pytest.raises(ValueError, match=message):
         loop.train(config)

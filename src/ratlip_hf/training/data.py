@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.block_jpeg import open_picture
 from ..data.captions import class_caption
 from ..data.corpus import Report
-from ..data.embeddings import StoredEmbeddings
+from ..data.embeddings import EmbeddingTable
 from ..data.images import BadImage
 from ..data.rows import Columns, MapRows, MixedRows, Row, Rows, ShardRows, find_shards
 from ..data.sources.flowers import read_class_names
 from ..data.transforms import frame
 from ..frozen_clip import FrozenCLIP
 from ..utils.errors import UserError
+from .caption_embeddings import caption_embeddings
 from .config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class CaptionedImages:
         config: how pictures are cropped and flipped, and the seed.
         size: side of the pictures.
         noise_dim: width of the noise.
-        embeddings: stored embeddings of the rows' captions, one per part of a mixture.
+        embeddings: embeddings of the rows' captions, one table per part of a mixture.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class CaptionedImages:
         config: TrainingConfig,
         size: int,
         noise_dim: int,
-        embeddings: list[StoredEmbeddings] | None = None,
+        embeddings: list[EmbeddingTable] | None = None,
     ):
         self.rows, self.config, self.size, self.noise_dim = rows, config, size, noise_dim
         self.embeddings = embeddings
@@ -200,7 +201,7 @@ def load_training_data(
 ) -> CaptionedImages:
     """The corpus or the mixture named by the configuration.
 
-    `clip` is needed for stored text embeddings only, which must be its own.
+    `clip` is needed for text embeddings only, which are read or made with it (see [`caption_embeddings`]).
 
     Raises:
         UserError: when data or embeddings cannot be loaded.
@@ -208,11 +209,7 @@ def load_training_data(
     weights = config.data_mixture or {config.dataset_name or config.train_data_dir: 1.0}
     parts = [_load_rows(source, config, size) for source in weights]
     rows = parts[0] if len(parts) == 1 else MixedRows(parts, list(weights.values()), config.seed)
-    embeddings = None
-    if config.text_embeddings:
-        fingerprint = clip.describe()["weights_sha256"]
-        embeddings = [StoredEmbeddings(Path(source), "train", fingerprint) for source in weights]
-    return CaptionedImages(rows, config, size, noise_dim, embeddings)
+    return CaptionedImages(rows, config, size, noise_dim, caption_embeddings(config, list(weights), parts, clip))
 
 
 def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:

@@ -4,6 +4,7 @@ Owns the report; the figures are counted in `footprint` and `preflight`."""
 import math
 import statistics
 
+from accelerate import Accelerator
 from torch import nn
 
 from ..data.rows import ShardRows
@@ -19,7 +20,7 @@ _LOOKED_AT = 1000  # rows of a stream or a mixture whose captions are counted
 
 def describe_run(
     config: TrainingConfig,
-    num_processes: int,
+    accelerator: Accelerator,
     generator: RATLIPGenerator,
     discriminator: RATLIPDiscriminator,
     clip: FrozenCLIP,
@@ -30,10 +31,10 @@ def describe_run(
     Raises:
         UserError: for a picture among the first that cannot be opened.
     """
-    per_step = images_per_step(config, num_processes)
+    per_step = images_per_step(config, accelerator.num_processes)
     lines = {
         **_parameters(generator, discriminator, clip),
-        "memory": _memory(config, generator, discriminator, clip),
+        "memory": _memory(config, accelerator, generator, discriminator, clip),
         **_data(config, data),
         "length": _length(config, data, per_step),
         "files": _files(config, disk_use(config, per_step, generator, discriminator, clip)),
@@ -57,8 +58,8 @@ def _count_parameters(module: nn.Module) -> str:
     return f"{total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
 
 
-def _memory(config: TrainingConfig, generator, discriminator, clip: FrozenCLIP) -> str:
-    use = memory_use(config, generator, discriminator, clip)
+def _memory(config: TrainingConfig, accelerator: Accelerator, generator, discriminator, clip: FrozenCLIP) -> str:
+    use = memory_use(config, accelerator, generator, discriminator, clip)
     return (
         f"about {as_size(use.total)} per process: weights and average {as_size(use.weights)}, gradients "
         f"{as_size(use.gradients)}, Adam {as_size(use.moments)}, activations of {config.train_batch_size} images "

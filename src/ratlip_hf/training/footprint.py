@@ -1,23 +1,23 @@
 """How much room a run takes: bytes of its files, and memory of a process, without allocating what is measured.
 Counts only; `preflight` compares them with what there is, and `dry_run` shows them."""
 
-import contextlib
 import copy
 import math
 import weakref
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .. import losses
 from ..frozen_clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
-from ..models.clip import image_features, image_features_and_embeds
 from .config import TrainingConfig
+from .optimization import Optimization
+from .step import Networks, StepInputs, training_step
 
 
 def weight_bytes(module: nn.Module, trainable_only: bool = False) -> int:
@@ -73,7 +73,11 @@ class MemoryUse:
 
 
 def memory_use(
-    config: TrainingConfig, generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, clip: FrozenCLIP
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    clip: FrozenCLIP,
 ) -> MemoryUse:
     """Memory of one training process at its peak, from tensor sizes alone.
 
@@ -84,16 +88,20 @@ def memory_use(
     trained = sum(weight_bytes(network, trainable_only=True) for network in (generator, discriminator))
     towers = weight_bytes(clip.image_encoder) + weight_bytes(clip.text_encoder)
     weights = 2 * weight_bytes(generator) + weight_bytes(discriminator) + towers
-    step = step_peak_bytes(config, generator, discriminator, clip)
+    step = step_peak_bytes(config, accelerator, generator, discriminator, clip)
     return MemoryUse(weights, trained, 2 * trained, max(0, step - trained))
 
 
 def step_peak_bytes(
-    config: TrainingConfig, generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, clip: FrozenCLIP
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    clip: FrozenCLIP,
 ) -> int:
-    """Largest sum of bytes alive at once in an iteration beyond the weights: activations, gradients, intermediates.
+    """Largest sum of bytes alive at once in a step beyond the weights: activations, gradients, intermediates.
 
-    The graphs of an iteration (Eq. 8, with the penalty's second backward pass) are run on tensors without content.
+    The step itself is run, on tensors without content.
     """
     fake = FakeTensorMode()
     with FakeCopyMode(fake):
@@ -103,48 +111,29 @@ def step_peak_bytes(
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
     with fake, torch.device(generator.device), _PeakOfLiveBytes() as tracked:
-        _iteration(config, *copies)
+        unmoved = [_Unmoved(torch.optim.SGD(network.parameters())) for network in copies[:2]]
+        nets = Networks(*copies[:2], *unmoved, copies[2], accelerator, config)
+        # Of more micro-batches than two, no more is alive at once.
+        training_step(nets, [_empty_inputs(config, generator)] * min(2, config.gradient_accumulation_steps))
     return tracked.peak
 
 
-def _iteration(
-    config: TrainingConfig, generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, tower: nn.Module
-) -> None:
-    """Forward and backward passes in the order of `step`, without optimizers, whose memory is known."""
-    batch, size, reader = config.train_batch_size, generator.config.sample_size, discriminator.config
-    images, noise = torch.empty(batch, 3, size, size), torch.empty(batch, generator.config.noise_dim)
-    prompt_embeds = torch.empty(batch, generator.config.text_dim)
-    layers, clip_input = reader.feature_layers, reader.clip_input
-    precision = _autocast(config, generator.device.type)
-    with torch.no_grad(), precision:
-        real_features = image_features(tower, images, layers, clip_input).float()
-    with precision:
-        fakes = generator(noise, prompt_embeds, tower, return_dict=False)[0]
-        fake_features, fake_embeds = image_features_and_embeds(tower, fakes, layers, clip_input)
-    _discriminator_backward(config, discriminator, real_features, fake_features.detach().float(), prompt_embeds)
-    discriminator.requires_grad_(False)
-    with precision:
-        logits = discriminator(fake_features, prompt_embeds, return_dict=False)[0]
-    similarity = losses.clip_similarity(fake_embeds, prompt_embeds)
-    (losses.generator_adversarial(logits.float()) - similarity + losses.out_of_range(fakes)).backward()
+def _empty_inputs(config: TrainingConfig, generator: RATLIPGenerator) -> StepInputs:
+    batch, sizes = config.train_batch_size, generator.config
+    images, noise = torch.empty(batch, 3, sizes.sample_size, sizes.sample_size), torch.empty(batch, sizes.noise_dim)
+    text, draws = torch.empty(batch, sizes.text_dim), torch.empty(batch, 7) if config.augmentations else None
+    return StepInputs(images, noise, text, text, draws, draws)
 
 
-def _discriminator_backward(config, discriminator, real_features, fake_features, prompt_embeds) -> None:
-    real_features, text = (x.detach().requires_grad_() for x in discriminator.condition(real_features, prompt_embeds))
-    fake_features, _ = discriminator.condition(fake_features, prompt_embeds)
-    real = discriminator(real_features, text, conditioned=True, return_dict=False)[0]
-    pairs = torch.cat([fake_features, real_features.detach()])
-    false = discriminator(pairs, torch.cat([text, text]).detach(), conditioned=True, return_dict=False)[0]
-    gradients = losses.input_gradients(real, [real_features, text])
-    penalty = losses.matching_aware_gradient_penalty(
-        gradients, config.penalty_weight, config.penalty_power, config.penalty_form
-    )
-    (losses.discriminator_hinge(real, *false.chunk(2)) + penalty).backward()
+class _Unmoved(Optimization):
+    """Takes gradients and lets them go: an optimizer's memory is known, and a loss scale needs numbers."""
 
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
 
-def _autocast(config: TrainingConfig, device: str) -> contextlib.AbstractContextManager:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
-    return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
+    def step(self) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        return torch.zeros(())
 
 
 class _PeakOfLiveBytes(TorchDispatchMode):

@@ -24,9 +24,9 @@ _INTRODUCTION = """---
 
 # {title}
 
-A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to a picture. Preset
-`{preset}`; these are the averaged weights of the generator. The discriminator lies in `discriminator/`, the files of
-the training run in `training/`.
+A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to a picture. {origin};
+these are the averaged weights of the generator. The discriminator lies in `discriminator/`, the files of the training
+run in `training/`.
 """
 _USE = """
 ## Use
@@ -89,7 +89,7 @@ def model_card(
     text = _INTRODUCTION.format(
         metadata=_metadata(config, title, clip or {}, prompts, samples, metrics).to_yaml(),
         title=title,
-        preset=config.preset,
+        origin=_origin(config),
     )
     if samples:
         text += f"\n![samples]({samples[-1]})\n"
@@ -101,6 +101,15 @@ def model_card(
         rows = [" | ".join(_cell(record[key]) for key in ("name", "value", "protocol")) for record in metrics]
         text += _METRICS.format(rows="\n".join(f"| {row} |" for row in rows))
     return ModelCard(text)
+
+
+def _origin(config: TrainingConfig) -> str:
+    source = config.pretrained_model_name_or_path
+    return (
+        f"Fine-tuned from `{Path(source).name if Path(source).is_dir() else source}`"
+        if source
+        else (f"Preset `{config.preset}`")
+    )
 
 
 def code_commit() -> str | None:

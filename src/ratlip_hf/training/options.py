@@ -54,7 +54,7 @@ def _read_json(source: str | None) -> dict:
     for name, value in values.items():
         if name not in _KINDS:
             raise UserError(f"{source} has the unknown key {name!r}")
-        _check_kind(name, value)
+        values[name] = _checked(name, value)
     return values
 
 
@@ -69,16 +69,17 @@ def _parse(name: str, text: str):
         value = json.loads(text.lower() if bool in kinds else text)
     except json.JSONDecodeError:
         value = text
-    _check_kind(name, value)
-    return value
+    return _checked(name, value)
 
 
-def _check_kind(name: str, value) -> None:
+def _checked(name: str, value):
+    """The value if it is of the right kind; a whole number where a fraction is meant becomes one."""
     kinds = _kinds(name)
-    fits = type(value) in kinds or (float in kinds and type(value) is int)
-    if not fits:
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{name} must be {wanted}, not {value!r}")
+    if type(value) is int and float in kinds and int not in kinds:
+        value = float(value)
+    if type(value) not in kinds:
+        raise UserError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, not {value!r}")
+    return value
 
 
 def _kinds(name: str) -> tuple[type, ...]:

@@ -37,11 +37,16 @@ def save_run_config(output_dir: Path, config: TrainingConfig, clip: dict) -> Non
 
 
 def save_samples(
-    output_dir: Path, step: int, pipeline: RATLIPPipeline, captions: list[str], per_caption: int = 4
+    output_dir: Path,
+    step: int,
+    pipeline: RATLIPPipeline,
+    prompt_embeds: torch.Tensor,
+    batch_size: int,
+    per_sentence: int = 4,
 ) -> None:
-    """Write `samples/step-<n>.png`: a row per caption, the same noise in every grid of the run."""
-    noise_dim = pipeline.generator.config.noise_dim
-    latents = draw_latents(per_caption, noise_dim, torch.Generator().manual_seed(0)).repeat(len(captions), 1)
-    images = pipeline(captions, num_images_per_prompt=per_caption, latents=latents).images
+    """Write `samples/step-<n>.png`: pictures of each of the sentences, the same noise in every grid of the run."""
+    noise = draw_latents(per_sentence, pipeline.generator.config.noise_dim, torch.Generator().manual_seed(0))
+    options = {"num_images_per_prompt": per_sentence, "latents": noise.repeat(len(prompt_embeds), 1)}
+    images = pipeline(prompt_embeds=prompt_embeds, batch_size=batch_size, **options).images
     with staged_files(output_dir / "samples") as folder:
-        grid_image(images, columns=2 * per_caption).save(folder / f"step-{step:08d}.png")
+        grid_image(images, columns=2 * per_sentence).save(folder / f"step-{step:08d}.png")

@@ -22,6 +22,7 @@ from ..utils.errors import UserError
 from .augmentation import draw
 from .config import TrainingConfig
 from .data import Batch, CaptionedImages
+from .reporting import tracker_arguments
 from .step import StepInputs
 from .synchronized_batch_norm import synchronize_batch_norm
 
@@ -33,7 +34,8 @@ _STATISTICS = 1024  # samples on which centring and scaling are fitted
 def start_accelerator(config: TrainingConfig) -> Accelerator:
     """accelerate's view of the processes; precision and accumulation are ours, see [`Networks`]."""
     # BatchNorm statistics are the same everywhere already: sending buffers at every forward would be waste.
-    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision="no", kwargs_handlers=[parallel], **tracker_arguments(config))
 
 
 def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscriminator, list[RATLIPModel]]:
