@@ -2,8 +2,10 @@
 Runs take a few steps of a toy generator on rendered birds."""
 
 import copy
+import dataclasses
 import json
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
+from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline, bundled
 from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training import loop, run
@@ -20,6 +22,7 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.data import CaptionedImages, load_training_data
 from ratlip_hf.training.ema import EMA
 from ratlip_hf.training.options import load_config
+from ratlip_hf.training.preparation import build_networks
 from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.training.step import training_step
 from ratlip_hf.utils.errors import UserError
@@ -44,9 +47,45 @@ def test_the_resolved_configuration_reads_back(config, tmp_path):
     assert load_config(["--config", str(tmp_path / "again.json")]) == config
 
 
-@pytest.mark.parametrize("name", ["synthetic_birds", "smoke"])
-def test_shipped_configurations_are_valid(name):
-    assert load_config(["--config", name]).preset == "tiny"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("birds", "ratlip"),
+        ("flowers", "ratlip"),
+        ("faces", "ratlip"),
+        ("galip_birds", "galip"),
+        ("ratlip_released_birds", "ratlip-released"),
+        ("synthetic_birds", "tiny"),
+        ("smoke", "tiny"),
+    ],
+)
+def test_shipped_configurations_are_found_by_name_and_as_files(name, preset):
+    config = load_config(["--config", name])
+    assert config == load_config(["--config", str(EXAMPLES / f"{name}.json")])
+    assert config.preset == preset
+    if preset != "tiny":  # the paper's hyper-parameters (method section 6)
+        rates = (config.generator_learning_rate, config.discriminator_learning_rate)
+        penalty = (config.penalty_weight, config.penalty_power, config.similarity_weight)
+        assert (rates, penalty) == ((1e-4, 4e-4), (2, 6, 4))
+        assert (config.adam_beta1, config.adam_beta2, config.range_weight) == (0.0, 0.9, 0.0)
+
+
+def test_flags_stand_alone_and_whole_numbers_may_be_fractions():
+    options = ["--dataset_name", "a", "--gradient_checkpointing", "--random_flip", "false", "--adam_beta1", "0"]
+    config = load_config([*options, "--max_grad_norm", "1"])
+    assert config.gradient_checkpointing is True and config.random_flip is False
+    assert type(config.adam_beta1) is float and type(config.max_grad_norm) is float
+
+
+def test_precision_is_accelerates_unless_it_is_given(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert load_config(["--config", "smoke"]).mixed_precision == "bf16"
+    assert load_config(["--config", "smoke", "--mixed_precision", "no"]).mixed_precision == "no"
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert load_config(["--config", "smoke"]).mixed_precision == "no"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +102,15 @@ def test_shipped_configurations_are_valid(name):
         (["--dataset_name", "a", "--learning_rate", "1"], "unrecognized"),
         (["--dataset_name", "a", "--ema_decay", "1.5"], "ema_decay"),
         (["--dataset_name", "a", "--penalty_weight", "NaN"], "penalty_weight must be finite"),
+        (["--dataset_name", "a", "--augmentation", "color,blur"], "not 'blur'"),
+        (["--dataset_name", "a", "--report_to", "paper"], "report_to"),
+        (["--dataset_name", "a", "--max_grad_norm", "0"], "max_grad_norm must be positive"),
+        (["--dataset_name", "a", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
+        (["--dataset_name", "a", "--dataloader_num_workers", "-1"], "must not be negative"),
+        (
+            ["--dataset_name", "a", "--pretrained_model_name_or_path", "b", "--generator", '{"sample_size": 64}'],
+            "as they are",
+        ),
         (["--config", "smoke", "--generator", '{"sample_sizes": 64}'], "no option 'sample_sizes'"),
     ],
 )
@@ -267,6 +315,36 @@ def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(con
     loop.train(config)
     assert asked == [120, 12, 12, 12]
     assert (table.read_bytes(), table.stat().st_mtime_ns) == before
+
+
+def test_a_trained_pipeline_is_fine_tuned_with_its_clip_and_discriminator(config, tmp_path):
+    first = loop.train(config)
+    fine = dataclasses.replace(config, generator={}, discriminator={}, clip=None, output_dir=str(tmp_path / "fine"))
+    fine.pretrained_model_name_or_path, fine.generator_learning_rate = str(first / "pipeline"), 1e-12
+    fine.discriminator_learning_rate, fine.ema_decay = 1e-12, 0.0
+    tuned = loop.train(fine)
+    started, ended = weights(first), weights(tuned)
+    moved_by_steps = {name for name, value in ended.items() if not torch.allclose(value, started[name], atol=1e-9)}
+    assert all("running" in name or "tracked" in name for name in moved_by_steps) and moved_by_steps
+    discriminators = [
+        RATLIPDiscriminator.from_pretrained(run / "discriminator").state_dict() for run in (first, tuned)
+    ]
+    for name, value in discriminators[0].items():
+        torch.testing.assert_close(discriminators[1][name], value, rtol=0, atol=1e-9, msg=name)
+
+
+def test_fine_tuning_without_a_discriminator_starts_a_fresh_one_and_says_so(tmp_path, caplog):
+    shutil.copytree(bundled.model_dir(), tmp_path / "alone")
+    options = ["--pretrained_model_name_or_path", str(tmp_path / "alone"), "--preset", "tiny"]
+    config = load_config([*options, "--dataset_name", "synthetic-birds"])
+    _, discriminator, fresh = build_networks(config)
+    assert fresh == [discriminator] and "no discriminator comes with" in caplog.text
+    config.pretrained_model_name_or_path = "synthetic-birds"
+    _, discriminator, fresh = build_networks(config)
+    assert fresh == [] and discriminator.feature_scale.scale.std() > 0
+    config.pretrained_model_name_or_path = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match="no pipeline to fine-tune"):
+        build_networks(config)
 
 
 def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(config, monkeypatch):

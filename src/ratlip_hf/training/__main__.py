@@ -2,6 +2,7 @@
 The top-level `train_ratlip.py` of the repository is a shell over `main`."""
 
 import logging
+import os
 import sys
 
 import transformers
@@ -13,8 +14,11 @@ from .options import load_config
 @command_line
 def main(argv: list[str] | None = None) -> int:
     config = load_config(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    print(config.to_json(), end="", flush=True)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks; errors come from all
+    level = logging.INFO if first else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if first:
+        print(config.to_json(), end="", flush=True)
     try:
         from .loop import train  # needs packages that drawing does without
     except ModuleNotFoundError as error:
