@@ -225,7 +225,7 @@ def evaluated(config: TrainingConfig, folder: Path) -> TrainingConfig:
 def test_training_is_the_same_with_and_without_evaluation(config, tmp_path):
     plain = loop.train(config)
     watched = loop.train(evaluated(config, tmp_path / "watched"))
-    assert not (plain / "evaluations.jsonl").read_text()
+    assert not (plain / "evaluations.jsonl").exists()
     assert [line["images"] for line in lines(watched, "evaluations.jsonl")] == [8, 16]
     assert lines(plain, "log.jsonl") == lines(watched, "log.jsonl")
     assert same(weights(plain / "pipeline"), weights(watched / "pipeline"))

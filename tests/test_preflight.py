@@ -83,6 +83,11 @@ def test_checking_surroundings_leaves_nothing(config, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_missing_data_folder_is_named_before_the_clip_is_loaded(config, no_clip, refused):
+    config.dataset_name, config.train_data_dir, config.max_train_samples = None, "no/such/folder", None
+    assert "train_data_dir no/such/folder is not a folder" in refused(config)
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(config, no_clip, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "set ACCELERATE_USE_CPU=true" in refused(config)

@@ -220,8 +220,6 @@ def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
 
         drawn = make_dataset("train", config.max_train_samples or 20_000, seed=config.seed, image_size=size)
         return MapRows(drawn, columns, config.seed)
-    if source == config.train_data_dir and not Path(source).is_dir():
-        raise UserError(f"train_data_dir {source} is not a folder")
     try:
         if config.streaming:
             return ShardRows(find_shards(source), columns, config.seed, config.stream_window)

@@ -39,8 +39,8 @@ def check_surroundings(config: TrainingConfig, num_processes: int, device: torch
         device: what it trains on.
 
     Raises:
-        UserError: for processes that do not know of each other, a step of one image, or an `output_dir` that cannot
-            be written.
+        UserError: for processes that do not know of each other, a step of one image, a `train_data_dir` that is not
+            there, or an `output_dir` that cannot be written.
     """
     _check_processes(num_processes)
     per_step = images_per_step(config, num_processes)
@@ -59,6 +59,8 @@ def check_surroundings(config: TrainingConfig, num_processes: int, device: torch
         )
     if config.mixed_precision == "fp16" and device.type == "cpu":
         logger.warning("fp16 on a CPU is slow and saves little: use mixed_precision bf16 or no")
+    if config.train_data_dir and not Path(config.train_data_dir).is_dir():
+        raise UserError(f"train_data_dir {config.train_data_dir} is not a folder (see ratlip data prepare)")
     _check_writable(Path(config.output_dir))
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +44,9 @@ class Log:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in self._kept(step)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in self._kept(step)))
 
     def write(self, record: dict) -> None:
         """Append a line; values may be nested objects."""
@@ -52,11 +55,9 @@ class Log:
 
     def read(self) -> list[dict]:
         """All lines."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
 
     def _kept(self, step: int) -> list[dict]:
-        if not self.path.is_file():
-            return []
         # A kill may have cut the last line short; like all lines after `step` it is written again.
         lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
         return [record for record in map(json.loads, lines) if record["step"] <= step]
@@ -125,6 +126,21 @@ class Report:
     def close(self) -> None:
         """End the bar and hand logging back; may be called twice."""
         self.open.close()
+
+
+class FirstFew(logging.Filter):
+    """Lets a few messages of each kind through and says when the rest falls silent: long captions come by thousands."""
+
+    def __init__(self, count: int = 3):
+        super().__init__()
+        self.count, self.seen = count, Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.seen[record.msg] += 1
+        if self.seen[record.msg] == self.count:
+            record.msg, record.args = f"{record.getMessage()} (more like this are not shown)", ()
+            return True
+        return self.seen[record.msg] < self.count
 
 
 def tracker_arguments(config: TrainingConfig) -> dict:
