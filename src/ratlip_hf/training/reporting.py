@@ -129,7 +129,7 @@ class Report:
 
 
 class FirstFew(logging.Filter):
-    """Lets a few messages of each kind through and says when the rest falls silent: long captions come by thousands."""
+    """Lets a few messages of each kind through, then says that it falls silent: long captions come by thousands."""
 
     def __init__(self, count: int = 3):
         super().__init__()
