@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -141,7 +142,9 @@ def wrap(
         # Not the discriminator: the penalty differentiates it twice, which compiled code cannot.
         for module in (generator, *image_encoder.vision_model.encoder.layers):
             module.compile()
-    return accelerator.prepare(generator, discriminator)
+    with warnings.catch_warnings():  # newer torch has another name for what accelerate asks of it on our behalf
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return accelerator.prepare(generator, discriminator)
 
 
 def step_inputs(batch: Batch, clip: FrozenCLIP, device: torch.device, config: TrainingConfig) -> StepInputs:
