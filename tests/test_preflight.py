@@ -258,6 +258,17 @@ def test_an_empty_caption_is_refused_with_its_row(config, caption):
         check_data(config, samples(config, MixedRows([corpus(config, ["a"]), rows], [1, 1], 0)), 2)
 
 
+def test_captions_are_read_piece_by_piece_and_counted_over_all(config, monkeypatch):
+    """Those of tens of millions of rows do not fit into memory."""
+    monkeypatch.setattr("ratlip_hf.data.rows._PIECE", 2)
+    rows = corpus(config, [["a"], ["b", "c"], ["d"], ["e"], [""]])
+    assert list(rows.captions(3)) == [["a"], ["b", "c"], ["d"]]
+    captions = rows.captions(9)
+    assert [next(captions) for _ in range(4)] == [["a"], ["b", "c"], ["d"], ["e"]]
+    with pytest.raises(UserError, match="row 4 has an empty caption"):
+        next(captions)
+
+
 def test_an_empty_caption_of_a_stream_is_refused_when_it_is_met(config, tmp_path):
     rows = {"image": [Image.new("RGB", (8, 8))] * 3, "captions": ["a", "b", " "]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train-0.parquet")

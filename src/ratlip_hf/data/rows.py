@@ -2,8 +2,9 @@
 or of a weighted mixture. Row v is a function of (seed, v), so a cursor is one number and nothing is replayed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from ..utils.errors import UserError
 
 _ORDER, _SHARDS, _WITHIN, _MIXTURE = 1, 3, 4, 5  # separate random streams; 2 is the samples' own
 _BLOCK = 1000  # visits within which a mixture has exactly its weights
+_PIECE = 1000  # rows whose captions are read together
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Rows(Protocol):
     def row(self, visit: int) -> Row:
         """The row that the global sample `visit` (from 0) shows."""
 
-    def captions(self, count: int) -> list[list[str]]:
-        """Captions of the first rows in the order of storage."""
+    def captions(self, count: int) -> Iterator[list[str]]:
+        """Captions of the first rows in the order of storage, read as they are asked for."""
 
 
 class Recent:
@@ -107,9 +109,11 @@ class MapRows:
         place = int(self._order(epoch)[position])
         return _to_row(self.dataset[place], self.columns, place)
 
-    def captions(self, count: int) -> list[list[str]]:
-        column = self.dataset.select_columns(self.columns.captions)[:count][self.columns.captions]  # no pictures read
-        return [_as_list(value, index) for index, value in enumerate(column)]
+    def captions(self, count: int) -> Iterator[list[str]]:
+        column = self.dataset.select_columns(self.columns.captions)  # no pictures read
+        for start in range(0, min(count, len(self)), _PIECE):
+            piece = column[start : min(count, start + _PIECE)][self.columns.captions]
+            yield from (_as_list(value, index) for index, value in enumerate(piece, start))
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self))
@@ -135,9 +139,8 @@ class ShardRows:
         if not shards:
             raise UserError("there are no Parquet files to stream")
         self.shards, self.columns, self.seed, self.window = shards, columns, seed, window
-        footers = [self._open(shard, lambda file: file) for shard in shards]
-        self.counts = np.array([footer.metadata.num_rows for footer in footers])
-        self._names = columns.present(footers[0].schema_arrow.names)
+        self.counts = np.array([self._open(shard, lambda file: file.metadata.num_rows) for shard in shards])
+        self._names = columns.present(self._open(shards[0], lambda file: file.schema_arrow.names))
         if not self.counts.sum():
             raise UserError("the data set is empty")
         self._first_place = np.concatenate([[0], np.cumsum(self.counts)])
@@ -160,14 +163,13 @@ class ShardRows:
         values = self._table(shard).slice(offset, 1).to_pylist()[0]
         return _to_row(values, self.columns, int(self._first_place[shard]) + offset)
 
-    def captions(self, count: int) -> list[list[str]]:
-        found: list[list[str]] = []
-        for shard in self.shards:
-            if len(found) >= count:
+    def captions(self, count: int) -> Iterator[list[str]]:
+        for shard, first in zip(self.shards, self._first_place, strict=False):
+            if first >= count:
                 break
             column = self._open(shard, lambda file: file.read([self.columns.captions])).column(0).to_pylist()
-            found += [_as_list(value, len(found) + index) for index, value in enumerate(column)]
-        return found[:count]
+            values = islice(column, int(count - first))
+            yield from (_as_list(value, index) for index, value in enumerate(values, int(first)))
 
     def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the shards, and the position at which each window of them starts."""
@@ -220,10 +222,10 @@ class MixedRows:
         row = self.parts[part].row(local)
         return Row(row.content, row.captions, row.box, row.place, part)
 
-    def captions(self, count: int) -> list[list[str]]:
+    def captions(self, count: int) -> Iterator[list[str]]:
         visits = [self._locate(visit) for visit in range(min(count, _BLOCK))]
-        firsts = [part.captions(count) for part in self.parts]
-        return [firsts[part][local % len(firsts[part])] for part, local in visits]
+        firsts = [list(part.captions(count)) for part in self.parts]
+        yield from (firsts[part][local % len(firsts[part])] for part, local in visits)
 
     def _locate(self, visit: int) -> tuple[int, int]:
         """Which part a visit belongs to, and the how-manieth visit of that part it is."""

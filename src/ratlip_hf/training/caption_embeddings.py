@@ -58,4 +58,4 @@ def _table(
     if config.dry_run:  # leaves nothing
         return None
     place = Path(config.output_dir) / FOLDER / str(index)
-    return remembered_embeddings(place, rows.captions(len(rows)), clip.encode, fingerprint)
+    return remembered_embeddings(place, list(rows.captions(len(rows))), clip.encode, fingerprint)

@@ -69,8 +69,8 @@ def _memory(config: TrainingConfig, accelerator: Accelerator, generator, discrim
 
 def _data(config: TrainingConfig, data: CaptionedImages) -> dict[str, str]:
     looked_at = len(data) if not _is_costly(data) else min(len(data), _LOOKED_AT)
-    per_row = data.rows.captions(looked_at)
-    count = sum(map(len, per_row))
+    per_row = [len(captions) for captions in data.rows.captions(looked_at)]
+    count = sum(per_row)
     captions = f"{count:,} captions" if looked_at == len(data) else f"{count:,} captions of the first {len(per_row):,}"
     sizes = sample_sizes(config, data)
     (widths, heights), shorter = zip(*sizes, strict=True), statistics.median(map(min, sizes))

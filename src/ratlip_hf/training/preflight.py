@@ -157,12 +157,11 @@ def _check_captions(rows: Rows) -> None:
     """Reading the captions refuses empty ones; what is left to see is whether they differ."""
     parts = rows.parts if isinstance(rows, MixedRows) else [rows]
     counts = [min(len(part), _STREAM_CAPTIONS) if isinstance(part, ShardRows) else len(part) for part in parts]
-    captions = {
-        caption
-        for part, count in zip(parts, counts, strict=True)
-        for of_row in part.captions(count)
-        for caption in of_row
-    }
+    captions: set[str] = set()
+    for part, count in zip(parts, counts, strict=True):
+        for of_row in part.captions(count):
+            if len(captions) < 2:  # of tens of millions no more need be kept
+                captions.update(of_row)
     if len(captions) == 1 and sum(counts) == len(rows):
         raise UserError(
             f"all captions are {captions.pop()!r}: training needs pairs of pictures and captions that do not match"
