@@ -1,5 +1,5 @@
 """How fast training steps are and what memory they take, by preset, batch size and precision.
-`python benchmarks/training_speed.py --preset ratlip --batch_sizes 8 16 32` prints the table; data loading is not in it."""
+`python benchmarks/training_speed.py --preset ratlip --batch_sizes 8 16 32` prints it; data loading is left out."""
 
 import datetime
 import os
