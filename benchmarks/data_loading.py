@@ -1,7 +1,9 @@
-"""How fast training pictures come from prepared shards and from the original JPEGs, and what memory streaming takes.
-Owns the measurements reported in docs/data.md: `python benchmarks/data_loading.py speed SOURCE` and `... memory`."""
+"""How fast training pictures come from shards and from original JPEGs, and what streaming and large corpora take.
+Owns the measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|memory|corpus`."""
 
 import argparse
+import math
+import os
 import resource
 import tempfile
 import time
@@ -9,14 +11,17 @@ from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 
 from ratlip_hf.data.block_jpeg import open_picture
 from ratlip_hf.data.corpus import SourceOptions
 from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.rows import Columns, Row, ShardRows, find_shards
-from ratlip_hf.data.shards import Storage
+from ratlip_hf.data.rows import Columns, MapRows, Row, ShardRows, find_shards
+from ratlip_hf.data.shards import ROW_GROUP, Storage
 from ratlip_hf.data.sources import birds
 from ratlip_hf.data.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig
@@ -25,6 +30,7 @@ from ratlip_hf.training.data import load_training_data
 SIZE = 224  # side of the training pictures
 GPU_RATE = 500  # images per second that a GPU is taken to consume
 _MEMORY_MARKS = 10
+_FULL = 1000  # rows of a full shard
 
 
 def original_rows(source: Path) -> Iterator[Row]:
@@ -89,6 +95,54 @@ def measure_memory(options: argparse.Namespace) -> None:
             print(f"after {(mark + 1) * step:>7,}: {resident_megabytes():.0f} MB", flush=True)
 
 
+def measure_corpus(options: argparse.Namespace) -> None:
+    """What a large corpus takes before the first step and between steps; links to one full shard stand for many."""
+    with tempfile.TemporaryDirectory() as temporary:
+        shards = link_shards(options.prepared, Path(temporary), options.shards)
+        size = Path(shards[0]).stat().st_size
+        print(f"{size / _FULL / 1e3:.1f} kB per image, {len(shards):,} shards of {size / 1e6:.1f} MB")
+        before, started = resident_megabytes(), time.perf_counter()
+        rows = ShardRows(shards, Columns(), seed=0, window=1)
+        seconds, grown = time.perf_counter() - started, resident_megabytes() - before
+        print(f"start of a stream of {len(rows):,} images: {seconds:.1f} s, {grown:.0f} MB")
+        rows.row(0)
+        seconds = [timed(lambda first=number * _FULL: rows.row(first)) for number in range(1, 20)]
+        print(f"reading a shard: {np.median(seconds):.3f} s of a core")
+    seconds = timed(lambda: np.random.default_rng(0).permutation(len(rows)))
+    print(f"order of as many rows of a map-style data set: {seconds:.1f} s of a core")
+    measure_captions(options.captions)
+
+
+def link_shards(prepared: Path, folder: Path, count: int) -> list[str]:
+    """A shard of 1,000 rows, those of a corpus again and again, under many names."""
+    table = pyarrow.parquet.read_table(find_shards(str(prepared))[0])
+    table = pyarrow.concat_tables([table] * math.ceil(_FULL / len(table))).slice(0, _FULL)
+    paths = [str(folder / f"train-{number}.parquet") for number in range(count)]
+    pyarrow.parquet.write_table(table, paths[0], row_group_size=ROW_GROUP)
+    for path in paths[1:]:
+        os.link(paths[0], path)
+    return paths
+
+
+def measure_captions(count: int) -> None:
+    """Reading the five captions of each row of a map-style data set, and keeping them."""
+    captions = [[f"a bird with {row} feathers, {number} of them red" for number in range(5)] for row in range(count)]
+    dataset = datasets.Dataset.from_dict({"image": [b""] * count, "captions": captions})
+    rows = MapRows(dataset.cast_column("image", datasets.Image(decode=False)), Columns(), seed=0)
+    seconds = timed(lambda: sum(map(len, rows.captions(count))))
+    before = resident_megabytes()
+    kept = list(rows.captions(count))
+    grown = resident_megabytes() - before
+    print(f"captions of {len(kept):,} rows: {seconds:.2f} s of a core to read, {grown:.0f} MB to keep")
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of processor time."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
 def resident_megabytes() -> float:
     """Memory of this process now (Linux) or at its highest (elsewhere)."""
     try:
@@ -111,6 +165,11 @@ def main() -> None:
     memory.add_argument("--images", type=int, default=100_000)
     memory.add_argument("--workers", type=int, default=1)
     memory.set_defaults(run=measure_memory)
+    corpus = verbs.add_parser("corpus")
+    corpus.add_argument("prepared", type=Path, help="folder that `ratlip data prepare` has written")
+    corpus.add_argument("--shards", type=int, default=10_000)
+    corpus.add_argument("--captions", type=int, default=100_000, help="rows whose captions are read")
+    corpus.set_defaults(run=measure_corpus)
     options = parser.parse_args()
     options.run(options)
 
