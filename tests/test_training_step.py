@@ -67,7 +67,8 @@ def test_a_lazy_penalty_counts_for_the_steps_without_it(nets):
     lazy.config.penalty_interval = 4
     assert "d_penalty" not in training_step(plain, [step_inputs()], penalise=False)
     figures, lazy_figures = (training_step(each, [step_inputs()]) for each in (nets, lazy))
-    assert lazy_figures["d_penalty"] == figures["d_penalty"]
+    for name in ("d_penalty", "d_loss"):  # what is logged does not depend on the interval
+        assert lazy_figures[name] == figures[name]
     for each, times in ((nets, 1), (lazy, 4)):
         gradients = [p.grad - q.grad for p, q in zip(*map(moving, (each, plain)), strict=True)]
         each.penalty_gradient = torch.cat([gradient.flatten() for gradient in gradients]) / times
@@ -105,6 +106,17 @@ def test_half_precision_steps_stay_close_to_float32(nets, precision, tolerance):
         assert half_figures[name].item() != figures[name].item(), name
 
 
+@pytest.mark.parametrize("penalise", [True, False])
+def test_the_pass_under_the_penalty_is_the_only_one_in_float32(nets, penalise):
+    nets.config.mixed_precision = "bf16"
+    seen = []
+    nets.discriminator.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    nets.discriminator.referee.conv2.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    training_step(nets, [step_inputs()], penalise)
+    half, full = [torch.bfloat16, True], [torch.float32, False]
+    assert seen == [*(full if penalise else half), *half, *half]
+
+
 def test_the_penalty_is_the_same_under_every_loss_scale(nets):
     gradients = []
     for scale in (1.0, 2.0**16):
@@ -140,6 +152,35 @@ def test_gradients_that_overflow_at_every_scale_stop_the_run():
             moves.step()
 
 
+def test_an_optimization_is_configured_as_said(config):
+    network = torch.nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    config.mixed_precision, config.max_grad_norm = "fp16", 0.5
+    config.adam_beta1, config.adam_beta2, config.adam_epsilon = 0.1, 0.8, 1e-3
+    moves = Optimization.adam(network, 0.2, config, "cpu")
+    (group,) = moves.optimizer.param_groups
+    assert (group["lr"], group["betas"], group["eps"]) == (0.2, (0.1, 0.8), 1e-3)
+    assert len(group["params"]) == 1 and group["params"][0] is network.weight
+    assert moves.scaler.is_enabled() and moves.max_grad_norm == 0.5
+    config.mixed_precision = "bf16"
+    assert not Optimization.adam(network, 0.2, config, "cpu").scaler.is_enabled()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_resumed_optimizer_keeps_its_moments_and_takes_the_new_settings(half):
+    """Also when float16 is turned on or off in between."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    before = Optimization(torch.optim.Adam([weight], lr=0.1, betas=(0.0, 0.9)), half=not half)
+    before.backward(weight.sum())
+    before.step()
+    after = Optimization(torch.optim.Adam([weight], lr=0.2, betas=(0.5, 0.99), eps=1e-6), half=half)
+    after.load_state_dict(before.state_dict())
+    (group,) = after.optimizer.param_groups
+    assert (group["lr"], group["betas"], group["eps"]) == (0.2, (0.5, 0.99), 1e-6)
+    assert after.optimizer.state[weight]["exp_avg_sq"].item() == pytest.approx(0.1)
+    assert after.scaler.get_scale() == (2.0**16 if half else 1.0)
+
+
 # Augmentation
 
 
@@ -169,13 +210,16 @@ def test_what_the_augmentations_do():
 
 
 def test_the_discriminator_sees_augmented_pictures_both_real_and_generated(nets):
-    plain = copy.deepcopy(nets)
     nets.config.augmentation = "color, cutout"
     draws = {"real_draws": draw(0, range(4), False), "fake_draws": draw(0, range(4), True)}
-    whole = training_step(plain, [step_inputs()])
-    other = training_step(nets, [step_inputs()._replace(**draws)])
-    for name in ("d_real", "d_fake", "clip_similarity"):
-        assert whole[name] != other[name]
+
+    def figures(**changed) -> dict[str, torch.Tensor]:
+        return training_step(copy.deepcopy(nets), [step_inputs()._replace(**{**draws, **changed})])
+
+    expected, names = figures(), ("d_real", "d_mismatch", "d_fake")
+    for which, reached in (("real_draws", ["d_real", "d_mismatch"]), ("fake_draws", ["d_fake"])):
+        other = figures(**{which: 1 - draws[which]})
+        assert [name for name in names if other[name] != expected[name]] == reached
 
 
 # Memory and compilation

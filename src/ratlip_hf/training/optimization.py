@@ -70,8 +70,14 @@ class Optimization:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on with the moments and the loss scale of `state`, but with today's settings of the optimizer."""
+        groups = self.optimizer.param_groups
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        if state["scaler"]:  # empty where float16 was not in use
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def rate_factor(config: TrainingConfig, step: int, seen: int) -> float:
