@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline, bundled
+from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
 from ratlip_hf.data.rows import Columns, MapRows
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training import loop, run
@@ -243,10 +243,12 @@ def test_each_optimizer_moves_its_own_network_only(nets, rate_index, network):
 
 def test_a_step_leaves_no_gradients_behind(nets):
     """Neither the generator phase in the discriminator, nor any phase in its own network or the tower."""
+    moving = [name for name, p in nets.discriminator.named_parameters() if p.requires_grad]
     training_step(nets, [step_inputs()])
     networks = (nets.generator, nets.discriminator, nets.image_encoder)
     assert all(parameter.grad is None for network in networks for parameter in network.parameters())
-    assert all(p.requires_grad for name, p in nets.discriminator.named_parameters() if "shortcut" not in name)
+    assert moving == [name for name, p in nets.discriminator.named_parameters() if p.requires_grad]
+    assert len(moving) < len(list(nets.discriminator.parameters()))  # there are unused ones that never move
 
 
 def test_the_step_uses_one_generator_forward(nets):
@@ -347,6 +349,21 @@ def test_fine_tuning_without_a_discriminator_starts_a_fresh_one_and_says_so(tmp_
         build_networks(config)
 
 
+def test_the_discriminator_of_a_name_on_the_hub_is_looked_for_nowhere_else(config, monkeypatch):
+    """Beside "someone/birds" lies no folder, and "someone/discriminator" is another repository."""
+    asked = []
+
+    def missing(source, **_):
+        asked.append(source)
+        raise OSError
+
+    monkeypatch.setattr(RATLIPGenerator, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(RATLIPDiscriminator, "from_pretrained", missing)
+    config.pretrained_model_name_or_path = "someone/birds"
+    build_networks(config)
+    assert asked == ["someone/birds"]
+
+
 def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(config, monkeypatch):
     real_step, calls = loop.training_step, []
 
@@ -412,6 +429,24 @@ def test_the_latest_checkpoint_is_restored_and_old_ones_go(checkpoints):
     assert Checkpoints(checkpoints.folder / "none", keep=1).find("latest") is None
 
 
+def test_a_run_taken_back_to_an_earlier_step_supersedes_what_came_after(checkpoints):
+    """Otherwise the new checkpoints would be the old ones to be removed, and the latest one the abandoned one."""
+    checkpoints.save(1, {"step": 1})
+    assert [folder.name for folder in checkpoints.folder.iterdir()] == ["step-00000001"]
+    checkpoints.save(4, {"step": 4})
+    assert checkpoints.find("latest")[1]["step"] == 4
+
+
+def test_what_killed_writers_left_goes_with_the_next_checkpoint(config):
+    output = loop.train(config)
+    rests = [output / "checkpoints" / ".step-00000003.ab12", output / ".pipeline.x.old", output / ".discriminator.x"]
+    for rest in rests:
+        (rest / "state").mkdir(parents=True)
+    config.resume_from_checkpoint, config.max_train_images = "latest", 20
+    loop.train(config)
+    assert not any(rest.exists() for rest in rests)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "facts"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(checkpoints, damage, caplog):
     newest = checkpoints.folder / "step-00000003"
@@ -454,6 +489,13 @@ def test_networks_for_another_clip_are_refused_before_any_data_is_read(config, p
     setattr(config, part, {**getattr(config, part), **option})
     with pytest.raises(ValueError, match=message):
         loop.train(config)
+
+
+def test_a_clip_stored_in_half_precision_is_used_in_full(config, clip_model):
+    copy.deepcopy(clip_model).half().save_pretrained(config.clip)
+    config.max_train_images = 4
+    pipe = RATLIPPipeline.from_pretrained(loop.train(config) / "pipeline")
+    assert {pipe.text_encoder.dtype, pipe.image_encoder.dtype, pipe.generator.dtype} == {torch.float32}
 
 
 def test_an_unknown_clip_is_one_line(config):

@@ -11,7 +11,7 @@ from ..images import grid_image
 from ..latents import draw_latents
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..pipeline import RATLIPPipeline
-from ..utils.files import atomic_directory, atomic_write, staged_files
+from ..utils.files import atomic_directory, atomic_write, remove_unfinished, staged_files
 from .config import TrainingConfig
 
 
@@ -24,10 +24,10 @@ def assemble(clip: FrozenCLIP, generator: RATLIPGenerator) -> RATLIPPipeline:
 
 def save_models(output_dir: Path, pipeline: RATLIPPipeline, discriminator: RATLIPDiscriminator) -> None:
     """Write `pipeline/` (averaged generator) and `discriminator/` beside it."""
-    with atomic_directory(output_dir / "pipeline") as folder:
-        pipeline.save_pretrained(folder)
-    with atomic_directory(output_dir / "discriminator") as folder:
-        discriminator.save_pretrained(folder)
+    for name, model in (("pipeline", pipeline), ("discriminator", discriminator)):
+        with atomic_directory(output_dir / name) as folder:
+            model.save_pretrained(folder)
+        remove_unfinished(output_dir / name)
 
 
 def save_run_config(output_dir: Path, config: TrainingConfig, clip: dict) -> None:

@@ -57,7 +57,10 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
         generator = RATLIPGenerator.from_pretrained(str(source), subfolder="generator", **where)
     except OSError as error:
         raise UserError(f"no pipeline to fine-tune at {source}: {str(error).splitlines()[0]}") from error
-    for folder, subfolder in ((source, "discriminator"), (Path(source).parent / "discriminator", None)):
+    places = [(source, "discriminator")]
+    if Path(source).is_dir():  # of a name on the Hub, this would be another repository
+        places.append((Path(source).parent / "discriminator", None))
+    for folder, subfolder in places:
         with contextlib.suppress(OSError):
             return generator, RATLIPDiscriminator.from_pretrained(str(folder), subfolder=subfolder, **where), []
     logger.warning("no discriminator comes with %s: a fresh one of the preset %s is used", source, config.preset)
@@ -66,10 +69,10 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
 
 
 def load_frozen_clip(config: TrainingConfig, device: torch.device) -> FrozenCLIP:
-    """The configured CLIP on the device."""
+    """The configured CLIP on the device, in float32 even where its files are in half precision: autocast decides."""
     revision = config.clip_revision if config.clip else config.revision
     clip = load_clip(config.clip_source, **({"revision": revision} if revision else {}))
-    clip.text_encoder.to(device), clip.image_encoder.to(device)
+    clip.text_encoder.to(device, torch.float32), clip.image_encoder.to(device, torch.float32)
     return clip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_directory
+from ..utils.files import atomic_directory, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,21 @@ class Checkpoints:
     def save(self, step: int, facts: dict) -> None:
         """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go.
 
-        Raises OSError, and leaves the older ones as they are, when there is no room for it.
+        So do later ones, left by a run that was taken back to an earlier step, or "latest" would still mean them.
+        Raises OSError, and leaves the others as they are, when there is no room for it.
         """
-        with atomic_directory(self.folder / f"step-{step:08d}") as folder:
+        path = self.folder / f"step-{step:08d}"
+        with atomic_directory(path) as folder:
             with (folder / _STATE).open("wb") as file:  # given a path, torch would not say why a write failed
                 torch.save({name: item.state_dict() for name, item in self.objects.items()}, file)
             record = {"sha256": _sha256(folder / _STATE), **facts}
             (folder / _FACTS).write_text(json.dumps(record, indent=2) + "\n")
-        for old in self._all()[: -self.keep] if self.keep else []:
-            shutil.rmtree(old)
+        known = self._all()
+        later = known[known.index(path) + 1 :]
+        kept = known[: known.index(path) + 1]
+        for gone in later + (kept[: -self.keep] if self.keep else []):
+            shutil.rmtree(gone)
+        remove_unfinished(self.folder / "step-*")
 
     def find(self, which: str) -> tuple[Path, dict] | None:
         """The checkpoint meant by "latest" or a folder, with its facts; None if there is none yet.

@@ -57,6 +57,16 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def remove_unfinished(path: str | os.PathLike) -> None:
+    """Remove what killed writers of the folder `path`, whose name may be a pattern, have left beside it.
+
+    Only where a folder has one writer at a time, and after a whole one is in place.
+    """
+    path = Path(path)
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def staged_files(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder whose files move into the folder `path` when the block ends well; else they vanish.
