@@ -254,6 +254,15 @@ def test_a_resumed_run_remembers_its_best(config, tmp_path, monkeypatch):
     assert not same(at_best, weights(folder / "pipeline"))
 
 
+def test_in_another_folder_nothing_has_been_the_best_yet(pipe, tmp_path):
+    first = Best(tmp_path / "first")
+    first.update(record(1, kid=0.5), pipe)
+    for folder, expected in (("first", 0.5), ("second", None)):
+        best = Best(tmp_path / folder)
+        best.load_state_dict(first.state_dict())
+        assert best.score == expected
+
+
 def test_checkpoints_from_before_there_was_an_evaluation_still_resume(tmp_path):
     old = Checkpoints(tmp_path / "checkpoints", keep=1)
     old.save(1, {})

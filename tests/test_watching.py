@@ -70,7 +70,7 @@ def test_both_logs_drop_what_lies_after_the_step_a_run_resumes_from(config):
             report.evaluated(step, 4 * step, {"kid": 0.1}, {})
     for name in ("log.jsonl", "evaluations.jsonl"):
         with (Path(config.output_dir) / name).open("a") as file:
-            file.write('{"step": 4, "ima')  # cut by a kill
+            file.write('{"step": 1, "scores": {"kid": 0.1}')  # cut by a kill
     make_report(config, step=2, seen=8).close()
     for name in ("log.jsonl", "evaluations.jsonl"):
         assert [line["step"] for line in Log(Path(config.output_dir) / name, 2).read()] == [1, 2]
@@ -82,6 +82,21 @@ def test_a_run_logs_images_per_second(config):
     lines = Log(loop.train(config) / "log.jsonl", 99).read()
     assert [line["images"] for line in lines] == [4, 8, 12, 16]
     assert all(line["images_per_second"] > 0 for line in lines)
+
+
+def test_a_lazy_penalty_is_logged_although_its_steps_are_not(config):
+    config.penalty_interval = config.logging_steps = 2  # penalties at steps 1 and 3, lines after 2 and 4
+    lines = Log(loop.train(config) / "log.jsonl", 99).read()
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(line["d_penalty"] > 0 for line in lines)
+
+
+def test_small_figures_keep_their_digits(config):
+    """Rounded to so many decimals, small gradients would be none at all, and the health watch would warn of them."""
+    with make_report(config) as report:
+        report.log(1, 4, {**FIGURES, "g_grad_norm": 1.2345678e-5, "d_grad_norm": 1234.5678})
+    (line,) = Log(Path(config.output_dir) / "log.jsonl", 1).read()
+    assert (line["g_grad_norm"], line["d_grad_norm"]) == (1.2346e-5, 1234.5678)
 
 
 # Trackers

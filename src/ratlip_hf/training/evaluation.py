@@ -169,7 +169,8 @@ class Best:
         return {"score": self.score}
 
     def load_state_dict(self, state: dict) -> None:
-        self.score = state["score"]
+        # In another output folder, or without its weights, nothing has been the best yet.
+        self.score = state["score"] if self.folder.is_dir() else None
 
     def _beaten_by(self, score: float, higher_is_better: bool) -> bool:
         return self.score is None or (score > self.score if higher_is_better else score < self.score)

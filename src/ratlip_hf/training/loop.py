@@ -76,12 +76,13 @@ def _iterate_and_report(run: Run) -> None:
     evaluation = QuickEvaluation(config, run.data, run.clip) if config.evaluate_every else None
     sentences = run.data.first_captions(SAMPLE_CAPTIONS)
     sentence_embeds = run.clip.encode(sentences)
-    record = None
+    record, latest = None, {}
     with Report(run.output_dir, run.accelerator, config, run.step, run.seen) as report:
         for figures in iterate(run):
             report.advance(run.per_step)
+            latest |= figures  # a lazy penalty may never fall on a step that is logged: the last one stands for it
             if run.step % config.logging_steps == 0:
-                report.log(run.step, run.seen, figures)
+                report.log(run.step, run.seen, latest)
             if crossed(run, config.sample_every):
                 save_samples(run.output_dir, run.step, run.pipeline, sentence_embeds, config.train_batch_size)
             if evaluation and crossed(run, config.evaluate_every):

@@ -58,9 +58,13 @@ class Log:
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
 
     def _kept(self, step: int) -> list[dict]:
-        # A kill may have cut the last line short; like all lines after `step` it is written again.
-        lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-        return [record for record in map(json.loads, lines) if record["step"] <= step]
+        kept = []
+        for line in self.path.read_text().splitlines():
+            # A kill may have cut the last line short; like all lines after `step` it is written again.
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                kept += [record] if record["step"] <= step else []
+        return kept
 
 
 class Report:
@@ -106,7 +110,10 @@ class Report:
         """
         values = {name: float(value) for name, value in figures.items()}
         values["images_per_second"] = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
-        rounded = {name: round(value, 4) for name, value in values.items()}
+        # Small figures keep five digits: a gradient norm of 1e-5 is not none.
+        rounded = {
+            name: round(value, 4) if abs(value) >= 1 else float(f"{value:.5g}") for name, value in values.items()
+        }
         rounded["images_per_second"] = round(values["images_per_second"], 1)
         self.figures.write({"step": step, "images": seen, **rounded})
         self.accelerator.log({**values, "images": seen}, step=step)
