@@ -58,6 +58,15 @@ def test_mistakes_are_one_line_and_code_2(error, capsys):
     assert capsys.readouterr().err == "error: one line\n"
 
 
+def test_an_interruption_is_one_line_as_well(capsys):
+    @command_line
+    def main():
+        raise KeyboardInterrupt
+
+    assert main() == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_defects_keep_their_traceback_and_success_is_0():
     @command_line
     def main(fail):

@@ -437,6 +437,16 @@ def test_a_run_taken_back_to_an_earlier_step_supersedes_what_came_after(checkpoi
     assert checkpoints.find("latest")[1]["step"] == 4
 
 
+def test_a_run_goes_on_from_another_ones_checkpoint_only_in_a_folder_of_its_own(config, tmp_path):
+    first = loop.train(config)
+    config.resume_from_checkpoint = str(first / "checkpoints" / "step-00000002")
+    other = dataclasses.replace(config, output_dir=str(tmp_path / "other"))
+    assert [line["step"] for line in map(json.loads, (loop.train(other) / "log.jsonl").open())] == [3, 4]
+    with pytest.raises(UserError, match="other already holds another run"):
+        loop.train(other)
+    assert loop.train(config) == first  # its own may be named
+
+
 def test_what_killed_writers_left_goes_with_the_next_checkpoint(config):
     output = loop.train(config)
     rests = [output / "checkpoints" / ".step-00000003.ab12", output / ".pipeline.x.old", output / ".discriminator.x"]

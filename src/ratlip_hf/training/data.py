@@ -1,6 +1,7 @@
 """Caption corpora as training batches. Order, caption, flip and noise are functions of (seed, global sample index),
 so they depend neither on how the batch is cut over processes nor on where a run was interrupted."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -174,10 +175,8 @@ class CaptionedImages:
     def _pixels(self, visit: Visit) -> np.ndarray:
         row = visit.row
         rng = visit.rng if self.config.random_crop else None
-        try:
+        with naming_damage(row):
             return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng, visit.flip)
-        except BadImage as error:
-            raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
 
 
 class _Batches(Dataset):
@@ -194,6 +193,15 @@ class _Batches(Dataset):
             return self.data.batch(indices)
         except UserError as error:
             return error
+
+
+@contextlib.contextmanager
+def naming_damage(row: Row) -> Iterator[None]:
+    """Turn what is wrong with a row's picture into a UserError that says where the picture is."""
+    try:
+        yield
+    except BadImage as error:
+        raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
 
 
 def load_training_data(

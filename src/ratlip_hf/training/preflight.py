@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from ..data.block_jpeg import open_picture
-from ..data.images import BadImage
 from ..data.rows import MixedRows, Row, Rows, ShardRows
 from ..data.transforms import RELEASED, object_region
 from ..utils.errors import UserError
 from .config import TrainingConfig
-from .data import CaptionedImages
+from .data import CaptionedImages, naming_damage
 from .footprint import DiskUse
 
 logger = logging.getLogger(__name__)
@@ -169,10 +168,8 @@ def _check_captions(rows: Rows) -> None:
 
 
 def _shown_size(row: Row, config: TrainingConfig) -> tuple[int, int]:
-    try:
+    with naming_damage(row):
         size = open_picture(row.content).size
-    except BadImage as error:
-        raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
     if row.box is None:
         return size
     left, top, right, bottom = object_region(size, row.box, truncate=config.resize == RELEASED)

@@ -110,10 +110,7 @@ class Report:
         """
         values = {name: float(value) for name, value in figures.items()}
         values["images_per_second"] = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
-        # Small figures keep five digits: a gradient norm of 1e-5 is not none.
-        rounded = {
-            name: round(value, 4) if abs(value) >= 1 else float(f"{value:.5g}") for name, value in values.items()
-        }
+        rounded = {name: _shortened(value) for name, value in values.items()}
         rounded["images_per_second"] = round(values["images_per_second"], 1)
         self.figures.write({"step": step, "images": seen, **rounded})
         self.accelerator.log({**values, "images": seen}, step=step)
@@ -190,6 +187,11 @@ def _make_bar(total: int, seen: int) -> tqdm:
     return tqdm(
         total=total, initial=seen, unit=" img", unit_scale=True, mininterval=interval, miniters=1, dynamic_ncols=True
     )
+
+
+def _shortened(value: float) -> float:
+    """Four decimals; below one, five digits, for a gradient norm of 1e-5 is not none."""
+    return round(value, 4) if abs(value) >= 1 else float(f"{value:.5g}")
 
 
 def _finite(value):

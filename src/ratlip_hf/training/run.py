@@ -137,8 +137,11 @@ def prepare(config: TrainingConfig) -> Run | None:
 
 
 def _find_checkpoint(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[Path, dict] | None:
-    if config.resume_from_checkpoint:
-        return checkpoints.find(config.resume_from_checkpoint)
+    which = config.resume_from_checkpoint
+    if which and which != "latest" and checkpoints.any() and not checkpoints.owns(which):
+        raise UserError(f"{config.output_dir} already holds another run than {which}: choose another --output_dir")
+    if which:
+        return checkpoints.find(which)
     if checkpoints.any() and not config.dry_run:
         raise UserError(
             f"{config.output_dir} already holds a run: continue it with --resume_from_checkpoint latest "

@@ -41,6 +41,10 @@ class Checkpoints:
         """Whether the folder holds a checkpoint."""
         return bool(self._all())
 
+    def owns(self, path: str) -> bool:
+        """Whether a checkpoint is one of this run's."""
+        return Path(path).resolve().parent == self.folder.resolve()
+
     def save(self, step: int, facts: dict) -> None:
         """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go.
 

@@ -30,7 +30,8 @@ class CommandParser(argparse.ArgumentParser):
 def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
     """Wrap a command's `main`: [`UserError`], `ValueError` and `OSError` become one line on stderr and exit code 2.
 
-    Other exceptions are defects of the program and keep their traceback.
+    Ctrl-C is one line, too, and 130 as in a shell. Other exceptions are defects of the program and keep their
+    traceback.
     """
 
     @functools.wraps(main)
@@ -40,5 +41,8 @@ def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
         except (UserError, ValueError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return wrapped
