@@ -96,6 +96,17 @@ def test_processes_that_do_not_know_of_each_other_are_refused(config, no_clip, m
     check_surroundings(config, 1, CPU)
 
 
+def test_gpus_that_are_asked_for_must_be_there(config, no_clip, monkeypatch, refused):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert "asks for GPU 0,1, but torch" in refused(config)
+    check_surroundings(config, 1, torch.device("cuda"))
+    for name, value in (("ACCELERATE_USE_CPU", "true"), ("CUDA_VISIBLE_DEVICES", "-1"), ("CUDA_VISIBLE_DEVICES", "")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            check_surroundings(config, 1, CPU)
+
+
 def test_a_step_of_one_image_is_refused(config, no_clip, refused):
     config.train_batch_size = 1
     assert "mismatched" in refused(config)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
-from ratlip_hf.data.rows import Columns, MapRows
+from ratlip_hf.data.rows import Columns, MapRows, MixedRows
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training import loop, run
 from ratlip_hf.training.__main__ import main
@@ -159,6 +159,15 @@ def test_the_mismatched_caption_belongs_to_another_picture_and_says_something_el
     batch = CaptionedImages(rows, config, 32, 3).batch(range(60))
     own = {"a flower": "a daisy"}
     assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched, strict=True))
+
+
+def test_rows_of_two_corpora_with_one_number_are_different_pictures(config):
+    parts = [{"image": [Image.new("RGB", (32, 32))], "captions": [[name]]} for name in ("a rose", "a finch")]
+    parts = [MapRows(datasets.Dataset.from_dict(part), Columns(), config.seed) for part in parts]
+    batch = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3).batch(range(20))
+    assert all(
+        {own, other} == {"a rose", "a finch"} for own, other in zip(batch.captions, batch.mismatched, strict=True)
+    )
 
 
 def test_a_corpus_of_one_caption_is_refused(config):

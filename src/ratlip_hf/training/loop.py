@@ -44,6 +44,7 @@ def train(config: TrainingConfig) -> Path:
         if run.is_main:
             save_run_config(run.output_dir, config, run.clip.describe())
             logger.info(describe(run.generator, run.discriminator, run.data, config))
+            logger.info("%d process(es) on %s", run.accelerator.num_processes, run.accelerator.device)
             _iterate_and_report(run)
             logger.info("finished: %s", run.output_dir)
         else:

@@ -38,10 +38,11 @@ def check_surroundings(config: TrainingConfig, num_processes: int, device: torch
         device: what it trains on.
 
     Raises:
-        UserError: for processes that do not know of each other, a step of one image, a `train_data_dir` that is not
-            there, or an `output_dir` that cannot be written.
+        UserError: for processes that do not know of each other, GPUs that are asked for but not there, a step of one
+            image, a `train_data_dir` that is not there, or an `output_dir` that cannot be written.
     """
     _check_processes(num_processes)
+    _check_gpus(device)
     per_step = images_per_step(config, num_processes)
     if per_step == 1:
         raise UserError(
@@ -129,6 +130,17 @@ def _check_processes(num_processes: int) -> None:
         raise UserError(
             f"{launched} processes were launched, but each finds itself alone, as it happens without GPUs: "
             "set ACCELERATE_USE_CPU=true to train on CPUs, or launch one process"
+        )
+
+
+def _check_gpus(device: torch.device) -> None:
+    """Without a GPU accelerate takes the CPU and says nothing, and a run for a GPU would take weeks there."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    if device.type == "cpu" and asked not in ("", "-1") and not on_cpu:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES asks for GPU {asked}, but torch {torch.__version__} finds none: check the driver "
+            "and torch's build, or set ACCELERATE_USE_CPU=true to train on the CPU"
         )
 
 
