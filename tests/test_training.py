@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
@@ -444,6 +445,18 @@ def test_a_run_taken_back_to_an_earlier_step_supersedes_what_came_after(checkpoi
     assert [folder.name for folder in checkpoints.folder.iterdir()] == ["step-00000001"]
     checkpoints.save(4, {"step": 4})
     assert checkpoints.find("latest")[1]["step"] == 4
+
+
+def test_processes_that_found_different_checkpoints_are_refused(config, monkeypatch, caplog):
+    """As on two machines without a common disk: here every other process is said to be at step 4."""
+    config.resume_from_checkpoint = "latest"
+    with caplog.at_level("INFO"):
+        loop.train(config)
+    assert f"nothing to resume in {config.output_dir}" in caplog.text
+    config.output_dir += "-elsewhere"
+    monkeypatch.setattr(Accelerator, "gather", lambda _, steps: torch.cat([steps, torch.tensor([4])]))
+    with pytest.raises(UserError, match=r"of the steps \[0, 4\]: output_dir must be the same folder"):
+        loop.train(config)
 
 
 def test_a_run_goes_on_from_another_ones_checkpoint_only_in_a_folder_of_its_own(config, tmp_path):

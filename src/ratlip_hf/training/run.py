@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -165,3 +166,16 @@ def _restore(run: Run, found: tuple[Path, dict] | None) -> None:
         run.checkpoints.restore(path)
         run.step, run.seen = facts["step"], facts["images"]
         logger.info("resumed from %s at %d images", path, run.seen)
+    elif run.config.resume_from_checkpoint:
+        logger.info("nothing to resume in %s: a new run begins", run.config.output_dir)
+    _check_agreement(run)
+
+
+def _check_agreement(run: Run) -> None:
+    """Processes on machines with a disk each may find different checkpoints, or only some of them one."""
+    steps = run.accelerator.gather(torch.tensor([run.step], device=run.accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes found different checkpoints, of the steps {steps}: output_dir must be the same folder on "
+            "all machines"
+        )
