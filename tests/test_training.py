@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -213,6 +214,18 @@ def test_pictures_are_cropped_square_and_scaled_to_minus_one_and_one(config):
     torch.testing.assert_close(images.mean(dim=(1, 2, 3)).sort().values, expected)
 
 
+def test_where_a_picture_is_cropped_is_a_function_of_seed_and_index(config):
+    ramp = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (40, 1, 3))
+    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)] * 2, "captions": [["a ramp"], ["another"]]})
+    data = CaptionedImages(MapRows(rows, Columns(), config.seed), config, 32, 3)
+    first, again = data.batch(range(8)).images, data.batch(range(4, 8)).images
+    assert torch.equal(first[4:], again)
+    assert len({float(image.mean()) for image in first}) > 4
+    config.random_crop = False
+    middle = data.batch(range(8)).images
+    assert all(torch.equal(image, middle[0]) for image in middle)
+
+
 def test_data_without_the_named_columns_is_refused(config):
     config.caption_column = "text"
     with pytest.raises(UserError, match="no column 'text'"):
@@ -311,6 +324,20 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_lazy_penalty_falls_on_the_same_steps_of_a_resumed_run(config, monkeypatch):
+    penalised, real_step = [], loop.training_step
+
+    def noted(*arguments, penalise):
+        penalised.append(penalise)
+        return real_step(*arguments, penalise=penalise)
+
+    monkeypatch.setattr(loop, "training_step", noted)
+    config.penalty_interval, config.resume_from_checkpoint = 3, "latest"
+    for config.max_train_images in (8, 28):
+        loop.train(config)
+    assert penalised == [True, False, False, True, False, False, True]
 
 
 def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(config, monkeypatch):
