@@ -326,18 +326,22 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_lazy_penalty_falls_on_the_same_steps_of_a_resumed_run(config, monkeypatch):
-    penalised, real_step = [], loop.training_step
+def test_rates_and_lazy_penalties_follow_the_step_through_a_resumption(config, monkeypatch):
+    penalised, rates, real_step = [], [], loop.training_step
 
-    def noted(*arguments, penalise):
+    def noted(nets, inputs, penalise):
         penalised.append(penalise)
-        return real_step(*arguments, penalise=penalise)
+        moving = (nets.generator_optimization, nets.discriminator_optimization)
+        rates.append([each.optimizer.param_groups[0]["lr"] for each in moving])
+        return real_step(nets, inputs, penalise)
 
     monkeypatch.setattr(loop, "training_step", noted)
-    config.penalty_interval, config.resume_from_checkpoint = 3, "latest"
+    config.penalty_interval, config.lr_warmup_steps, config.resume_from_checkpoint = 3, 4, "latest"
     for config.max_train_images in (8, 28):
         loop.train(config)
     assert penalised == [True, False, False, True, False, False, True]
+    shares = [0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert rates == [pytest.approx([share * 1e-4, share * 4e-4]) for share in shares]
 
 
 def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(config, monkeypatch):
