@@ -224,6 +224,7 @@ def test_classes_stand_in_for_missing_captions(tmp_path):
         (["--streaming", "true", "--dataset_name", "synthetic-birds"], "streaming"),
         (["--streaming", "true", "--train_data_dir", "x", "--max_train_samples", "3"], "streaming"),
         (["--data_mixture", '{"a": 0}'], "positive weight"),
+        (["--data_mixture", '{"a": 1, "b": Infinity}'], "positive weight"),
         (["--data_mixture", '{"a": 1}', "--dataset_name", "b"], "one of them"),
         (["--train_data_dir", "x", "--resize", "nearest"], "resize"),
         (["--train_data_dir", "x", "--stream_window", "0"], "stream_window"),

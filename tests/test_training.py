@@ -3,6 +3,7 @@ Runs take a few steps of a toy generator on rendered birds."""
 
 import copy
 import dataclasses
+import functools
 import json
 import pickle
 import shutil
@@ -189,6 +190,12 @@ def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
         assert torch.equal(batch.images, expected.images) and batch.mismatched == expected.mismatched
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 2, "captions": [["a"], []]})
     with pytest.raises(UserError, match=r"^row 1 has no captions$"):
+        next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
+    rows = {"image": ["no/such.png"] * 2, "captions": [["a"], ["b"]]}
+    rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(
+        UserError, match=r"^cannot read the picture of row \d, no/such.png: No such file or directory$"
+    ):
         next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
 
 
@@ -417,6 +424,19 @@ def test_a_run_that_diverges_stops_with_a_report_and_keeps_its_last_checkpoint(c
     with pytest.raises(UserError, match=r"step 3 \(global samples 8 to 11\).*d_loss nan"):
         loop.train(config)
     assert [path.name for path in (Path(config.output_dir) / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_overflows_of_float16_do_not_end_a_run(config, monkeypatch):
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**60)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    config.mixed_precision, config.checkpoints_total_limit = "fp16", 1
+    output = loop.train(config)
+    norms = [json.loads(line)["d_grad_norm"] for line in (output / "log.jsonl").open()]
+    assert norms == [None] * 4
+    state = torch.load(output / "checkpoints" / "step-00000004" / "state.pt", weights_only=True)
+    for name in ("generator", "discriminator"):
+        assert state[f"{name}_optimization"]["scaler"]["scale"] == 2.0**56
+        assert all(value.isfinite().all() for value in state[name].values())
 
 
 def test_weights_that_are_not_finite_never_become_a_checkpoint(config, monkeypatch):

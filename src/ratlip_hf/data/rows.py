@@ -269,10 +269,17 @@ def _quotas(weights: list[float]) -> np.ndarray:
 def _to_row(values: dict, columns: Columns, place: int) -> Row:
     image = values[columns.image]
     if isinstance(image, dict):
-        image = image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
+        image = image["bytes"] if image.get("bytes") is not None else _read(image["path"], place)
     if not isinstance(image, bytes):
         raise UserError(f"row {place} of the column {columns.image!r} holds no picture")
     return Row(image, _as_list(values[columns.captions], place), values.get(columns.box), place)
+
+
+def _read(path: str, place: int) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:  # a worker process could not send it on in one line
+        raise UserError(f"cannot read the picture of row {place}, {path}: {error.strerror}") from error
 
 
 def _as_list(captions: str | list[str] | None, place: int) -> list[str]:

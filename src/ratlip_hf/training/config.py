@@ -148,7 +148,7 @@ class TrainingConfig:
             raise UserError("give the data by dataset_name, train_data_dir or data_mixture, one of them")
         if self.resize not in VARIANTS:
             raise UserError(f"resize must be one of {', '.join(VARIANTS)}, not {self.resize!r}")
-        if any(type(weight) not in (int, float) or not weight > 0 for weight in self.data_mixture.values()):
+        if any(type(weight) not in (int, float) or not 0 < weight < math.inf for weight in self.data_mixture.values()):
             raise UserError(f"data_mixture must give each data set a positive weight, not {self.data_mixture}")
         if self.streaming and (self.max_train_samples is not None or self.dataset_name == "synthetic-birds"):
             raise UserError(
