@@ -9,10 +9,11 @@ import torch
 
 from ratlip_hf.training.augmentation import AUGMENTATIONS, augment, draw
 from ratlip_hf.training.optimization import Optimization
+from ratlip_hf.training.preparation import step_inputs as prepare_inputs
 from ratlip_hf.training.preparation import wrap
 from ratlip_hf.training.step import Networks, StepInputs, training_step
 from ratlip_hf.utils.errors import UserError
-from training_toys import keep_gradients, step_inputs
+from training_toys import corpus, keep_gradients, step_inputs
 
 # Micro-batches
 
@@ -206,7 +207,35 @@ def test_what_the_augmentations_do():
         shifted.nonzero().tolist() == [[0, channel, 8 + 2, 8 - 2] for channel in range(3)]
     )
     assert augment(images + 1, ["cutout"], middle).eq(0).sum() == 3 * 8 * 8
+    for end, kept in ((0.0, slice(4, None)), (0.999, slice(None, 12))):  # half of the hole reaches over the edge
+        holed = augment(images + 1, ["cutout"], torch.full((1, 7), end))
+        assert holed.eq(0).sum() == 3 * 4 * 4 and holed[..., kept, :].ne(0).all()
     assert augment(images, ["color"], torch.tensor([[1.0, 0.5, 0.5, 0, 0, 0, 0]])).min() == 0.5
+
+
+def test_colours_move_about_grey_and_about_the_mean_of_the_whole_picture():
+    """Checked where the other two do nothing (0.5): saturation from 0 to 2 times, contrast from 0.5 to 1.5 times."""
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    picture[:, 0] *= 0.2
+    grey, mean = picture.mean(dim=1, keepdim=True), picture.mean()
+    for saturation, contrast, expected in (
+        (0.0, 0.5, grey.expand_as(picture)),
+        (1.0, 0.5, 2 * picture - grey),
+        (0.5, 0.0, (picture + mean) / 2),
+        (0.5, 1.0, 1.5 * picture - mean / 2),
+    ):
+        draws = torch.tensor([[0.5, saturation, contrast, 0, 0, 0, 0]])
+        torch.testing.assert_close(augment(picture, ["color"], draws), expected)
+
+
+def test_real_and_generated_pictures_have_draws_of_their_own(config, small_clip):
+    config.augmentation = "color"
+    batch = corpus(config).batch(range(3, 7))
+    inputs = prepare_inputs(batch, small_clip, torch.device("cpu"), config)
+    assert torch.equal(inputs.real_draws, draw(config.seed, range(3, 7), generated=False))
+    assert torch.equal(inputs.fake_draws, draw(config.seed, range(3, 7), generated=True))
+    torch.testing.assert_close(inputs.prompt_embeds, small_clip.encode(batch.captions))
+    torch.testing.assert_close(inputs.mismatched_embeds, small_clip.encode(batch.mismatched))
 
 
 def test_the_discriminator_sees_augmented_pictures_both_real_and_generated(nets):
