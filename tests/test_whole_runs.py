@@ -126,19 +126,26 @@ def test_a_run_killed_many_times_at_random_is_the_same_run(long, shards, tmp_pat
     assert_equal(Path(long.output_dir), expected)
 
 
-def test_two_processes_reproduce_one(config, tmp_path):
+@pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_reproduce_one(config, tmp_path, micro_batches):
     """Half the batch each, over gloo: 20 steps with statistics, gradients, penalty and figures of the whole batch.
+
+    With micro-batches also what goes with little memory: activations and statistics computed again, gradients averaged
+    after the last of them only, a lazy penalty and clipping.
 
     In float64. In float32 they start alike, but Adam turns a rounding error of a gradient near zero into a step of
     full size, so that equal programs drift apart at once.
     """
-    config.max_train_images, config.train_batch_size = STEPS * 8, 8
+    config.max_train_images, config.train_batch_size = STEPS * 8, 8 // micro_batches
+    if micro_batches > 1:
+        config.gradient_accumulation_steps, config.gradient_checkpointing = micro_batches, True
+        config.penalty_interval, config.max_grad_norm = 2, 0.5
     config.checkpointing_steps, config.sample_every, config.augmentation = STEPS, 10**6, "color,cutout"
     script = str(Path(__file__).with_name("several_processes.py"))
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     runs = [
         [*ALONE, script, *arguments(config, tmp_path, output_dir=one)],
-        [*IN_COMPANY, script, *arguments(config, tmp_path, output_dir=two, train_batch_size=4)],
+        [*IN_COMPANY, script, *arguments(config, tmp_path, output_dir=two, train_batch_size=4 // micro_batches)],
     ]
     started = [
         subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT) for run in runs
