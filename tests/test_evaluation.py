@@ -192,9 +192,10 @@ def record(step: int, **scores) -> dict:
 @pytest.mark.parametrize(("name", "sign"), [("attribute_accuracy", 1), ("kid", -1)])
 def test_only_a_better_score_is_kept(pipe, tmp_path, name, sign):
     best = Best(tmp_path)
+    (tmp_path / ".best.x" / "left by a kill").mkdir(parents=True)
     series = [(1, 0.5), (2, 0.4), (3, 0.5), (4, float("nan")), (5, 0.6), (6, 0.55)]
     kept = [step for step, score in series if best.update(record(step, **{name: sign * score}), pipe)]
-    assert kept == [1, 5]
+    assert kept == [1, 5] and [path.name for path in tmp_path.iterdir()] == ["best"]
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == record(5, **{name: sign * 0.6})
 
 

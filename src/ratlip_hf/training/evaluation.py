@@ -18,7 +18,7 @@ from ..models import RATLIPGenerator
 from ..models.clip import image_features_and_embeds
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
-from ..utils.files import atomic_directory, atomic_write
+from ..utils.files import atomic_directory, atomic_write, remove_unfinished
 from .config import TrainingConfig
 from .data import SYNTHETIC_BIRDS, CaptionedImages
 
@@ -161,6 +161,7 @@ class Best:
         with atomic_directory(self.folder) as folder:
             pipeline.save_pretrained(folder)
             atomic_write(folder / "best.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+        remove_unfinished(self.folder)
         self.score = score
         logger.info("the best so far: %s %.4g at %d images", decisive, score, record["images"])
         return True

@@ -136,8 +136,9 @@ def _check_processes(num_processes: int) -> None:
 def _check_gpus(device: torch.device) -> None:
     """Without a GPU accelerate takes the CPU and says nothing, and a run for a GPU would take weeks there."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    none = ("", "-1", "NoDevFiles")  # the last is Slurm's word
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-    if device.type == "cpu" and asked not in ("", "-1") and not on_cpu:
+    if device.type == "cpu" and asked not in none and not on_cpu:
         raise UserError(
             f"CUDA_VISIBLE_DEVICES asks for GPU {asked}, but torch {torch.__version__} finds none: check the driver "
             "and torch's build, or set ACCELERATE_USE_CPU=true to train on the CPU"
