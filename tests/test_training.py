@@ -9,6 +9,7 @@ import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -331,6 +332,11 @@ def test_a_run_leaves_everything_and_resumes_exactly(config, tmp_path):
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert len((resumed / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_interval_that_is_no_multiple_of_a_step_is_met_by_the_step_that_crosses_it():
+    seen = [SimpleNamespace(seen=images, per_step=12) for images in range(12, 61, 12)]
+    assert [loop.crossed(run, 20) for run in seen] == [False, True, False, True, True]
 
 
 def test_rates_and_lazy_penalties_follow_the_step_through_a_resumption(config, monkeypatch):
