@@ -40,7 +40,10 @@ def train(config: TrainingConfig) -> Path:
     run = prepare(config)
     if run is None:
         return Path(config.output_dir)
-    with contextlib.closing(run.hub) if run.hub else contextlib.nullcontext():
+    with contextlib.ExitStack() as ending:
+        if run.hub:
+            ending.enter_context(contextlib.closing(run.hub))
+        ending.callback(run.accelerator.end_training)  # trackers keep their last events, also after an error
         if run.is_main:
             save_run_config(run.output_dir, config, run.clip.describe())
             logger.info(describe(run.generator, run.discriminator, run.data, config))
@@ -51,7 +54,6 @@ def train(config: TrainingConfig) -> Path:
             for _ in iterate(run):
                 pass
         run.accelerator.wait_for_everyone()
-        run.accelerator.end_training()
     return run.output_dir
 
 

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import logging
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
@@ -30,13 +31,15 @@ from .synchronized_batch_norm import synchronize_batch_norm
 logger = logging.getLogger(__name__)
 
 _STATISTICS = 1024  # samples on which centring and scaling are fitted
+_PATIENCE = timedelta(hours=6)  # for the main process, which alone loads data first, embeds captions and evaluates
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
     """accelerate's view of the processes; precision and accumulation are ours, see [`Networks`]."""
     # BatchNorm statistics are the same everywhere already: sending buffers at every forward would be waste.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="no", kwargs_handlers=[parallel], **tracker_arguments(config))
+    waiting = InitProcessGroupKwargs(timeout=_PATIENCE)
+    return Accelerator(mixed_precision="no", kwargs_handlers=[parallel, waiting], **tracker_arguments(config))
 
 
 def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscriminator, list[RATLIPModel]]:
