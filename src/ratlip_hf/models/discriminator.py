@@ -1,7 +1,10 @@
 """`RATLIPDiscriminator`: CLIP features and a sentence embedding in, one logit per sample out (method section 5).
 It never sees pixels; `clip.image_features` makes its input."""
 
+import contextlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +141,21 @@ class RATLIPDiscriminator(RATLIPModel):
             clip_width, extractor_channels, len(feature_layers), gate_init, unused_shortcuts
         )
         self.referee = Referee(extractor_channels + text_dim, head_channels, clip_grid)
+
+    @classmethod
+    def of_pipeline(cls, source: str | os.PathLike, **options) -> "RATLIPDiscriminator | None":
+        """The discriminator that comes with a pipeline (folder or repository), or None without one.
+
+        It lies in a folder `discriminator`: inside, as on the Hub, or beside, as the trainer leaves it. `options` are
+        those of `from_pretrained`.
+        """
+        places = [(source, "discriminator")]
+        if Path(source).is_dir():  # of a name on the Hub, this would be another repository
+            places.append((Path(source).parent / "discriminator", None))
+        for folder, subfolder in places:
+            with contextlib.suppress(OSError):
+                return cls.from_pretrained(str(folder), subfolder=subfolder, **options)
+        return None
 
     def condition(
         self, image_features: torch.Tensor, prompt_embeds: torch.Tensor

@@ -1,13 +1,11 @@
 """What happens once before a run's first step: the parts are checked against each other and against a checkpoint.
 Also fits the buffers that centre and scale CLIP's outputs."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import warnings
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -60,12 +58,8 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
         generator = RATLIPGenerator.from_pretrained(str(source), subfolder="generator", **where)
     except OSError as error:
         raise UserError(f"no pipeline to fine-tune at {source}: {str(error).splitlines()[0]}") from error
-    places = [(source, "discriminator")]
-    if Path(source).is_dir():  # of a name on the Hub, this would be another repository
-        places.append((Path(source).parent / "discriminator", None))
-    for folder, subfolder in places:
-        with contextlib.suppress(OSError):
-            return generator, RATLIPDiscriminator.from_pretrained(str(folder), subfolder=subfolder, **where), []
+    if (discriminator := RATLIPDiscriminator.of_pipeline(source, **where)) is not None:
+        return generator, discriminator, []
     logger.warning("no discriminator comes with %s: a fresh one of the preset %s is used", source, config.preset)
     discriminator = RATLIPDiscriminator.from_preset(config.preset)
     return generator, discriminator, [discriminator]
