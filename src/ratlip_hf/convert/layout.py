@@ -1,0 +1,195 @@
+"""What the shapes in an original checkpoint say: family, sizes and options; and whether all tensors are there.
+What shapes cannot tell takes the value that the original programs fix, and is reported as assumed."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..models.generator import SAMPLE_SIZES, image_sizes
+
+FAMILIES = ("ratlip", "galip")
+# What the original programs write into their code and no tensor shows.
+FIXED_GENERATOR = {"residual_scale": 0.1, "upsampling": "nearest", "text_center": False, "text_norm": None}
+FIXED_DISCRIMINATOR = {"scale_features": False, "text_center": False, "text_norm": None}
+_USUAL_SIZE = 224  # the original programs build for 256 and then make the last block 224
+_USUAL_FEATURE_LAYERS = (1, 4, 8)
+_LISTED = 40  # names per kind of difference in a message
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class Options:
+    """Configuration of a network: `told` by shapes or by the caller, and `assumed`, which shapes cannot tell."""
+
+    told: dict[str, object]
+    assumed: dict[str, object] = field(default_factory=dict)
+
+    def all(self) -> dict[str, object]:
+        return {**self.told, **self.assumed}
+
+
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def generator_options(
+    shapes: Shapes, sample_size: int | None = None, prompt_layers: Sequence[int] | None = None
+) -> Options:
+    """Configuration of the generator with these tensors (without the CLIP tower), but for `recurrence`.
+
+    Args:
+        shapes: shapes by original name.
+        sample_size: side of the pictures, where the number of blocks leaves a choice (224 by default).
+        prompt_layers: layers of the CLIP tower that get a prompt (from layer 1 on by default).
+
+    Raises:
+        ValueError: when tensors are missing that tell the sizes, or the sizes fit nothing that can be built.
+    """
+    options = Options(_told_by_generator(shapes), dict(FIXED_GENERATOR))
+    told = options.told
+
+    sizes = _possible_sizes(told["clip_grid"], _count(shapes, r"GBlocks\.(\d+)\."))
+    if sample_size not in (None, *sizes):
+        raise ValueError(f"sample_size {sample_size} does not fit the number of image blocks; possible: {sizes}")
+    if sample_size is not None or len(sizes) == 1:
+        told["sample_size"] = sample_size or sizes[0]
+    else:
+        options.assumed["sample_size"] = _USUAL_SIZE if _USUAL_SIZE in sizes else sizes[0]
+
+    count = shapes["mapping.fc_prompt.weight"][0] // told["clip_width"]
+    if prompt_layers is None:
+        options.assumed["prompt_layers"] = tuple(range(1, count + 1))
+    elif len(prompt_layers) == count:
+        told["prompt_layers"] = tuple(prompt_layers)
+    else:
+        raise ValueError(f"prompt_layers lists {len(prompt_layers)} layers, but the file has {count} prompts")
+    return options
+
+
+def discriminator_options(extractor: Shapes, referee: Shapes, feature_layers: Sequence[int] | None = None) -> Options:
+    """Configuration of the discriminator with these tensors of `netD` and `netC`.
+
+    Raises:
+        ValueError: as [`generator_options`]; also when the number of layers is not the usual one and no
+            `feature_layers` are given.
+    """
+    (project,) = _needed(extractor, {"main.conv_r.0.weight": 4}, "discriminator")
+    first, second = _needed(referee, {"joint_conv.0.weight": 4, "joint_conv.2.weight": 4}, "discriminator's head")
+    count = 1 + _count(extractor, r"DBlocks\.(\d+)\.")
+    if feature_layers is None and count != len(_USUAL_FEATURE_LAYERS):
+        raise ValueError(f"this discriminator reads {count} layers of CLIP: say which by feature_layers")
+    if feature_layers is not None and len(feature_layers) != count:
+        raise ValueError(
+            f"feature_layers lists {len(feature_layers)} layers, but the file's discriminator reads {count}"
+        )
+    told = {"clip_width": project[1], "extractor_channels": project[0], "head_channels": first[0]}
+    told |= {"clip_grid": first[2] + second[2] - 1, "text_dim": first[1] - project[0]}
+    told |= {"unused_shortcuts": "DBlocks.0.conv_s.weight" in extractor}
+    assumed = {**FIXED_DISCRIMINATOR, "clip_input": "released"}
+    (assumed if feature_layers is None else told)["feature_layers"] = tuple(feature_layers or _USUAL_FEATURE_LAYERS)
+    return Options(told, assumed)
+
+
+def family_of(options: Mapping[str, object], asked: str = "auto") -> str:
+    """ "ratlip" or "galip", told from a generator's configuration.
+
+    Raises:
+        ValueError: for an unknown family, or when `asked` is another than that of the file.
+    """
+    if asked not in ("auto", *FAMILIES):
+        raise ValueError(f"family must be one of auto, {', '.join(FAMILIES)}, not {asked!r}")
+    signs = {"LSTM states": options["fusion"] == "rat", "BatchNorm in the bridge": options["bridge_conv"] != "plain"}
+    signs |= {"BatchNorm in the image generator": options["image_conv"] != "plain"}
+    present = [sign for sign, seen in signs.items() if seen]
+    family = "ratlip" if present else "galip"
+    if asked not in ("auto", family):
+        why = f"it has {', '.join(present)}" if present else f"it has no {', no '.join(signs)}"
+        raise ValueError(f"the file is of the family {family}, not {asked}: {why}")
+    return family
+
+
+def check_layout(expected: Shapes, actual: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise one ValueError that lists what `actual` lacks, what is unexpected in it, and what has another shape."""
+    shapes = shapes_of(actual)
+    wrong = [
+        f"{name} {list(shapes[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if shapes.get(name, shape) != shape
+    ]
+    differences = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
+        "of another shape": wrong,
+    }
+    if any(differences.values()):
+        lists = "; ".join(f"{kind}: {_listed(names)}" for kind, names in differences.items() if names)
+        raise ValueError(f"the {what} is not as its sizes say: {lists}")
+
+
+def _told_by_generator(shapes: Shapes) -> dict[str, object]:
+    needed = {"fc_code.weight": 2, "mapping.conv_fuse.weight": 4, "mapping.fc_prompt.weight": 2, "to_rgb.1.weight": 4}
+    code, to_grid, prompts, to_rgb = _needed(shapes, needed, "generator")
+    (rows, noise_dim), (width, bridge) = code, to_grid[:2]
+    grid = math.isqrt(rows // bridge)
+    if grid**2 * bridge != rows:
+        raise ValueError(f"fc_code.weight has {rows} rows, which is no square grid of {bridge} channels")
+    told = {
+        "noise_dim": noise_dim,
+        "text_dim": prompts[1] - noise_dim,
+        "clip_width": width,
+        "clip_grid": grid,
+        "base_channels": to_rgb[1],
+        "bridge_channels": bridge,
+        "bridge_blocks": _count(shapes, r"mapping\.FBlocks\.(\d+)\."),
+        "bridge_conv": _conv_form(shapes, "mapping.FBlocks.0.conv2"),
+        "image_conv": _conv_form(shapes, "GBlocks.0.c1"),
+        "fusion": "rat" if any(".rnn." in name for name in shapes) else "cat",
+    }
+    if told["fusion"] == "rat":
+        (gates,) = _needed(shapes, {"mapping.FBlocks.0.fuse1.affine0.rnn.weight_hh_l0": 2}, "generator")
+        told["lstm_hidden"] = gates[1]
+    return told | _attention_groups(shapes)
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{rest}"
+
+
+def _needed(shapes: Shapes, dimensions: Mapping[str, int], what: str) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that tell the sizes; ValueError that lists those absent or with other dimensions."""
+    absent = [name for name, count in dimensions.items() if len(shapes.get(name, ())) != count or 0 in shapes[name]]
+    if absent:
+        raise ValueError(f"the {what}'s sizes cannot be told; missing or of another form: {', '.join(absent)}")
+    return [shapes[name] for name in dimensions]
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    # Distinct numbers, not the largest: a stray name must not ask for a million blocks.
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+
+
+def _conv_form(shapes: Shapes, prefix: str) -> str:
+    if f"{prefix}.se.cweight" in shapes:
+        return "bn_act_sa"
+    return "bn_act" if f"{prefix}.bn.weight" in shapes else "plain"
+
+
+def _attention_groups(shapes: Shapes) -> dict[str, int]:
+    """{"attention_groups": G}, told by the C / 2G entries of an attention vector; empty without attention."""
+    for prefix in ("mapping.FBlocks.0.conv2", "GBlocks.0.c1"):
+        gate, conv = shapes.get(f"{prefix}.se.gn.weight"), shapes.get(f"{prefix}.conv.weight")
+        if gate and conv:
+            return {"attention_groups": max(1, conv[0] // (2 * gate[0]))}
+    return {}
+
+
+def _possible_sizes(grid: int, blocks: int) -> list[int]:
+    sizes = [size for size in SAMPLE_SIZES if size >= grid and len(image_sizes(size, grid)) == blocks]
+    if not sizes:
+        raise ValueError(f"{blocks} image blocks on a grid of {grid} make no picture of a size in {SAMPLE_SIZES}")
+    return sizes
