@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .frozen_clip import encode_text, load_clip, refuse_missing_weights
+from .convert.checkpoint import DEFAULT_CLIP, convert_original
+from .frozen_clip import FrozenCLIP, encode_text, load_clip, refuse_missing_weights
 from .latents import check_latents, draw_latents
 from .models import RATLIPGenerator
 from .models.base import refuse_string_dtypes
@@ -96,6 +97,39 @@ class RATLIPPipeline(DiffusionPipeline):
             if (tower := getattr(pipe, name)) is not None:
                 refuse_missing_weights(tower, pretrained_model_name_or_path, name, kwargs)
         return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | os.PathLike,
+        clip: str | os.PathLike | CLIPModel | FrozenCLIP = DEFAULT_CLIP,
+        *,
+        family: str = "auto",
+        coupled: bool = False,
+        dtype: torch.dtype | None = None,
+        **kwargs,
+    ) -> "RATLIPPipeline":
+        """Load an original RATLIP or GALIP checkpoint; `ratlip convert` does the same and keeps the discriminator.
+
+        Args:
+            path: the `.pth` of the original programs.
+            clip: the frozen CLIP it was trained with, as for [`from_clip`].
+            family: "auto", or "ratlip" or "galip" to insist on one.
+            coupled: keep the released RATLIP's recurrence; see `batch_size` of the call.
+            dtype: of all parts; float32 by default.
+            kwargs: `sample_size=` and `prompt_layers=` where shapes leave a choice, `tokenizer=`, and options of
+                transformers for the CLIP, such as `revision=`.
+
+        Raises:
+            OSError, ValueError: see [`~convert.checkpoint.convert_original`].
+        """
+        refuse_string_dtypes({"dtype": dtype})
+        converted = convert_original(path, clip, family=family, coupled=coupled, **kwargs)
+        for line in converted.warnings:
+            warnings.warn(line, stacklevel=2)
+        parts = converted.clip
+        pipe = cls(parts.tokenizer, parts.text_encoder, parts.image_encoder, converted.generator)
+        return pipe if dtype is None else pipe.to(dtype)
 
     def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
         """Encode sentences.
