@@ -6,11 +6,13 @@ import json
 import os
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
 from drawing import PROMPT, dtypes
 from originals import FAMILIES, FEATURE_LAYERS, original_content, small_networks, wrapped
@@ -23,6 +25,7 @@ from ratlip_hf.convert.original import read_original
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training.preparation import build_networks
 
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 NESTINGS = ("trainer", "networks", "module", "generator", "bare", "bare module")
 
 
@@ -164,7 +167,7 @@ def test_from_single_file_is_the_converted_folder(networks, written, convert, sm
     save_conversion(convert(path), tmp_path / "out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipes = [RATLIPPipeline.from_single_file(path, clip=small_clip, feature_layers=FEATURE_LAYERS)]
+        pipes = [RATLIPPipeline.from_single_file(path, clip=small_clip)]
     pipes += [cls.from_pretrained(tmp_path / "out") for cls in (RATLIPPipeline, DiffusionPipeline)]
     pictures = [
         pipe(PROMPT, num_images_per_prompt=2, generator=torch.Generator().manual_seed(0), output_type="np").images
@@ -211,6 +214,28 @@ def test_round_trip_is_byte_equal(with_tower, coupled, networks, written, conver
         networks["netG"] = {name: value for name, value in networks["netG"].items() if "CLIP_ViT" not in name}
     assert again.keys() == networks.keys()
     assert all(same(again[net], tensors) for net, tensors in networks.items())
+
+
+def test_weights_do_not_hang_on_the_file(networks, family, make_generator, written, convert):
+    """Large files are mapped into memory while they are read; what is converted must have left them."""
+    path = written(networks)
+    converted = convert(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert same(converted.generator.state_dict(), small_networks(family, make_generator)[0].state_dict())
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the original layouts are not here")
+def test_written_files_have_the_original_layout(family):
+    """All 768 names and shapes of a full-size RATLIP and 544 of a GALIP, the CLIP tower included."""
+    preset = {"ratlip": "ratlip-released", "galip": "galip"}[family]
+    with torch.device("meta"):
+        networks = (RATLIPGenerator.from_preset(preset), RATLIPDiscriminator.from_preset(preset))
+        encoder = CLIPVisionModelWithProjection(CLIPConfig().vision_config)
+    names = {
+        network: {name: list(value.shape) for name, value in tensors.items()}
+        for network, tensors in original_networks(*networks, encoder).items()
+    }
+    assert names == json.loads((GOLDEN / f"layout_{family}.json").read_text())
 
 
 def test_original_names_and_shapes(make_generator, small_clip):
@@ -369,6 +394,7 @@ class TestFolder:
         record = json.loads((tmp_path / "out" / "conversion.json").read_text())
         assert record["family"] == family and record["clip_input"] == "released"
         assert record["recurrence"] == {"ratlip": "per_layer", "galip": None}[family]
+        assert record["assumed"]["upsampling"] == "nearest"
         assert record["not_converted"] == ["optimizers", "epoch"] and len(record["file_sha256"]) == 64
 
     def test_nothing_half_written_is_left(self, networks, written, convert, tmp_path, monkeypatch):

@@ -124,7 +124,8 @@ class RATLIPPipeline(DiffusionPipeline):
             OSError, ValueError: see [`~convert.checkpoint.convert_original`].
         """
         refuse_string_dtypes({"dtype": dtype})
-        converted = convert_original(path, clip, family=family, coupled=coupled, **kwargs)
+        options = {"family": family, "coupled": coupled, "with_discriminator": False}
+        converted = convert_original(path, clip, **options, **kwargs)
         for line in converted.warnings:
             warnings.warn(line, stacklevel=2)
         parts = converted.clip

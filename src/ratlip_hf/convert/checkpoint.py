@@ -91,6 +91,7 @@ def convert_original(
     *,
     family: str = "auto",
     coupled: bool = False,
+    with_discriminator: bool = True,
     sample_size: int | None = None,
     prompt_layers: Sequence[int] | None = None,
     feature_layers: Sequence[int] | None = None,
@@ -105,6 +106,7 @@ def convert_original(
         family: "ratlip" or "galip" to insist on one; "auto" takes what is there.
         coupled: keep the released RATLIP's recurrence, in which the pictures of a batch influence each other; by
             default the equal form for a batch of one is taken, for every picture.
+        with_discriminator: convert the discriminator, if there is one.
         sample_size: side of the pictures where shapes leave a choice; 224 by default, as in the originals.
         prompt_layers: layers of the CLIP tower that get a prompt token; 1, 2, ... by default.
         feature_layers: layers that the discriminator reads; (1, 4, 8) by default.
@@ -124,7 +126,7 @@ def convert_original(
         options.told["recurrence"] = "batch_as_time" if coupled else "per_layer"
     generator = _generator(options, tensors)
     discriminator, assumed = None, options.assumed
-    if "netD" in source.networks:
+    if with_discriminator and "netD" in source.networks:
         judging = discriminator_options(
             shapes_of(source.networks["netD"]), shapes_of(source.networks["netC"]), feature_layers
         )
@@ -191,9 +193,7 @@ def _warnings(source: OriginalCheckpoint, recurrent: bool, coupled: bool) -> lis
     if recurrent and coupled:
         lines.append(f"{COUPLED_BATCH}; this is kept, and happens for every batch of more than one picture")
     elif recurrent:
-        lines.append(
-            f"{COUPLED_BATCH}; here each is drawn as the original draws a batch of one (coupled keeps the other)"
-        )
+        lines.append(f"{COUPLED_BATCH}; here every picture is drawn by itself, as the original draws a batch of one")
     types = {value.dtype for net in source.networks.values() for value in net.values() if value.is_floating_point()}
     if others := types - {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))

@@ -11,8 +11,11 @@ import torch
 from ..models.generator import SAMPLE_SIZES, image_sizes
 
 FAMILIES = ("ratlip", "galip")
-# What the original programs write into their code and no tensor shows.
-FIXED_GENERATOR = {"residual_scale": 0.1, "upsampling": "nearest", "text_center": False, "text_norm": None}
+# What the original programs write into their code and no tensor shows,
+_UNSEEN_GENERATOR = {"residual_scale": 0.1, "upsampling": "nearest"}
+_UNSEEN_DISCRIMINATOR = {"clip_input": "released"}
+# and what they cannot do otherwise.
+FIXED_GENERATOR = {**_UNSEEN_GENERATOR, "text_center": False, "text_norm": None}
 FIXED_DISCRIMINATOR = {"scale_features": False, "text_center": False, "text_norm": None}
 _USUAL_SIZE = 224  # the original programs build for 256 and then make the last block 224
 _USUAL_FEATURE_LAYERS = (1, 4, 8)
@@ -49,7 +52,7 @@ def generator_options(
     Raises:
         ValueError: when tensors are missing that tell the sizes, or the sizes fit nothing that can be built.
     """
-    options = Options(_told_by_generator(shapes), dict(FIXED_GENERATOR))
+    options = Options(_told_by_generator(shapes), dict(_UNSEEN_GENERATOR))
     told = options.told
 
     sizes = _possible_sizes(told["clip_grid"], _count(shapes, r"GBlocks\.(\d+)\."))
@@ -89,7 +92,7 @@ def discriminator_options(extractor: Shapes, referee: Shapes, feature_layers: Se
     told = {"clip_width": project[1], "extractor_channels": project[0], "head_channels": first[0]}
     told |= {"clip_grid": first[2] + second[2] - 1, "text_dim": first[1] - project[0]}
     told |= {"unused_shortcuts": "DBlocks.0.conv_s.weight" in extractor}
-    assumed = {**FIXED_DISCRIMINATOR, "clip_input": "released"}
+    assumed = dict(_UNSEEN_DISCRIMINATOR)
     (assumed if feature_layers is None else told)["feature_layers"] = tuple(feature_layers or _USUAL_FEATURE_LAYERS)
     return Options(told, assumed)
 
