@@ -133,7 +133,7 @@ def convert_original(
         discriminator = _discriminator(judging, source.networks)
         assumed = {**assumed, **judging.assumed}
 
-    clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip, tokenizer, **clip_options)
+    clip = _frozen(clip, tokenizer, clip_options)
     check_activation(clip.image_encoder, clip.source)
     for network in (generator, discriminator):
         if network is not None:
@@ -142,6 +142,14 @@ def convert_original(
         compare_tower(tower, clip.image_encoder, source.path, clip.source)
     warnings = _warnings(source, recurrent, coupled)
     return Conversion(source, family, generator, discriminator, clip, bool(tower), assumed, warnings)
+
+
+def _frozen(clip, tokenizer: CLIPTokenizer | None, options: dict) -> FrozenCLIP:
+    if not isinstance(clip, FrozenCLIP):
+        return load_clip(clip, tokenizer, **options)
+    if ignored := [*options, *(["tokenizer"] if tokenizer is not None else [])]:
+        raise ValueError(f"{', '.join(ignored)} mean nothing for a CLIP that is already loaded")
+    return clip
 
 
 def _generator(options: Options, tensors: StateDict) -> RATLIPGenerator:

@@ -69,7 +69,7 @@ def compare_tower(
         check_layout({name: tuple(value.shape) for name, value in given.items()}, stored, "CLIP tower")
     except ValueError as error:
         raise ValueError(f"the CLIP tower inside {path} is built otherwise than that of {source}: {error}") from error
-    different = [name for name, value in given.items() if not _equal(stored[name].float(), value.float())]
+    different = [name for name, value in given.items() if not _equal(stored[name].float(), value.float().cpu())]
     if different:
         raise ValueError(
             f"the CLIP tower inside {path} is not that of {source}: {len(different)} of {len(given)} tensors differ, "

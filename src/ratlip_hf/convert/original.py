@@ -78,7 +78,7 @@ def _load(path: Path):
         if needed := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{path} is refused: to read it Python would have to run {needed[1]}; only tensors and plain values "
-                "are read"
+                "are read (if you trust the file, load it with torch and save its networks alone)"
             ) from error
         raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely: {one_line(error)}") from error
 
