@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ratlip_hf.training import loop, reporting
 from ratlip_hf.training.health import WINDOW, Health, healthy_ranges
-from ratlip_hf.training.reporting import FirstFew, Log, Report, tracker_arguments
+from ratlip_hf.training.reporting import Log, Report, first_few, tracker_arguments
 from ratlip_hf.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -285,13 +285,15 @@ def test_a_resumed_run_knows_its_past(config, caplog):
 
 def test_messages_of_one_kind_fall_silent(caplog):
     log = logging.getLogger("a test of few messages")
-    log.addFilter(FirstFew(2))
-    for number in range(5):
-        log.warning("cut %d", number)
-        log.warning("other")
+    with first_few(log, 2):
+        for number in range(5):
+            log.warning("cut %d", number)
+            log.warning("other")
+    log.warning("cut %d", 5)
     assert [record.getMessage() for record in caplog.records] == [
         "cut 0",
         "other",
         "cut 1 (more like this are not shown)",
         "other (more like this are not shown)",
+        "cut 5",
     ]

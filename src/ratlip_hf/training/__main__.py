@@ -21,12 +21,12 @@ def main(argv: list[str] | None = None) -> int:
         print(config.to_json(), end="", flush=True)
     try:
         from .loop import train  # needs packages that drawing does without
-        from .reporting import FirstFew
+        from .reporting import first_few
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
-    logging.getLogger("ratlip_hf.frozen_clip").addFilter(FirstFew())
     transformers.logging.disable_progress_bar()  # one for every saved file would bury the log
-    train(config)
+    with first_few(logging.getLogger("ratlip_hf.frozen_clip")):
+        train(config)
     return 0
 
 

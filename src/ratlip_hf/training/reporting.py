@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -132,19 +132,23 @@ class Report:
         self.open.close()
 
 
-class FirstFew(logging.Filter):
-    """Lets a few messages of each kind through, then says that it falls silent: long captions come by thousands."""
+@contextlib.contextmanager
+def first_few(log: logging.Logger, count: int = 3) -> Iterator[None]:
+    """Let a few messages of each kind through, then say that they fall silent: long captions come by thousands."""
+    seen = Counter()
 
-    def __init__(self, count: int = 3):
-        super().__init__()
-        self.count, self.seen = count, Counter()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        self.seen[record.msg] += 1
-        if self.seen[record.msg] == self.count:
+    def rare(record: logging.LogRecord) -> bool:
+        kind = record.msg
+        seen[kind] += 1
+        if seen[kind] == count:
             record.msg, record.args = f"{record.getMessage()} (more like this are not shown)", ()
-            return True
-        return self.seen[record.msg] < self.count
+        return seen[kind] <= count
+
+    log.addFilter(rare)
+    try:
+        yield
+    finally:
+        log.removeFilter(rare)
 
 
 def tracker_arguments(config: TrainingConfig) -> dict:
