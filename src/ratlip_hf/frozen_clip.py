@@ -2,7 +2,6 @@
 Owns loading, identification and sentence encoding; the towers' inner use is in `models.clip`."""
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from transformers import (
 from transformers.utils import cached_file, extract_commit_hash
 
 from .bundled import resolve
+from .utils.fingerprints import weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,8 @@ class FrozenCLIP:
 
     def describe(self) -> dict[str, str | None]:
         """What a training run records: source, revision, and the SHA-256 of both towers' weights."""
-        digest = hashlib.sha256()
-        for tower in (self.text_encoder, self.image_encoder):
-            for name, value in sorted(tower.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return {"source": self.source, "revision": self.revision, "weights_sha256": digest.hexdigest()}
+        digest = weights_sha256(self.text_encoder, self.image_encoder)
+        return {"source": self.source, "revision": self.revision, "weights_sha256": digest}
 
 
 def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | None = None, **kwargs) -> FrozenCLIP:
