@@ -1,0 +1,433 @@
+"""The metrics against answers known beforehand, against independent formulas, and under changes that must not matter.
+`test_evaluation.py` has the kernel distance's first tests."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from ratlip_hf.metrics import (
+    FeatureStatistics,
+    attribute_accuracy,
+    bootstrap_interval,
+    clip_score,
+    cmmd,
+    draw_mismatched,
+    frechet_distance,
+    frechet_from_statistics,
+    kernel_distance,
+    kernel_distance_of_subsets,
+    kernel_distance_with_error,
+    precision_recall,
+    prompt_diversity,
+    r_precision,
+)
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def covariance(dim: int, seed: int) -> torch.Tensor:
+    return torch.cov(draws(dim, 3 * dim, seed=seed))
+
+
+TWO_SETS = {
+    "frechet": frechet_distance,
+    "kernel": kernel_distance,
+    "kernel_error": lambda real, fake: kernel_distance_with_error(real, fake).spread,
+    "cmmd_biased": lambda real, fake: cmmd(real, fake, estimator="biased"),
+    "cmmd_unbiased": lambda real, fake: cmmd(real, fake, estimator="unbiased"),
+    "precision": lambda real, fake: precision_recall(real, fake).precision,
+    "recall": lambda real, fake: precision_recall(real, fake).recall,
+}
+
+
+# Metrics of two sets
+
+
+@pytest.mark.parametrize("metric", TWO_SETS.values(), ids=TWO_SETS)
+def test_order_within_sets_and_single_precision_change_nothing(metric):
+    real, fake = draws(30, 6).float(), draws(23, 6, seed=1).float() + 0.5
+    value = metric(real, fake)
+    assert math.isfinite(value)
+    assert metric(real.flip(0), fake.roll(5, 0)) == pytest.approx(value, abs=1e-9)
+    assert metric(real.double(), fake.double()) == value
+    assert metric(real.numpy(), fake.tolist()) == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["frechet", "kernel", "kernel_error", "cmmd_biased", "cmmd_unbiased"])
+def test_distances_are_symmetric(name):
+    real, fake = draws(30, 6), draws(5, 6, seed=1) + 0.5
+    assert TWO_SETS[name](real, fake) == pytest.approx(TWO_SETS[name](fake, real), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", TWO_SETS.values(), ids=TWO_SETS)
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(metric, fault):
+    good, bad = draws(5, 4), draws(5, 4)
+    bad[3, 2] = fault
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match="without NaN and infinite values"):
+            metric(*pair)
+
+
+@pytest.mark.parametrize("metric", TWO_SETS.values(), ids=TWO_SETS)
+@pytest.mark.parametrize(
+    "shapes", [((0, 4), (5, 4)), ((5, 4), (5, 3)), ((5,), (5,)), ((5, 0), (5, 0)), ((2, 5, 4),) * 2]
+)
+def test_features_of_other_shapes_are_refused(metric, shapes):
+    with pytest.raises(ValueError, match="features must be"):
+        metric(*map(torch.ones, shapes))
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kernel_distance, TWO_SETS["cmmd_unbiased"]])
+def test_a_single_vector_has_no_spread(metric):
+    with pytest.raises(ValueError, match="at least 2"):
+        metric(torch.ones(1, 4), torch.ones(5, 4))
+
+
+# Fréchet distance
+
+
+def test_equal_covariances_leave_the_distance_of_the_means_exactly():
+    mean, cov = torch.zeros(2048), torch.eye(2048)
+    assert frechet_from_statistics(mean, cov, mean + 1, cov) == 2048.0
+    features = draws(16, 2048).round(decimals=2)
+    assert frechet_distance(features, features + 1) == pytest.approx(2048, rel=1e-12)
+    assert frechet_distance(features, features) == 0.0
+
+
+def test_the_distance_of_diagonal_gaussians():
+    """(1 - 2)^2 + (3 - 1)^2 + (0 - 4)^2 for the deviations, 3^2 + 4^2 for the means."""
+    covs = torch.tensor([1.0, 9.0, 0.0]).diag(), torch.tensor([4.0, 1.0, 16.0]).diag()
+    means = torch.tensor([3.0, 0.0, -4.0]), torch.zeros(3)
+    assert frechet_from_statistics(means[0], covs[0], means[1], covs[1]) == pytest.approx(21 + 25, abs=1e-12)
+
+
+def test_the_distance_of_two_pairs_of_points():
+    """One number each: variances 2 and 8 (over N - 1), means 1 and 3."""
+    distance = frechet_distance([[0.0], [2.0]], [[1.0], [5.0]])
+    assert distance == pytest.approx(4 + (math.sqrt(2) - math.sqrt(8)) ** 2, abs=1e-12)
+
+
+def test_the_distance_agrees_with_the_eigenvalues_of_the_product():
+    cov1, cov2, step = covariance(20, 0), 3 * covariance(20, 1), draws(20)
+    root_trace = torch.linalg.eigvals(cov1 @ cov2).sqrt().real.sum()
+    wanted = step.square().sum() + cov1.trace() + cov2.trace() - 2 * root_trace
+    assert frechet_from_statistics(step, cov1, 0 * step, cov2) == pytest.approx(wanted.item(), rel=1e-10)
+
+
+def test_a_rotation_of_both_sets_changes_nothing():
+    turn = torch.linalg.qr(draws(12, 12))[0]
+    real, fake = draws(40, 12) * torch.arange(12), draws(30, 12, seed=1) + 1
+    assert frechet_distance(real @ turn, fake @ turn) == pytest.approx(frechet_distance(real, fake), rel=1e-10)
+
+
+def test_covariances_without_full_rank():
+    """Gaussians on the planes of axes 0, 1 and of axes 1, 2 share axis 1 only: Tr (C1 C2)^(1/2) = 2 * 5."""
+    cov1, cov2 = torch.zeros(6, 6), torch.zeros(6, 6)
+    cov1[0, 0], cov1[1, 1], cov2[1, 1], cov2[2, 2] = 9, 4, 25, 1
+    turn = torch.linalg.qr(draws(6, 6))[0]
+    zero = torch.zeros(6)
+    turned = [turn.T @ cov.double() @ turn for cov in (cov1, cov2)]
+    wanted = 9 + 4 + 25 + 1 - 2 * 10
+    assert frechet_from_statistics(zero, cov1, zero, cov2) == pytest.approx(wanted, abs=1e-12)
+    assert frechet_from_statistics(zero, turned[0], zero, turned[1]) == pytest.approx(wanted, abs=1e-10)
+    assert frechet_from_statistics(zero, 0 * cov1, zero + 2, cov2) == pytest.approx(24 + 26, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (5, 200), (200, 300)])
+def test_few_vectors_in_many_dimensions_agree_whichever_way_they_are_taken(sizes):
+    real, fake = draws(sizes[0], 64) + 10, draws(sizes[1], 64, seed=1) * 2 + 10
+    stats = [FeatureStatistics.of(features) for features in (real, fake)]
+    from_stats = frechet_from_statistics(stats[0].mean, stats[0].covariance, stats[1].mean, stats[1].covariance)
+    assert frechet_distance(real, fake) == pytest.approx(from_stats, rel=1e-10)
+    assert frechet_distance(stats[0], fake) == pytest.approx(from_stats, rel=1e-10)
+    # Adding a column of zeros, or repeating every column scaled, adds dimensions without content.
+    wide = [torch.cat([3 * x, 4 * x, 0 * x], dim=1) for x in (real, fake)]
+    assert frechet_distance(*wide) == pytest.approx(25 * from_stats, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ((torch.zeros(2), torch.eye(3), torch.zeros(2), torch.eye(2)), "statistics must be"),
+        ((torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3)), "statistics must be"),
+        ((torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.zeros(2), torch.eye(2)), "symmetric"),
+        ((torch.zeros(2), -torch.eye(2), torch.zeros(2), torch.eye(2)), "negative eigenvalue"),
+        ((torch.zeros(2), torch.eye(2), torch.zeros(2), torch.eye(2) / 0), "without NaN"),
+    ],
+)
+def test_matrices_that_are_no_covariances_are_refused(statistics, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_from_statistics(*statistics)
+
+
+# Streamed statistics
+
+
+def test_streamed_statistics_are_those_of_all_vectors_at_once():
+    """Far from 0, where sums of squares would have no digits left."""
+    features = draws(101, 8) + 1e8
+    parts = [FeatureStatistics.empty(8) for _ in range(3)]
+    for index, batch in enumerate(features.split(7)):
+        parts[index % 2].update(batch)
+    parts[2].update(features[:0])
+    merged = parts[2].merge(parts[1]).merge(parts[0])
+    assert merged.count == 101
+    torch.testing.assert_close(merged.mean, features.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(merged.covariance, torch.cov(features.T), rtol=0, atol=1e-6)
+    torch.testing.assert_close(merged.covariance.diagonal(), (features - 1e8).var(0), rtol=1e-6, atol=0)
+
+
+def test_statistics_of_too_little_or_of_another_width_are_refused():
+    single = FeatureStatistics.empty(4).update(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="at least two feature vectors, not 1"):
+        frechet_distance(single, torch.ones(5, 4))
+    with pytest.raises(ValueError, match="do not mix"):
+        single.update(torch.ones(5, 3))
+    with pytest.raises(ValueError, match="without NaN"):
+        single.update(torch.full((2, 4), math.nan))
+    assert single.count == 1 and torch.equal(single.mean, torch.ones(4))
+
+
+# Kernel distance and CMMD
+
+
+def test_the_jackknife_leaves_out_each_vector_in_turn():
+    real, fake = draws(6, 3), draws(5, 3, seed=1)
+
+    def variance(leave_out, count):
+        values = torch.tensor([leave_out(torch.arange(count) != index) for index in range(count)])
+        return (count - 1) ** 2 / count * values.var()
+
+    wanted = variance(lambda rest: kernel_distance(real[rest], fake), 6)
+    wanted += variance(lambda rest: kernel_distance(real, fake[rest]), 5)
+    distance, spread = kernel_distance_with_error(real, fake)
+    assert distance == kernel_distance(real, fake)
+    assert spread == pytest.approx(wanted.sqrt().item(), rel=1e-5)
+
+
+def test_the_jackknife_error_is_the_spread_over_samples():
+    samples = [
+        kernel_distance_with_error(draws(60, 4, seed=seed), draws(40, 4, seed=-1 - seed) + 1) for seed in range(80)
+    ]
+    spread = torch.tensor([distance for distance, _ in samples]).std().item()
+    assert np.mean([error for _, error in samples]) == pytest.approx(spread, rel=0.25)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    real, fake = draws(10, 3), draws(7, 3, seed=1)
+    whole = kernel_distance_with_error(real, fake), cmmd(real, fake, estimator="biased")
+    monkeypatch.setattr("ratlip_hf.metrics.mmd._BLOCK", 3)
+    assert kernel_distance_with_error(real, fake) == pytest.approx(whole[0], abs=1e-12)
+    assert cmmd(real, fake, estimator="biased") == pytest.approx(whole[1], abs=1e-12)
+
+
+def test_subsets_of_everything_are_the_whole():
+    real, fake = draws(9, 3), draws(9, 3, seed=1)
+    distance, spread = kernel_distance_of_subsets(real, fake, subsets=4, size=9)
+    assert (distance, spread) == pytest.approx((kernel_distance(real, fake), 0), abs=1e-12)
+    parts = kernel_distance_of_subsets(real, fake, subsets=200, size=6, seed=1)
+    assert parts.distance == pytest.approx(distance, abs=3 * parts.spread / 200**0.5) and parts.spread > 0
+    assert parts == kernel_distance_of_subsets(real, fake, subsets=200, size=6, seed=1)
+    for options in ({"subsets": 1, "size": 5}, {"size": 10}, {"size": 1}):
+        with pytest.raises(ValueError, match="cannot be drawn"):
+            kernel_distance_of_subsets(real, fake, **options)
+
+
+def test_cmmd_of_two_directions():
+    """Two vectors along each of two axes: the kernel is 1 within a set, exp(-2 / 200) across."""
+    real, fake = torch.tensor([[2.0, 0.0], [5.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+    for estimator in ("biased", "unbiased"):
+        assert cmmd(real, fake, estimator=estimator) == pytest.approx(2000 * (1 - math.exp(-0.01)), abs=1e-9)
+
+
+def test_the_two_estimators_of_cmmd_differ_by_the_diagonal():
+    """An orthogonal pair against itself: k = exp(-0.01) between the two, 1 on the diagonal."""
+    pair, gap = torch.eye(2), 1000 * (1 - math.exp(-0.01))
+    assert cmmd(pair, pair, estimator="biased") == pytest.approx(0, abs=1e-12)
+    assert cmmd(pair, pair, estimator="unbiased") == pytest.approx(-gap, abs=1e-9)
+    assert cmmd(pair[:1], pair[1:], estimator="biased") == pytest.approx(2 * gap, abs=1e-9)
+
+
+def test_cmmd_sigma_and_lengths():
+    real, fake = torch.tensor([[3.0]]), torch.tensor([[-1.0]])
+    assert cmmd(real, fake, estimator="biased", sigma=1) == pytest.approx(2000 * (1 - math.exp(-2)), abs=1e-9)
+    raw = cmmd(real, fake, estimator="biased", sigma=1, normalize=False)
+    assert raw == pytest.approx(2000 * (1 - math.exp(-8)), abs=1e-9)
+    for options in ({"estimator": "v"}, {"estimator": "biased", "sigma": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            cmmd(real, fake, **options)
+    with pytest.raises(ValueError, match="vector of zeros"):
+        cmmd(real, 0 * fake, estimator="biased")
+
+
+# CLIP score and R-precision
+
+
+def test_the_clip_score_is_the_cosine_twice_and_names_its_encoder():
+    images, texts = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-2.0, 0.0]])
+    result = clip_score(images, texts, encoder="toy")
+    assert result.per_sample.tolist() == pytest.approx([0.6, -1.0], abs=1e-15)
+    assert (result.cosine, result.score) == pytest.approx((-0.2, -20.0), abs=1e-12)
+    assert result.encoder == "toy"
+    assert clip_score(images.double() * 1e200, texts.double() * 1e-200, encoder="toy").cosine == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "encoder", "message"),
+    [
+        (torch.ones(3, 4), torch.ones(3, 4), " ", "name of its encoder"),
+        (torch.ones(3, 4), torch.ones(2, 4), "toy", "row by row"),
+        (torch.ones(3, 4), torch.zeros(3, 4), "toy", "vector of zeros"),
+        (torch.ones(0, 4), torch.ones(0, 4), "toy", "at least 1"),
+    ],
+)
+def test_clip_scores_that_mean_nothing_are_refused(images, texts, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        clip_score(images, texts, encoder=encoder)
+
+
+def test_r_precision_counts_pictures_that_know_their_caption():
+    """Own captions at 45, 45 and 90 degrees; the mismatched ones closer for the second and as close for the third."""
+    images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    texts = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    others = torch.tensor([[[0.0, 9.0], [-1.0, 0.0]], [[0.0, 1.0], [2.0, 1.0]], [[0.0, 5.0], [-1.0, 0.0]]])
+    result = r_precision(images, texts, others)
+    assert result.per_sample.tolist() == [1.0, 0.0, 0.5]
+    assert result.value == 0.5
+    pool, candidates = others.flatten(0, 1), torch.arange(6).reshape(3, 2)
+    assert torch.equal(r_precision(images, texts, pool, candidates).per_sample, result.per_sample)
+
+
+def test_an_encoder_that_tells_nothing_apart_is_at_chance():
+    same = torch.ones(8, 3).double() / 7
+    assert r_precision(same, same, same, draw_mismatched(range(8), count=4)).value == pytest.approx(0.2, abs=1e-15)
+
+
+def test_mismatched_captions_are_of_other_groups_and_never_twice():
+    groups = ["a", "b", "c", "d"] * 5
+    drawn = draw_mismatched(groups, count=15, seed=3)
+    assert drawn.shape == (20, 15)
+    for own, row in zip(groups, drawn.tolist(), strict=True):
+        assert sorted(row) == [index for index, group in enumerate(groups) if group != own]
+    assert torch.equal(drawn, draw_mismatched(groups, count=15, seed=3))
+    assert not torch.equal(drawn, draw_mismatched(groups, count=15, seed=4))
+    with pytest.raises(ValueError, match="only 15 others"):
+        draw_mismatched(groups, count=16)
+    with pytest.raises(ValueError, match="only 99 others"):
+        draw_mismatched(range(100), count=100)
+    assert draw_mismatched(range(100)).shape == (100, 99)
+
+
+@pytest.mark.parametrize(
+    ("others", "candidates", "message"),
+    [
+        (torch.ones(3, 4), None, "candidate embeddings must be"),
+        (torch.ones(3, 0, 4), None, "candidate embeddings must be"),
+        (torch.zeros(3, 2, 4), None, "vector of zeros"),
+        (torch.ones(5, 4), torch.full((3, 2), 5), "must be indices"),
+        (torch.ones(5, 4), torch.full((3, 2), -1), "must be indices"),
+        (torch.ones(5, 4), torch.zeros(2, 2, dtype=torch.long), "the pool must be"),
+    ],
+)
+def test_candidates_that_do_not_fit_are_refused(others, candidates, message):
+    with pytest.raises(ValueError, match=message):
+        r_precision(torch.ones(3, 4), torch.ones(3, 4), others, candidates)
+
+
+# Precision and recall, diversity
+
+
+def test_precision_and_recall_on_a_line():
+    """With k = 1 the real 0, 1, 2, 10 have radii 1, 1, 1, 8, the fake 3, 3.5, -1.5, 40 have 0.5, 0.5, 4.5, 36.5."""
+    real, fake = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[3.0], [3.5], [-1.5], [40.0]])
+    result = precision_recall(real, fake, k=1)
+    assert result.precision == 0.5  # 3 on the surface of the ball around 2, and 3.5 within that around 10
+    assert result.recall == 1.0  # the ball around -1.5 holds 0 to 3, that around 40 reaches down to 3.5
+    assert precision_recall(fake, real, k=1) == (1.0, 0.5)
+
+
+def test_precision_and_recall_of_equal_and_of_distant_sets():
+    real = draws(20, 5)
+    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real, real + 1e3) == (0.0, 0.0)
+    copies = real[:1].repeat(9, 1)  # radius 0
+    assert precision_recall(copies, copies) == (1.0, 1.0)
+    assert precision_recall(real, copies) == (1.0, 1 / 20)
+    for k in (0, 9):
+        with pytest.raises(ValueError, match="at least"):
+            precision_recall(real, copies, k=k)
+
+
+def test_the_diversity_of_prompts_weighs_prompts_alike():
+    """A triangle with sides 3, 4, 5 for one prompt, one picture twice for another."""
+    features = torch.tensor([[0.0, 0.0], [7.0, 7.0], [3.0, 0.0], [0.0, 4.0], [7.0, 7.0]])
+    result = prompt_diversity(features, ["bird", "fish", "bird", "bird", "fish"])
+    assert result.per_prompt == {"bird": 4.0, "fish": 0.0}
+    assert result.value == 2.0
+
+
+def test_the_diversity_by_cosine():
+    features = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [-1.0, 0.0]])
+    assert prompt_diversity(features, torch.tensor([1, 1, 2, 2]), "cosine").per_prompt == pytest.approx({1: 1, 2: 2})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "distance", "message"),
+    [
+        (["a", "a", "b"], "euclidean", "single picture"),
+        (["a"], "euclidean", "as many"),
+        ("aaa", "angle", "distance must"),
+    ],
+)
+def test_diversities_that_mean_nothing_are_refused(prompts, distance, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_diversity(torch.ones(3, 2), prompts, distance)
+
+
+# The bootstrap and the counting of attributes
+
+
+def test_the_bootstrap_of_a_constant_and_of_many_values():
+    assert bootstrap_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3), abs=1e-15)
+    values = draws(400) + 5
+    mean, low, high = bootstrap_interval(values)
+    half = 1.96 * values.std().item() / 20  # the normal approximation
+    assert mean == pytest.approx(values.mean().item(), abs=1e-12)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.15 * half)
+    assert bootstrap_interval(values, level=0.5).high < high
+    assert bootstrap_interval(values) == (mean, low, high) != bootstrap_interval(values, seed=1)
+
+
+def test_the_bootstrap_of_two_values_has_their_mean_and_ends():
+    """Resampled means of 0 and 1 are 0, 1/2, 1 with shares 1/4, 1/2, 1/4."""
+    assert bootstrap_interval([0.0, 1.0], level=0.9) == (0.5, 0.0, 1.0)
+    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "options"), [([1.0], {}), ([[1.0, 2.0]], {}), ([1.0, math.nan], {}), ([1.0, 2.0], {"level": 1.0})]
+)
+def test_bootstraps_that_mean_nothing_are_refused(values, options):
+    with pytest.raises(ValueError):
+        bootstrap_interval(values, **options)
+
+
+def test_attribute_accuracy_counts_parts_and_whole_pictures():
+    wanted = torch.tensor(list(permutations(range(3))))
+    read = wanted.clone()
+    read[0, 0], read[0, 2], read[1, 2] = 7, 7, 7
+    result = attribute_accuracy(read, wanted, ["crown", "belly", "wing"])
+    assert result.mean == pytest.approx(15 / 18) and result.all == pytest.approx(4 / 6)
+    assert result.parts == pytest.approx({"crown": 5 / 6, "belly": 1.0, "wing": 4 / 6})
+    assert list(attribute_accuracy(read, wanted).parts) == ["0", "1", "2"]
+    for wrong in (read[:, :2], read.float(), read[:0]):
+        with pytest.raises(ValueError, match="labels must be"):
+            attribute_accuracy(wrong, wanted)
+    with pytest.raises(ValueError, match="as many names"):
+        attribute_accuracy(read, wanted, ["crown"])
