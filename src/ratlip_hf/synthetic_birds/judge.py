@@ -41,9 +41,13 @@ class BirdJudge(ModelMixin, ConfigMixin):
         self.head = nn.Linear(before * 16, len(PARTS) * len(COLOURS))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(pictures)).unflatten(1, (len(PARTS), len(COLOURS)))
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the last layer reads, [B, 16 * widths[-1]]."""
         if pictures.ndim != 4 or pictures.shape[1:] != (3, 64, 64):
             raise ValueError(f"the judge reads pictures [B, 3, 64, 64]; got {list(pictures.shape)}")
-        return self.head(self.layers(pictures).flatten(1)).unflatten(1, (len(PARTS), len(COLOURS)))
+        return self.layers(pictures).flatten(1)
 
     @torch.no_grad()
     def read(self, pictures: torch.Tensor) -> torch.Tensor:

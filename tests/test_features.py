@@ -1,0 +1,226 @@
+"""The feature extractors: their layers and preprocessing against the networks themselves, and what they refuse.
+No published weights are at hand: networks are small and random, Inception has weights from a formula."""
+
+import hashlib
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Dinov2Config, Dinov2Model
+
+from ratlip_hf import bundled
+from ratlip_hf.features import BirdJudgeFeatures, CLIPFeatures, DINOv2Features, InceptionFeatures
+from ratlip_hf.features.inception import WEIGHTS_NAME
+from ratlip_hf.features.inception_network import InceptionNetwork, resize_like_tensorflow1
+from ratlip_hf.synthetic_birds.judge import BirdJudge
+from ratlip_hf.utils.fingerprints import file_sha256, weights_sha256
+
+
+def pictures(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def dino() -> Dinov2Model:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224, "patch_size": 14}
+    return Dinov2Model(Dinov2Config(**sizes, mlp_ratio=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Weights for every name of torch-fidelity's file, from a formula that needs no random generator."""
+    weights = {}
+    for number, (name, value) in enumerate(sorted(InceptionNetwork().state_dict().items())):
+        if name.endswith("num_batches_tracked"):
+            continue
+        angles = torch.arange(value.numel(), dtype=torch.float64).square().remainder(10007) * (1 + 0.1 * number)
+        waves = angles.sin().reshape(value.shape)
+        if value.ndim > 1:
+            waves = 2 * waves / value[0].numel() ** 0.5
+        elif name.endswith(("running_var", "bn.weight")):
+            waves = 1 + waves / 4
+        else:
+            waves = waves / 5
+        weights[name] = waves.float()
+    return weights
+
+
+@pytest.fixture(scope="module")
+def weight_file(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / WEIGHTS_NAME
+    torch.save(weights, path)
+    return path
+
+
+# All extractors
+
+
+@pytest.fixture(params=["clip", "dino", "judge"])
+def extractor(request, small_clip, dino):
+    if request.param == "clip":
+        return CLIPFeatures(small_clip.image_encoder)
+    return DINOv2Features(dino) if request.param == "dino" else BirdJudgeFeatures.from_pretrained()
+
+
+def test_features_are_vectors_of_one_picture_each(extractor):
+    images = pictures(3, 3, 64, 64)
+    features = extractor(images)
+    assert features.shape == (3, extractor.dim) and features.dtype == torch.float32
+    assert not features.requires_grad and not extractor.network.training
+    torch.testing.assert_close(extractor(images[1:2])[0], features[1], rtol=1e-4, atol=1e-5)
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    described = extractor.describe()
+    assert described["dim"] == extractor.dim and described["weights_sha256"] == extractor.fingerprint()
+    assert described["features"] == extractor.name and described["preprocessing"]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "floats in"),
+        (torch.zeros(3, 64, 64), "must be"),
+        (torch.zeros(2, 1, 64, 64), "must be"),
+        (torch.zeros(0, 3, 64, 64), "must be"),
+        (torch.full((1, 3, 64, 64), 1.5), "clamp"),
+        (torch.full((1, 3, 64, 64), math.nan), "must lie in"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused(extractor, images, message):
+    with pytest.raises(ValueError, match=message):
+        extractor(images)
+
+
+def test_the_fingerprint_is_that_of_the_values(dino):
+    before = weights_sha256(dino)
+    assert before == DINOv2Features(dino).fingerprint() and len(before) == 64
+    changed = Dinov2Model(dino.config)
+    changed.load_state_dict(dino.state_dict())
+    assert weights_sha256(changed) == before
+    changed.layernorm.bias.data[0] += 1e-3
+    assert weights_sha256(changed) != before
+
+
+# CLIP, DINOv2, judges
+
+
+def test_clip_features_are_the_projected_embeddings(small_clip, clip_dir):
+    images = pictures(2, 3, 32, 32)
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    pixels = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        wanted = small_clip.image_encoder(pixels).image_embeds
+    loaded = CLIPFeatures.from_pretrained(clip_dir)
+    for extractor in (CLIPFeatures(small_clip.image_encoder), loaded):
+        torch.testing.assert_close(extractor(images), wanted, rtol=1e-4, atol=1e-5)
+    assert loaded.name == f"clip:{clip_dir}"
+    assert CLIPFeatures.from_pretrained("synthetic-birds")(images).shape[0] == 2
+
+
+def test_dino_features_are_the_class_token_of_normalised_pictures(dino, tmp_path):
+    images = pictures(2, 3, 48, 40)
+    pixels = F.interpolate((images + 1) / 2, (224, 224), mode="bicubic", antialias=True)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        wanted = dino((pixels - mean[:, None, None]) / std[:, None, None]).pooler_output
+    dino.save_pretrained(tmp_path)
+    torch.testing.assert_close(DINOv2Features.from_pretrained(tmp_path)(images), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dino_that_is_missing_or_incomplete_is_refused(dino, tmp_path):
+    with pytest.raises(ValueError, match="no DINOv2 could be loaded"):
+        DINOv2Features.from_pretrained(tmp_path / "nothing")
+    weights = dino.state_dict()
+    del weights["layernorm.bias"]
+    dino.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"lacks 1 weight.*layernorm\.bias"):
+        DINOv2Features.from_pretrained(tmp_path)
+
+
+def test_judge_features_are_what_the_last_layer_reads():
+    images = pictures(2, 3, 64, 64)
+    for folder in bundled.judge_dirs():
+        extractor, judge = BirdJudgeFeatures.from_pretrained(folder), BirdJudge.from_pretrained(folder)
+        logits = F.linear(extractor(images), judge.head.weight, judge.head.bias)
+        torch.testing.assert_close(logits, judge(images).flatten(1), rtol=1e-4, atol=1e-4)
+        assert extractor.name == f"bird-judge:{folder.name}"
+    with pytest.raises(ValueError, match="64, 64"):
+        extractor(pictures(2, 3, 32, 32))
+
+
+# Inception
+
+
+def test_the_inception_network_has_the_weights_of_the_published_file():
+    """Names and shapes as listed from torch-fidelity 0.4.0, without the counters."""
+    state = InceptionNetwork().state_dict()
+    layout = "\n".join(
+        f"{name} {list(value.shape)}" for name, value in sorted(state.items()) if "num_batches_tracked" not in name
+    )
+    assert len(layout.splitlines()) == 472
+    wanted = "bd04e829988dd22dd0bbf9e499a87af311ed57c1b4309a9d20a907d8ed4123d4"
+    assert hashlib.sha256(layout.encode()).hexdigest() == wanted
+
+
+def test_inception_features_are_those_of_the_published_graph(weight_file):
+    """Recorded from torch-fidelity 0.4.0 with the same weights and picture."""
+    extractor = InceptionFeatures.from_file(weight_file, sha256=file_sha256(weight_file))
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    picture = torch.stack([(3 * x + 5 * y) % 256, (x * y) % 256, (7 * x + 200 - y) % 256])[None]
+    features = extractor(picture / 127.5 - 1)
+    assert features.shape == (1, 2048) and extractor.dim == 2048
+    wanted = [4.508984, 0.0, 0.895933, 3.487325, 0.001015, 1.690546, 0.097094, 0.051288]
+    torch.testing.assert_close(features[0, ::256], torch.tensor(wanted), rtol=1e-3, atol=1e-4)
+    assert (features.mean().item(), features.std().item()) == pytest.approx((1.0054, 1.3563), rel=1e-3)
+    # Less than half a byte's step is what saving a picture would lose.
+    assert torch.equal(extractor((picture / 127.5 - 1 + 0.003).clamp(-1, 1)), features)
+
+
+def test_the_resize_puts_pixels_where_tensorflow_1_did():
+    """To twice the size: every second pixel is an old one, the last one is repeated."""
+    row = torch.tensor([0.0, 4.0, 2.0])
+    wanted = torch.tensor([0.0, 2.0, 4.0, 3.0, 2.0, 2.0])
+    resized = resize_like_tensorflow1(row[:, None].expand(1, 1, 3, 3), 6)[0, 0]
+    torch.testing.assert_close(resized, wanted[:, None].expand(6, 6))
+    torch.testing.assert_close(resize_like_tensorflow1(row.expand(1, 1, 3, 3), 6)[0, 0], wanted.expand(6, 6))
+    images = pictures(1, 3, 5, 5)
+    assert torch.equal(resize_like_tensorflow1(images, 5), images)
+
+
+def test_a_file_of_other_content_is_not_opened(weight_file, tmp_path):
+    with pytest.raises(ValueError, match=r"not the file that is wanted: its SHA-256 is .* not 6726825d"):
+        InceptionFeatures.from_file(weight_file)
+    with pytest.raises(ValueError, match="not the file that is wanted"):
+        InceptionFeatures.from_file(weight_file, sha256="")
+    with pytest.raises(ValueError, match="is no file"):
+        InceptionFeatures.from_file(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("change", ["drop", "add", "cut"])
+def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change):
+    changed = dict(weights)
+    if change == "add":
+        changed["fc.scale"] = torch.ones(1)
+    else:
+        value = changed.pop("fc.bias")
+        changed.update({"fc.bias": value[:1000]} if change == "cut" else {})
+    torch.save(changed, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"does not fit the network: .*fc\."):
+        InceptionFeatures.from_file(tmp_path / "file.pth", sha256=file_sha256(tmp_path / "file.pth"))
+
+
+def test_inception_weights_come_from_the_cache_of_the_hub(weight_file, tmp_path):
+    commit, cache = "0" * 40, tmp_path / "models--someone--inception"
+    (cache / "snapshots" / commit).mkdir(parents=True)
+    (cache / "snapshots" / commit / WEIGHTS_NAME).symlink_to(weight_file)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    where = {"cache_dir": tmp_path, "local_files_only": True}
+    sha256 = file_sha256(weight_file)[:8]
+    loaded = InceptionFeatures.from_hub("someone/inception", sha256=sha256, **where)
+    assert loaded.fingerprint() == InceptionFeatures.from_file(weight_file, sha256).fingerprint()
+    with pytest.raises(ValueError, match="not the file that is wanted"):
+        InceptionFeatures.from_hub("someone/inception", **where)
+    with pytest.raises(ValueError, match=r"gives no other\.pth"):
+        InceptionFeatures.from_hub("someone/inception", "other.pth", **where)
