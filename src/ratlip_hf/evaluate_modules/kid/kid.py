@@ -1,0 +1,14 @@
+"""Kernel distance for `evaluate.load`: predictions and references are features [M, d] and [N, d].
+A wrapper; the formula is in `ratlip_hf.metrics.kernel_distance`."""
+
+from ratlip_hf.metrics import kernel_distance_with_error
+from ratlip_hf.metrics.evaluate_base import SetComparison
+
+
+class KID(SetComparison):
+    """Unbiased kernel distance over all pairs of features of generated (predictions) and real pictures (references),
+    with its jackknife standard error."""
+
+    def score(self, real, fake, degree=3):
+        distance, error = kernel_distance_with_error(real, fake, degree)
+        return {"kid": distance, "standard_error": error, "num_real": len(real), "num_fake": len(fake)}
