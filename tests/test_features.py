@@ -74,6 +74,9 @@ def test_features_are_vectors_of_one_picture_each(extractor):
     described = extractor.describe()
     assert described["dim"] == extractor.dim and described["weights_sha256"] == extractor.fingerprint()
     assert described["features"] == extractor.name and described["preprocessing"]
+    assert described["dtype"] == "float32"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(extractor(images), features)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ def test_equal_covariances_leave_the_distance_of_the_means_exactly():
     features = draws(16, 2048).round(decimals=2)
     assert frechet_distance(features, features + 1) == pytest.approx(2048, rel=1e-12)
     assert frechet_distance(features, features) == 0.0
+    cov, step = covariance(20, 0), torch.arange(20)
+    assert frechet_from_statistics(step, cov, 0 * step, cov) == step.square().sum()
+    assert frechet_distance(features.T, features.T) == 0.0
 
 
 def test_the_distance_of_diagonal_gaussians():

@@ -16,6 +16,9 @@ _OVERSHOOT = 1e-2
 class FeatureExtractor(abc.ABC):
     """Callable on pictures [B, 3, H, W] in [-1, 1]; returns float32 features [B, dim] on the network's device.
 
+    The network computes in the precision of its own weights, also within an autocast of the caller; whether a GPU may
+    round to TF32 is left as torch has it set.
+
     Attributes:
         name: of the features; two extractors of one name may still have different weights.
         dim: width of the features.
@@ -32,7 +35,8 @@ class FeatureExtractor(abc.ABC):
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Raises ValueError for pictures of another shape, type or range: features of those mean nothing."""
         _check_images(images)
-        return self._features(images.to(self.device).float()).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self._features(images.to(self.device).float()).float()
 
     @abc.abstractmethod
     def _features(self, images: torch.Tensor) -> torch.Tensor:
@@ -53,7 +57,8 @@ class FeatureExtractor(abc.ABC):
 
     def describe(self) -> dict[str, str | int]:
         """What a record keeps beside a score."""
-        facts = {"features": self.name, "dim": self.dim, "preprocessing": self.preprocessing}
+        dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
+        facts = {"features": self.name, "dim": self.dim, "preprocessing": self.preprocessing, "dtype": dtype}
         return {**facts, "weights_sha256": self.fingerprint()}
 
 

@@ -8,7 +8,7 @@ import torch
 from .checks import Vectors, as_paired_features, unit_length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CLIPScore:
     """`cosine` in [-1, 1], `score` = 100 * cosine, `encoder`, and `per_sample` cosines [N] in float64."""
 

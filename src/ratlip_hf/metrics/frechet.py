@@ -11,7 +11,7 @@ from .checks import Vectors, as_feature_pair, as_features, as_finite, as_tensor
 _ROUNDING = 1e-4
 
 
-@dataclass
+@dataclass(eq=False)
 class FeatureStatistics:
     """Number, mean and scatter of feature vectors of width d; memory does not grow with their number.
 

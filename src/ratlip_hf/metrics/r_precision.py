@@ -9,7 +9,7 @@ import torch
 from .checks import Vectors, as_features, as_finite, as_paired_features, as_tensor, unit_length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RPrecision:
     """`value` in [0, 1], and `per_sample` hits [N]: 1, 0, or the share of a tie."""
 
