@@ -24,6 +24,7 @@ from ratlip_hf.metrics import (
     prompt_diversity,
     r_precision,
 )
+from ratlip_hf.metrics.mmd import biased, kernel_sums, unbiased
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -228,6 +229,21 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     monkeypatch.setattr("ratlip_hf.metrics.mmd._BLOCK", 3)
     assert kernel_distance_with_error(real, fake) == pytest.approx(whole[0], abs=1e-12)
     assert cmmd(real, fake, estimator="biased") == pytest.approx(whole[1], abs=1e-12)
+
+
+def test_both_estimators_are_means_over_pairs():
+    real, fake = draws(4, 3), draws(6, 3, seed=1)
+
+    def kernel(x, y):
+        return (x @ y.T + 2) ** 2
+
+    within = [kernel(x, x) for x in (real, fake)]
+    off_diagonal = [values[~torch.eye(len(values), dtype=torch.bool)] for values in within]
+    sums, across = kernel_sums(real, fake, kernel), 2 * kernel(real, fake).mean()
+    assert biased(sums) == pytest.approx((within[0].mean() + within[1].mean() - across).item(), abs=1e-12)
+    assert unbiased(sums) == pytest.approx(
+        (off_diagonal[0].mean() + off_diagonal[1].mean() - across).item(), abs=1e-12
+    )
 
 
 def test_subsets_of_everything_are_the_whole():

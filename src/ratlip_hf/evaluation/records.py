@@ -1,0 +1,105 @@
+"""Records of scores, one JSON object per line: what was measured, of what, by which protocol, with which libraries.
+Owns the format, and the rule that figures of different protocols are not set side by side."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from ..utils.files import atomic_write
+from ..version import __version__
+
+# Below this many pictures a Fréchet distance of 2048 features is mostly bias.
+FEW = 2048
+
+_LIBRARIES = ("torch", "transformers", "diffusers", "numpy")
+_REQUIRED = ("name", "num_real", "num_fake")
+
+
+def environment() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that compute features."""
+    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    return {"ratlip_hf": __version__, "python": platform.python_version(), **versions}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation.
+
+    Attributes:
+        protocol: all that must agree before two figures compare: at least `name`, `num_real` and `num_fake` (0 where
+            a protocol has no such pictures), and whatever else decides a figure, such as the split, captions per
+            picture, resize, the features' description, averaged or raw weights, the seed.
+        subject: what was scored, for example the model, its revision and the hash of its weights, or a folder.
+        scores: by name, {"value": ...} and, where there is an interval, "low" and "high"; finite numbers.
+        environment: versions of libraries; recorded, but no part of the protocol.
+
+    Raises:
+        ValueError: for a protocol without the required entries, no scores, or scores that are not finite.
+    """
+
+    protocol: Mapping
+    subject: Mapping
+    scores: Mapping[str, Mapping[str, float]]
+    environment: Mapping[str, str] = field(default_factory=environment)
+
+    def __post_init__(self):
+        if missing := [name for name in _REQUIRED if name not in self.protocol]:
+            raise ValueError(f"a protocol needs {', '.join(missing)}")
+        if not self.scores:
+            raise ValueError("a record without scores says nothing")
+        for name, score in self.scores.items():
+            if "value" not in score or not all(math.isfinite(number) for number in score.values()):
+                raise ValueError(f"the score {name!r} must have a value and be finite, not {dict(score)}")
+
+    def warnings(self) -> list[str]:
+        """What a reader has to be told beside the figures; one line each."""
+        counts = {"real": self.protocol["num_real"], "generated": self.protocol["num_fake"]}
+        return [
+            f"only {count} {kind} pictures: below {FEW} distances between sets are dominated by their bias"
+            for kind, count in counts.items()
+            if 0 < count < FEW
+        ]
+
+
+def append_record(path: str | os.PathLike, record: Record) -> None:
+    """Add a line to a file of records, which is created if there is none; a failure leaves the file as it was."""
+    path = Path(path)
+    before = path.read_text() if path.exists() else ""
+    atomic_write(path, before + json.dumps(asdict(record), allow_nan=False) + "\n")
+
+
+def read_records(path: str | os.PathLike) -> list[Record]:
+    """All records of a file. Raises ValueError with the line's number for one that is no record."""
+    records = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is no record: {error}") from error
+    return records
+
+
+def compare(first: Record, second: Record) -> dict[str, tuple[Mapping[str, float], Mapping[str, float]]]:
+    """The scores that two records of one protocol share, by name.
+
+    Raises:
+        ValueError: if the protocols differ, naming every entry in which they do, or no score is shared.
+    """
+    names = [*first.protocol, *(name for name in second.protocol if name not in first.protocol)]
+    values = {name: [_shown(record.protocol, name) for record in (first, second)] for name in names}
+    if different := [f"{name} ({' against '.join(pair)})" for name, pair in values.items() if pair[0] != pair[1]]:
+        raise ValueError(f"these scores do not compare, for their protocols differ: {', '.join(different)}")
+    shared = {name: (score, second.scores[name]) for name, score in first.scores.items() if name in second.scores}
+    if not shared:
+        raise ValueError("the two records share no score")
+    return shared
+
+
+def _shown(protocol: Mapping, name: str) -> str:
+    # As JSON, so that a record that was just made equals the same one read from a file.
+    return json.dumps(protocol[name], sort_keys=True) if name in protocol else "not given"
