@@ -328,6 +328,15 @@ def test_an_encoder_that_tells_nothing_apart_is_at_chance():
     assert r_precision(same, same, same, draw_mismatched(range(8), count=4)).value == pytest.approx(0.2, abs=1e-15)
 
 
+def test_the_same_caption_twice_is_a_tie_whatever_the_rounding():
+    images, texts = draws(60, 64), draws(60, 64, seed=1)
+    for tied in (
+        r_precision(images, texts, texts[:, None]),
+        r_precision(images, texts, texts, torch.arange(60)[:, None]),
+    ):
+        assert tied.per_sample.tolist() == [0.5] * 60
+
+
 def test_mismatched_captions_are_of_other_groups_and_never_twice():
     groups = ["a", "b", "c", "d"] * 5
     drawn = draw_mismatched(groups, count=15, seed=3)
@@ -362,9 +371,11 @@ def test_candidates_that_do_not_fit_are_refused(others, candidates, message):
 # Precision and recall, diversity
 
 
-def test_precision_and_recall_on_a_line():
+@pytest.mark.parametrize("shift", [0, 1e8])
+def test_precision_and_recall_on_a_line(shift):
     """With k = 1 the real 0, 1, 2, 10 have radii 1, 1, 1, 8, the fake 3, 3.5, -1.5, 40 have 0.5, 0.5, 4.5, 36.5."""
     real, fake = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[3.0], [3.5], [-1.5], [40.0]])
+    real, fake = real.double() + shift, fake.double() + shift
     result = precision_recall(real, fake, k=1)
     assert result.precision == 0.5  # 3 on the surface of the ball around 2, and 3.5 within that around 10
     assert result.recall == 1.0  # the ball around -1.5 holds 0 to 3, that around 40 reaches down to 3.5
