@@ -124,6 +124,13 @@ def test_the_distance_agrees_with_the_eigenvalues_of_the_product():
     assert frechet_from_statistics(step, cov1, 0 * step, cov2) == pytest.approx(wanted.item(), rel=1e-10)
 
 
+def test_fast_and_careful_decompositions_agree(monkeypatch):
+    statistics = draws(20), covariance(20, 0), draws(20, seed=1), 3 * covariance(20, 1)
+    fast = frechet_from_statistics(*statistics)
+    monkeypatch.setattr("ratlip_hf.metrics.frechet._WELL_CONDITIONED", math.inf)
+    assert frechet_from_statistics(*statistics) == pytest.approx(fast, rel=1e-12)
+
+
 def test_a_rotation_of_both_sets_changes_nothing():
     turn = torch.linalg.qr(draws(12, 12))[0]
     real, fake = draws(40, 12) * torch.arange(12), draws(30, 12, seed=1) + 1

@@ -9,6 +9,8 @@ from .checks import Vectors, as_feature_pair, as_features, as_finite, as_tensor
 
 # Beyond this share of the largest entry a matrix is no covariance that merely suffered from rounding to float32.
 _ROUNDING = 1e-4
+# Ratios of eigenvalues above which the fast decompositions lose no digit that counts.
+_WELL_CONDITIONED = 1e-8
 
 
 @dataclass(eq=False)
@@ -119,16 +121,32 @@ def _distance(step: torch.Tensor, root1: torch.Tensor, root2: torch.Tensor) -> f
         return float(step.square().sum())
     # (C1 C2)^(1/2) has the eigenvalues of (S1 C2 S1)^(1/2), S1 = C1^(1/2): the singular values of R1 R2^T. Taken from
     # them, no eigenvalue that should be 0 has to pass through a square root, which would make 1e-8 of 1e-16.
-    overlap = torch.linalg.svdvals(root1 @ root2.T).sum()
+    overlap = _singular_values(root1 @ root2.T).sum()
     return max(0.0, float(step.square().sum() + spread1 + spread2 - 2 * overlap))
 
 
+def _singular_values(matrix: torch.Tensor) -> torch.Tensor:
+    # From the eigenvalues of its square where none is small: several times as fast, and then as exact.
+    if matrix.shape[0] == matrix.shape[1] > 0:
+        squares = torch.linalg.eigvalsh(matrix @ matrix.T)
+        if squares[0] > _WELL_CONDITIONED * squares[-1]:
+            return squares.sqrt()
+    return torch.linalg.svdvals(matrix)
+
+
 def _root(covariance: torch.Tensor) -> torch.Tensor:
-    """R [r, d] with R^T R = covariance [d, d] of rank r, by its symmetric eigendecomposition."""
+    """R [r, d] with R^T R = covariance [d, d] of rank r, by its symmetric eigendecomposition.
+
+    Where no eigenvalue is near 0 any root does, and Cholesky's is many times as fast.
+    """
     scale = float(covariance.abs().max())
     if float((covariance - covariance.T).abs().max()) > _ROUNDING * scale:
         raise ValueError("a covariance must be symmetric")
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    covariance = (covariance + covariance.T) / 2
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed and float(triangle.diagonal().square().min()) > _WELL_CONDITIONED * scale:
+        return triangle.T
+    values, vectors = torch.linalg.eigh(covariance)
     if float(values[0]) < -_ROUNDING * scale:
         raise ValueError(f"a covariance has no negative eigenvalues; this matrix has {float(values[0]):.3g}")
     # Smaller ones are rounding of the decomposition.
