@@ -13,8 +13,9 @@ from hub_server import hub_environment
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.check import check
 from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.shards import Storage, sha256_of
+from ratlip_hf.data.shards import Storage
 from ratlip_hf.utils.errors import UserError
+from ratlip_hf.utils.fingerprints import file_sha256
 
 
 def problems(folder: Path) -> dict[str, int]:
@@ -50,7 +51,7 @@ def rewrite(folder: Path, rows: dict[str, list[dict]]) -> None:
     for split, entries in rows.items():
         path = folder / "data" / f"{split}.parquet"
         datasets.Dataset.from_list(entries, features=features).to_parquet(path)
-        file = {"path": f"data/{split}.parquet", "rows": len(entries), "sha256": sha256_of(path)}
+        file = {"path": f"data/{split}.parquet", "rows": len(entries), "sha256": file_sha256(path)}
         manifest["splits"][split] = {"rows": len(entries), "files": [file]}
     write(folder / "manifest.json", json.dumps(manifest))
 

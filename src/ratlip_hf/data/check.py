@@ -12,10 +12,11 @@ import pyarrow
 import pyarrow.parquet
 
 from ..utils.errors import UserError
+from ..utils.fingerprints import file_sha256
 from .captions import REPLACEMENT
 from .images import BadImage, decode
 from .manifest import read_manifest
-from .shards import ROW_GROUP, sha256_of
+from .shards import ROW_GROUP
 
 LONGEST = 75  # words and marks; CLIP reads 77 tokens, two of them mark start and end, and each word is at least one
 _EXAMPLES = 3
@@ -78,7 +79,7 @@ def _rows(folder: Path, file: dict, findings: _Findings) -> Iterator[dict]:
         findings.add("shard that is not there", file["path"])
         findings.add("image in a shard that cannot be read", file["path"], file["rows"])
         return
-    if sha256_of(path) != file["sha256"]:
+    if file_sha256(path) != file["sha256"]:
         findings.add("shard that differs from its checksum", file["path"])
     try:
         with pyarrow.parquet.ParquetFile(path) as table:

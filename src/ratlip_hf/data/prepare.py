@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
+from ..utils.fingerprints import file_sha256
 from ..version import __version__
 from .card import card_text
 from .corpus import Corpus, SourceOptions, unique_records
 from .manifest import MANIFEST
-from .shards import ShardTask, Storage, plan_shards, run_tasks, sha256_of
+from .shards import ShardTask, Storage, plan_shards, run_tasks
 from .sources import ORIGINS, READERS
 
 ORDER_SEED = 0  # rows lie in a fixed random order, so that every shard is a fair sample of its split
@@ -144,7 +145,7 @@ def _name_shards(working: Path, tasks: list[ShardTask], outcomes: dict[Path, dic
             rows, target = outcomes[task.path]["rows"], working / name
             if task.path.exists():  # else a run that was killed here has renamed it already
                 os.rename(task.path, target)
-            files.append({"path": name, "rows": rows, "bytes": target.stat().st_size, "sha256": sha256_of(target)})
+            files.append({"path": name, "rows": rows, "bytes": target.stat().st_size, "sha256": file_sha256(target)})
         if files:
             splits[split] = {"rows": sum(file["rows"] for file in files), "files": files}
     for task in tasks:

@@ -1,7 +1,6 @@
 """Records become Parquet files with embedded pictures: one task per shard, several processes, resumable after a kill.
 Owns a shard's bytes, which depend on its records and the storage alone, never on who writes it or when."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -151,9 +150,3 @@ def _row(record: Record, task: ShardTask, report: Report) -> dict | None:
         "bbox": box and [value * stored.scale for value in turn_box(box, image.size, orientation(image))],
     }
     return {name: row[name] for name in task.features}
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

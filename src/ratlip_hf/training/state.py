@@ -1,7 +1,6 @@
 """Checkpoints of a run: every stateful object is registered once, saved and restored by name.
 Owns the `checkpoints/` folder: atomic writing with a checksum, finding the latest sound one, removing old ones."""
 
-import hashlib
 import json
 import logging
 import re
@@ -12,6 +11,7 @@ import torch
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory, remove_unfinished
+from ..utils.fingerprints import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Checkpoints:
         with atomic_directory(path) as folder:
             with (folder / _STATE).open("wb") as file:  # given a path, torch would not say why a write failed
                 torch.save({name: item.state_dict() for name, item in self.objects.items()}, file)
-            record = {"sha256": _sha256(folder / _STATE), **facts}
+            record = {"sha256": file_sha256(folder / _STATE), **facts}
             (folder / _FACTS).write_text(json.dumps(record, indent=2) + "\n")
         known = self._all()
         later = known[known.index(path) + 1 :]
@@ -105,14 +105,9 @@ class Checkpoints:
 def _sound_facts(path: Path) -> dict:
     try:
         facts = json.loads((path / _FACTS).read_text())
-        sound = facts["sha256"] == _sha256(path / _STATE)
+        sound = facts["sha256"] == file_sha256(path / _STATE)
     except (OSError, ValueError, KeyError) as error:
         raise DamagedCheckpoint(f"no complete checkpoint at {path}") from error
     if not sound:
         raise DamagedCheckpoint(f"the checkpoint {path} is damaged: its checksum differs")
     return facts
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
