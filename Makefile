@@ -39,8 +39,8 @@ style: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint  ## lint and the fast test suite, offline
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+test: lint  ## lint and the fast test suite, offline, in two processes
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
 
 test-all: lint test-wheel  ## everything, the slow tests and the wheel included
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or not slow"

@@ -15,7 +15,15 @@ EXTRAS = {
     "plots": ["matplotlib>=3.9"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
 }
-EXTRAS["dev"] = [*EXTRAS["train"], *EXTRAS["eval"], "build>=1.2", "pytest>=8", "ruff>=0.9", "setuptools>=77"]
+EXTRAS["dev"] = [
+    *EXTRAS["train"],
+    *EXTRAS["eval"],
+    "build>=1.2",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.9",
+    "setuptools>=77",
+]
 
 setup(
     name="ratlip_hf",
