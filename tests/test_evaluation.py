@@ -18,7 +18,6 @@ from ratlip_hf.training import loop
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import load_training_data
 from ratlip_hf.training.evaluation import Best, QuickEvaluation
-from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.utils.errors import UserError
 from training_toys import corpus
 
@@ -262,15 +261,3 @@ def test_in_another_folder_nothing_has_been_the_best_yet(pipe, tmp_path):
         best = Best(tmp_path / folder)
         best.load_state_dict(first.state_dict())
         assert best.score == expected
-
-
-def test_checkpoints_from_before_there_was_an_evaluation_still_resume(tmp_path):
-    old = Checkpoints(tmp_path / "checkpoints", keep=1)
-    old.save(1, {})
-    now = Checkpoints(tmp_path / "checkpoints", keep=1)
-    now.register(best=Best(tmp_path))
-    now.restore(now.find("latest")[0])
-    assert now.objects["best"].score is None
-    now.register(other=torch.nn.Linear(1, 1))
-    with pytest.raises(UserError, match=r"\(other\)"):
-        now.restore(now.find("latest")[0])

@@ -26,7 +26,7 @@ from ratlip_hf.training import loop, preflight, preparation, run
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import CaptionedImages
-from ratlip_hf.training.footprint import DiskUse, disk_use
+from ratlip_hf.training.footprint import DiskUse, disk_use, weight_bytes
 from ratlip_hf.training.preflight import as_size, check_data, check_disk, check_surroundings, images_per_step
 from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.utils.errors import UserError
@@ -159,6 +159,9 @@ def test_room_is_needed_for_one_checkpoint_more_than_are_kept(config, nets, smal
     config.checkpoints_total_limit, config.max_train_images = limit, images  # steps of 4 images, a checkpoint every 2
     use = disk_use(config, 4, nets.generator, nets.discriminator, small_clip)
     assert use.peak == checkpoints * use.checkpoint + 2 * use.models
+    config.evaluate_every = 100  # then the best pipeline lies there, too
+    best = use.models - weight_bytes(nets.discriminator)
+    assert disk_use(config, 4, nets.generator, nets.discriminator, small_clip).peak == use.peak + 2 * best
 
 
 def test_a_disk_without_room_is_refused_before_data_are_read(config, monkeypatch, refused):

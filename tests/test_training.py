@@ -1,247 +1,28 @@
-"""The trainer: configuration, reproducible data, which network moves when, averaging, resuming, outputs.
+"""The trainer: which network moves when, averaging, resuming, outputs.
 Runs take a few steps of a toy generator on rendered birds."""
 
 import copy
 import dataclasses
 import functools
 import json
-import pickle
 import shutil
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
-from ratlip_hf.data.rows import Columns, MapRows, MixedRows
 from ratlip_hf.frozen_clip import FrozenCLIP
 from ratlip_hf.training import loop, run
-from ratlip_hf.training.__main__ import main
-from ratlip_hf.training.data import CaptionedImages, load_training_data
 from ratlip_hf.training.ema import EMA
 from ratlip_hf.training.options import load_config
 from ratlip_hf.training.preparation import build_networks
 from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.training.step import training_step
 from ratlip_hf.utils.errors import UserError
-from training_toys import GENERATOR, corpus, step_inputs
-
-# Configuration
-
-
-def test_options_override_the_file_which_overrides_the_defaults(tmp_path):
-    file = tmp_path / "run.json"
-    file.write_text(json.dumps({"dataset_name": "synthetic-birds", "seed": 3, "train_batch_size": 8}))
-    config = load_config(
-        ["--config", str(file), "--seed", "5", "--max_train_samples", "none", "--random_flip", "false"]
-    )
-    assert (config.seed, config.train_batch_size, config.max_train_images) == (5, 8, 1_000_000)
-    assert config.max_train_samples is None
-    assert config.random_flip is False
-
-
-def test_the_resolved_configuration_reads_back(config, tmp_path):
-    (tmp_path / "again.json").write_text(config.to_json())
-    assert load_config(["--config", str(tmp_path / "again.json")]) == config
-
-
-EXAMPLES = Path(__file__).parents[1] / "examples" / "configs"
-
-
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        ("birds", "ratlip"),
-        ("flowers", "ratlip"),
-        ("faces", "ratlip"),
-        ("galip_birds", "galip"),
-        ("ratlip_released_birds", "ratlip-released"),
-        ("synthetic_birds", "tiny"),
-        ("smoke", "tiny"),
-    ],
-)
-def test_shipped_configurations_are_found_by_name_and_as_files(name, preset):
-    config = load_config(["--config", name])
-    assert config == load_config(["--config", str(EXAMPLES / f"{name}.json")])
-    assert config.preset == preset
-    if preset != "tiny":  # the paper's hyper-parameters (method section 6)
-        rates = (config.generator_learning_rate, config.discriminator_learning_rate)
-        penalty = (config.penalty_weight, config.penalty_power, config.similarity_weight)
-        assert (rates, penalty) == ((1e-4, 4e-4), (2, 6, 4))
-        assert (config.adam_beta1, config.adam_beta2, config.range_weight) == (0.0, 0.9, 0.0)
-
-
-def test_flags_stand_alone_and_whole_numbers_may_be_fractions():
-    options = ["--dataset_name", "a", "--gradient_checkpointing", "--random_flip", "false", "--adam_beta1", "0"]
-    config = load_config([*options, "--max_grad_norm", "1"])
-    assert config.gradient_checkpointing is True and config.random_flip is False
-    assert type(config.adam_beta1) is float and type(config.max_grad_norm) is float
-
-
-def test_precision_is_accelerates_unless_it_is_given(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert load_config(["--config", "smoke"]).mixed_precision == "bf16"
-    assert load_config(["--config", "smoke", "--mixed_precision", "no"]).mixed_precision == "no"
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    assert load_config(["--config", "smoke"]).mixed_precision == "no"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "dataset_name"),
-        (["--dataset_name", "a", "--train_data_dir", "b"], "dataset_name"),
-        (["--config", "nowhere.json"], "cannot read"),
-        (["--dataset_name", "a", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
-        (["--dataset_name", "a", "--train_batch_size", "many"], "must be int"),
-        (["--dataset_name", "a", "--generator", "[1]"], "must be dict"),
-        (["--dataset_name", "a", "--preset", "large"], "preset"),
-        (["--dataset_name", "a", "--mixed_precision", "fp8"], "mixed_precision"),
-        (["--dataset_name", "a", "--learning_rate", "1"], "unrecognized"),
-        (["--dataset_name", "a", "--ema_decay", "1.5"], "ema_decay"),
-        (["--dataset_name", "a", "--penalty_weight", "NaN"], "penalty_weight must be finite"),
-        (["--dataset_name", "a", "--augmentation", "color,blur"], "not 'blur'"),
-        (["--dataset_name", "a", "--report_to", "paper"], "report_to"),
-        (["--dataset_name", "a", "--max_grad_norm", "0"], "max_grad_norm must be positive"),
-        (["--dataset_name", "a", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
-        (["--dataset_name", "a", "--dataloader_num_workers", "-1"], "must not be negative"),
-        (
-            ["--dataset_name", "a", "--pretrained_model_name_or_path", "b", "--generator", '{"sample_size": 64}'],
-            "as they are",
-        ),
-        (["--config", "smoke", "--generator", '{"sample_sizes": 64}'], "no option 'sample_sizes'"),
-    ],
-)
-def test_mistakes_end_in_one_line_and_exit_code_2(arguments, message, capsys):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [('{"sead": 1}', "unknown key 'sead'"), ("{", "valid JSON"), ("[]", "object")]
-)
-def test_bad_files_are_refused(text, message, tmp_path):
-    (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(UserError, match=message):
-        load_config(["--config", str(tmp_path / "bad.json")])
-
-
-# Data
-
-
-def test_samples_do_not_depend_on_how_batches_are_cut(config):
-    data = corpus(config)
-    whole = data.batch(range(8, 16))
-    first, second = (next(data.batches(8, rank, world=2)) for rank in (0, 1))
-    assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
-    assert torch.equal(torch.cat([first.images, second.images]), whole.images)
-    assert first.captions + second.captions == whole.captions
-    assert first.mismatched + second.mismatched == whole.mismatched
-    assert len({tuple(row.tolist()) for row in whole.noise}) == 8
-
-
-def test_the_mismatched_caption_is_the_next_samples_one(config):
-    data = corpus(config, count=20)
-    captions = data.batch(range(9)).captions
-    assert data.batch(range(8)).mismatched == captions[1:]
-
-
-def test_the_mismatched_caption_belongs_to_another_picture_and_says_something_else(config):
-    rows = {
-        "image": [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(6)],
-        "captions": [["a rose"], ["a rose"], ["a daisy", "a flower"], ["a tulip"], ["a tulip"], ["a tulip"]],
-    }
-    rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
-    batch = CaptionedImages(rows, config, 32, 3).batch(range(60))
-    own = {"a flower": "a daisy"}
-    assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched, strict=True))
-
-
-def test_rows_of_two_corpora_with_one_number_are_different_pictures(config):
-    parts = [{"image": [Image.new("RGB", (32, 32))], "captions": [[name]]} for name in ("a rose", "a finch")]
-    parts = [MapRows(datasets.Dataset.from_dict(part), Columns(), config.seed) for part in parts]
-    batch = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3).batch(range(20))
-    assert all(
-        {own, other} == {"a rose", "a finch"} for own, other in zip(batch.captions, batch.mismatched, strict=True)
-    )
-
-
-def test_a_corpus_of_one_caption_is_refused(config):
-    rows = {"image": [Image.new("RGB", (32, 32))] * 3, "captions": [["a rose"]] * 3}
-    rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
-    with pytest.raises(UserError, match="mismatched pairs need different captions"):
-        CaptionedImages(rows, config, 32, 3).batch([0])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
-    config.dataloader_num_workers = workers
-    data = corpus(config)
-    batches = data.batches(4)
-    for start in (4, 8, 12):
-        batch, expected = next(batches), data.batch(range(start, start + 4))
-        assert torch.equal(batch.images, expected.images) and batch.mismatched == expected.mismatched
-    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 2, "captions": [["a"], []]})
-    with pytest.raises(UserError, match=r"^row 1 has no captions$"):
-        next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
-    rows = {"image": ["no/such.png"] * 2, "captions": [["a"], ["b"]]}
-    rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
-    with pytest.raises(
-        UserError, match=r"^cannot read the picture of row \d, no/such.png: No such file or directory$"
-    ):
-        next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
-
-
-def test_data_can_be_sent_to_another_process(config):
-    data = corpus(config)
-    data.batch(range(4))
-    assert torch.equal(pickle.loads(pickle.dumps(data)).batch(range(4)).images, data.batch(range(4)).images)
-
-
-def test_each_epoch_visits_every_sample_once_in_another_order(config):
-    data = corpus(config)
-    epochs = [[caption.split()[0] for caption in data.batch(range(start, start + 10)).captions] for start in (0, 10)]
-    assert all(sorted(epoch, key=int) == [str(index) for index in range(10)] for epoch in epochs)
-    assert epochs[0] != epochs[1]
-    captions = Counter(caption.split()[1] for caption in data.batch(range(200)).captions)
-    assert min(captions.values()) > 70  # both captions of a picture are drawn
-
-
-def test_pictures_are_cropped_square_and_scaled_to_minus_one_and_one(config):
-    images = corpus(config).batch(range(10)).images
-    assert images.shape == (10, 3, 32, 32)
-    expected = torch.arange(10) / 127.5 - 1
-    torch.testing.assert_close(images.mean(dim=(1, 2, 3)).sort().values, expected)
-
-
-def test_where_a_picture_is_cropped_is_a_function_of_seed_and_index(config):
-    ramp = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (40, 1, 3))
-    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)] * 2, "captions": [["a ramp"], ["another"]]})
-    data = CaptionedImages(MapRows(rows, Columns(), config.seed), config, 32, 3)
-    first, again = data.batch(range(8)).images, data.batch(range(4, 8)).images
-    assert torch.equal(first[4:], again)
-    assert len({float(image.mean()) for image in first}) > 4
-    config.random_crop = False
-    middle = data.batch(range(8)).images
-    assert all(torch.equal(image, middle[0]) for image in middle)
-
-
-def test_data_without_the_named_columns_is_refused(config):
-    config.caption_column = "text"
-    with pytest.raises(UserError, match="no column 'text'"):
-        corpus(config)
-    config.dataset_name, config.train_data_dir = None, "no-such-folder"
-    with pytest.raises(UserError, match="no-such-folder"):
-        load_training_data(config, 64, 8)
-
+from training_toys import GENERATOR, step_inputs
 
 # The step
 

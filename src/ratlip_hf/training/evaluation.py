@@ -143,8 +143,6 @@ class Best:
     Registered in the checkpoints, so that a resumed run neither forgets nor undoes what was best before.
     """
 
-    optional = True  # checkpoints from before there was an evaluation do not hold it
-
     def __init__(self, output_dir: Path):
         self.folder = Path(output_dir) / "best"
         self.score: float | None = None

@@ -46,7 +46,7 @@ def disk_use(
     """Room for checkpoints and models in `output_dir`; samples and log are small beside them.
 
     A checkpoint holds both networks, the averaged generator and Adam's two moments. A new one is complete before an
-    old one goes, and so are models, so there is one more of each for a moment.
+    old one goes, and so are models and the best pipeline, so there is one more of each for a moment.
     """
     networks = (generator, discriminator)
     moments = 2 * sum(weight_bytes(network, trainable_only=True) for network in networks)
@@ -55,7 +55,8 @@ def disk_use(
     written = math.ceil(math.ceil(config.max_train_images / per_step) / config.checkpointing_steps)
     limit = config.checkpoints_total_limit
     lying = written if limit is None else min(written, limit + 1)
-    return DiskUse(checkpoint, models, lying * checkpoint + 2 * models)
+    best = models - weight_bytes(discriminator) if config.evaluate_every else 0
+    return DiskUse(checkpoint, models, lying * checkpoint + 2 * (models + best))
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def check_disk(config: TrainingConfig, use: DiskUse) -> None:
     What a run that is resumed has written already counts as room, for it is replaced.
     """
     output_dir = Path(config.output_dir)
-    there = sum(_bytes_below(output_dir / name) for name in ("checkpoints", "pipeline", "discriminator"))
+    there = sum(_bytes_below(output_dir / name) for name in ("checkpoints", "pipeline", "discriminator", "best"))
     free = shutil.disk_usage(_existing(output_dir)).free
     if use.peak - there > free:
         raise UserError(

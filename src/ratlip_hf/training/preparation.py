@@ -1,5 +1,5 @@
-"""What happens once before a run's first step: the parts are checked against each other and against a checkpoint.
-Also fits the buffers that centre and scale CLIP's outputs."""
+"""The parts of a run: accelerator, networks, CLIP, and a batch as the step wants it; checked against each other.
+Also fits the buffers that centre and scale CLIP's outputs. Their order in time is in `run`."""
 
 import dataclasses
 import json

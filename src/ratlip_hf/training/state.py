@@ -85,14 +85,9 @@ class Checkpoints:
         return None
 
     def restore(self, path: Path) -> None:
-        """Load every registered object from a checkpoint that `find` returned; UserError if one does not fit.
-
-        An object whose `optional` is true stays as it is where the checkpoint does not hold it.
-        """
+        """Load every registered object from a checkpoint that `find` returned; UserError if one does not fit."""
         state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
         for name, item in self.objects.items():
-            if name not in state and getattr(item, "optional", False):
-                continue
             try:
                 item.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:

@@ -1,0 +1,122 @@
+"""Training samples as functions of seed and index: order, captions, mismatched captions, crops, worker processes.
+The readers underneath are in `test_data_reading`."""
+
+import pickle
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ratlip_hf.data.rows import Columns, MapRows, MixedRows
+from ratlip_hf.training.data import CaptionedImages, load_training_data
+from ratlip_hf.utils.errors import UserError
+from training_toys import corpus
+
+
+def test_samples_do_not_depend_on_how_batches_are_cut(config):
+    data = corpus(config)
+    whole = data.batch(range(8, 16))
+    first, second = (next(data.batches(8, rank, world=2)) for rank in (0, 1))
+    assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
+    assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+    assert first.captions + second.captions == whole.captions
+    assert first.mismatched + second.mismatched == whole.mismatched
+    assert len({tuple(row.tolist()) for row in whole.noise}) == 8
+
+
+def test_the_mismatched_caption_is_the_next_samples_one(config):
+    data = corpus(config, count=20)
+    captions = data.batch(range(9)).captions
+    assert data.batch(range(8)).mismatched == captions[1:]
+
+
+def test_the_mismatched_caption_belongs_to_another_picture_and_says_something_else(config):
+    rows = {
+        "image": [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(6)],
+        "captions": [["a rose"], ["a rose"], ["a daisy", "a flower"], ["a tulip"], ["a tulip"], ["a tulip"]],
+    }
+    rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
+    batch = CaptionedImages(rows, config, 32, 3).batch(range(60))
+    own = {"a flower": "a daisy"}
+    assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched, strict=True))
+
+
+def test_rows_of_two_corpora_with_one_number_are_different_pictures(config):
+    parts = [{"image": [Image.new("RGB", (32, 32))], "captions": [[name]]} for name in ("a rose", "a finch")]
+    parts = [MapRows(datasets.Dataset.from_dict(part), Columns(), config.seed) for part in parts]
+    batch = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3).batch(range(20))
+    assert all(
+        {own, other} == {"a rose", "a finch"} for own, other in zip(batch.captions, batch.mismatched, strict=True)
+    )
+
+
+def test_a_corpus_of_one_caption_is_refused(config):
+    rows = {"image": [Image.new("RGB", (32, 32))] * 3, "captions": [["a rose"]] * 3}
+    rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
+    with pytest.raises(UserError, match="mismatched pairs need different captions"):
+        CaptionedImages(rows, config, 32, 3).batch([0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
+    config.dataloader_num_workers = workers
+    data = corpus(config)
+    batches = data.batches(4)
+    for start in (4, 8, 12):
+        batch, expected = next(batches), data.batch(range(start, start + 4))
+        assert torch.equal(batch.images, expected.images) and batch.mismatched == expected.mismatched
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 2, "captions": [["a"], []]})
+    with pytest.raises(UserError, match=r"^row 1 has no captions$"):
+        next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
+    rows = {"image": ["no/such.png"] * 2, "captions": [["a"], ["b"]]}
+    rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(
+        UserError, match=r"^cannot read the picture of row \d, no/such.png: No such file or directory$"
+    ):
+        next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
+
+
+def test_data_can_be_sent_to_another_process(config):
+    data = corpus(config)
+    data.batch(range(4))
+    assert torch.equal(pickle.loads(pickle.dumps(data)).batch(range(4)).images, data.batch(range(4)).images)
+
+
+def test_each_epoch_visits_every_sample_once_in_another_order(config):
+    data = corpus(config)
+    epochs = [[caption.split()[0] for caption in data.batch(range(start, start + 10)).captions] for start in (0, 10)]
+    assert all(sorted(epoch, key=int) == [str(index) for index in range(10)] for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    captions = Counter(caption.split()[1] for caption in data.batch(range(200)).captions)
+    assert min(captions.values()) > 70  # both captions of a picture are drawn
+
+
+def test_pictures_are_cropped_square_and_scaled_to_minus_one_and_one(config):
+    images = corpus(config).batch(range(10)).images
+    assert images.shape == (10, 3, 32, 32)
+    expected = torch.arange(10) / 127.5 - 1
+    torch.testing.assert_close(images.mean(dim=(1, 2, 3)).sort().values, expected)
+
+
+def test_where_a_picture_is_cropped_is_a_function_of_seed_and_index(config):
+    ramp = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (40, 1, 3))
+    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)] * 2, "captions": [["a ramp"], ["another"]]})
+    data = CaptionedImages(MapRows(rows, Columns(), config.seed), config, 32, 3)
+    first, again = data.batch(range(8)).images, data.batch(range(4, 8)).images
+    assert torch.equal(first[4:], again)
+    assert len({float(image.mean()) for image in first}) > 4
+    config.random_crop = False
+    middle = data.batch(range(8)).images
+    assert all(torch.equal(image, middle[0]) for image in middle)
+
+
+def test_data_without_the_named_columns_is_refused(config):
+    config.caption_column = "text"
+    with pytest.raises(UserError, match="no column 'text'"):
+        corpus(config)
+    config.dataset_name, config.train_data_dir = None, "no-such-folder"
+    with pytest.raises(UserError, match="no-such-folder"):
+        load_training_data(config, 64, 8)
