@@ -18,6 +18,7 @@ from ratlip_hf.synthetic_birds.alignment import measure_alignment
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
     PARTS,
+    SCENE,
     BirdAttributes,
     is_held_out,
     sample_attributes,
@@ -261,10 +262,19 @@ class TestJudge:
         judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8)
         assert set(accuracy) == set(PARTS)
         pictures = torch.rand(3, 3, 64, 64) * 2 - 1
-        assert judge(pictures).shape == (3, 3, 8)
+        assert [logits.shape for logits in judge(pictures)] == [(3, 8)] * 3
         judge.save_pretrained(tmp_path)
-        assert torch.allclose(BirdJudge.from_pretrained(tmp_path)(pictures), judge(pictures), atol=1e-5)
+        for logits, again in zip(judge(pictures), BirdJudge.from_pretrained(tmp_path)(pictures), strict=True):
+            assert torch.allclose(logits, again, atol=1e-5)
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1_500_000
+
+    def test_reads_other_fields(self):
+        judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8, reads=SCENE)
+        assert set(accuracy) == set(SCENE)
+        pictures = torch.rand(3, 3, 64, 64) * 2 - 1
+        logits = judge(pictures)
+        assert [part.shape for part in logits] == [(3, 2), (3, 4), (3, 4), (3, 2)]
+        assert torch.equal(judge.read(pictures), torch.stack([part.argmax(1) for part in logits], dim=1))
 
     def test_refuses_other_sizes(self):
         with pytest.raises(ValueError, match="64, 64"):

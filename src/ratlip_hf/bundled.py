@@ -14,8 +14,18 @@ def model_dir() -> Path:
 
 
 def judge_dirs() -> list[Path]:
-    """Folders of the judges, in order of their seeds."""
+    """Folders of the judges that read colours, in order of their seeds."""
     return sorted(_ROOT.glob("judge_*"))
+
+
+def scene_judge_dir() -> Path:
+    """Folder of the judge that reads direction, background, perch and size."""
+    return _ROOT / "scene_judge"
+
+
+def scorer_dir() -> Path:
+    """Folder of a CLIP of another seed, with which no bundled generator was trained."""
+    return _ROOT / "scorer"
 
 
 def resolve(source: str | os.PathLike) -> str | os.PathLike:

@@ -106,7 +106,10 @@ class MapRows:
 
     def row(self, visit: int) -> Row:
         epoch, position = divmod(visit, len(self))
-        place = int(self._order(epoch)[position])
+        return self.stored(int(self._order(epoch)[position]))
+
+    def stored(self, place: int) -> Row:
+        """The row with this number in the order of storage."""
         return _to_row(self.dataset[place], self.columns, place)
 
     def captions(self, count: int) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 Owns the vocabularies (colours, directions, backgrounds, perches, sizes), sampling, and the train/test split."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "black", "white", "purple")
@@ -10,6 +11,7 @@ DIRECTIONS = ("left", "right")
 BACKGROUNDS = ("sky", "meadow", "sunset", "snow")
 PERCHES = ("branch", "rock", "grass", "post")
 SIZES = ("small", "large")
+SCENE = ("direction", "background", "perch", "size")
 SPLITS = ("train", "test")
 
 _HELD_OUT_REMAINDER = 5
@@ -44,7 +46,7 @@ class BirdAttributes:
     @property
     def colour_labels(self) -> tuple[int, int, int]:
         """The indices of `colours` in `COLOURS`."""
-        return tuple(COLOURS.index(colour) for colour in self.colours)
+        return attribute_labels(self, PARTS)
 
 
 FIELD_VOCABULARIES = {
@@ -54,6 +56,11 @@ FIELD_VOCABULARIES = {
     "perch": PERCHES,
     "size": SIZES,
 }
+
+
+def attribute_labels(attributes: BirdAttributes, fields: Sequence[str]) -> tuple[int, ...]:
+    """The indices of a bird's words in the vocabularies of the given fields."""
+    return tuple(FIELD_VOCABULARIES[name].index(getattr(attributes, name)) for name in fields)
 
 
 def is_held_out(attributes: BirdAttributes) -> bool:

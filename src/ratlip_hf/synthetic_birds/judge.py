@@ -1,4 +1,4 @@
-"""A small network that reads the colours of crown, belly and wing off a picture, trained apart from every CLIP.
+"""A small network that reads attributes off a picture of a synthetic bird, trained apart from every CLIP.
 Owns its architecture, its training on augmented renders of all colour triples, and the command that writes it."""
 
 import json
@@ -13,24 +13,25 @@ from torch.nn import functional
 
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
-from .attributes import COLOURS, PARTS
+from .attributes import FIELD_VOCABULARIES, PARTS, SCENE, attribute_labels
 from .rendering import render_pixels, sample_birds
 
 GATE = 0.97
+READS = {"colours": PARTS, "scene": SCENE}
 
 _STRIDES = (2, 2, 1, 2, 2)
 _BATCH = 64
 
 
 class BirdJudge(ModelMixin, ConfigMixin):
-    """Convolutional colour reader: pictures [B, 3, 64, 64] in [-1, 1] to logits [B, 3, 8].
+    """Convolutional reader of pictures [B, 3, 64, 64] in [-1, 1]: logits [B, words of the field] for each field.
 
-    The second axis is crown, belly, wing (`PARTS`), the third the colours in the order of `COLOURS`.
+    `reads` are fields of `BirdAttributes`; words stand in the order of their vocabularies. The default is colours.
     Raises `ValueError` for pictures of another shape.
     """
 
     @register_to_config
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 64, 96, 96)):
+    def __init__(self, widths: tuple[int, ...] = (24, 48, 64, 96, 96), reads: tuple[str, ...] = PARTS):
         super().__init__()
         layers, before = [], 3
         for width, stride in zip(widths, _STRIDES, strict=True):
@@ -38,10 +39,11 @@ class BirdJudge(ModelMixin, ConfigMixin):
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
             before = width
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(before * 16, len(PARTS) * len(COLOURS))
+        self.words = [len(FIELD_VOCABULARIES[name]) for name in reads]
+        self.head = nn.Linear(before * 16, sum(self.words))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(pictures)).unflatten(1, (len(PARTS), len(COLOURS)))
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.head(self.features(pictures)).split(self.words, dim=1)
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """What the last layer reads, [B, 16 * widths[-1]]."""
@@ -51,8 +53,9 @@ class BirdJudge(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def read(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return the most likely colour indices [B, 3] of pictures [B, 3, 64, 64] in [-1, 1]."""
-        return torch.cat([self(part).argmax(-1) for part in pictures.split(256)])
+        """Return the most likely words [B, fields] of pictures [B, 3, 64, 64] in [-1, 1], as indices."""
+        parts = [[logits.argmax(1) for logits in self(part)] for part in pictures.split(256)]
+        return torch.cat([torch.stack(words, dim=1) for words in parts])
 
 
 def augment(pictures: torch.Tensor) -> torch.Tensor:
@@ -71,9 +74,11 @@ def augment(pictures: torch.Tensor) -> torch.Tensor:
     return pictures * contrast + brightness + noise
 
 
-def _renders(purpose: str, seed: int, count: int, split: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _renders(
+    purpose: str, seed: int, count: int, split: str | None, reads: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     birds, seeds = sample_birds(purpose, seed, count, split)
-    return render_pixels(birds, seeds), torch.tensor([bird.colour_labels for bird in birds])
+    return render_pixels(birds, seeds), torch.tensor([attribute_labels(bird, reads) for bird in birds])
 
 
 def to_signed(pixels: torch.Tensor) -> torch.Tensor:
@@ -82,30 +87,35 @@ def to_signed(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def train_judge(
-    seed: int, steps: int = 1500, pool_size: int = 20_000, check_count: int = 2000
+    seed: int,
+    steps: int = 1500,
+    pool_size: int = 20_000,
+    check_count: int = 2000,
+    reads: tuple[str, ...] = PARTS,
 ) -> tuple[BirdJudge, dict[str, float]]:
     """Train a judge on augmented renders of all colour triples with a one-cycle rate.
 
-    Returns it in eval mode with its accuracy per part on `check_count` untouched renders of held-out triples.
+    Returns it in eval mode with its accuracy per field on `check_count` untouched renders of held-out triples.
     """
     torch.manual_seed(seed)
-    pixels, labels = _renders("judge", seed, pool_size, None)
-    judge = BirdJudge().train()
+    pixels, labels = _renders("judge", seed, pool_size, None, reads)
+    judge = BirdJudge(reads=reads).train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     for step in range(steps):
         chosen = torch.randint(pool_size, (_BATCH,))
         logits = judge(augment(to_signed(pixels[chosen])))
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten())
+        losses = [functional.cross_entropy(each, labels[chosen, field]) for field, each in enumerate(logits)]
+        loss = torch.stack(losses).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 250 == 0:
             print(f"step {step + 1}  loss {loss.item():.4f}", flush=True)
-    pixels, labels = _renders("judge_check", seed, check_count, "test")
+    pixels, labels = _renders("judge_check", seed, check_count, "test", reads)
     hits = (judge.eval().read(to_signed(pixels)) == labels).float().mean(0)
-    return judge, {part: round(hit, 4) for part, hit in zip(PARTS, hits.tolist(), strict=True)}
+    return judge, {name: round(hit, 4) for name, hit in zip(reads, hits.tolist(), strict=True)}
 
 
 @command_line
@@ -115,10 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--reads", default="colours", help=f"one of {', '.join(READS)} (default: colours)")
     options = parser.parse_args(arguments)
+    if options.reads not in READS:
+        raise UserError(f"--reads must be one of {', '.join(READS)}, not {options.reads!r}")
     torch.set_num_threads(1)
     start = time.monotonic()
-    judge, accuracy = train_judge(options.seed, options.steps)
+    judge, accuracy = train_judge(options.seed, options.steps, reads=READS[options.reads])
     if min(accuracy.values()) < GATE:
         raise UserError(f"accuracy on held-out renders is {accuracy}, below {GATE}; raise --steps")
     minutes = round((time.monotonic() - start) / 60, 1)

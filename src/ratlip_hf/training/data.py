@@ -1,34 +1,23 @@
 """Caption corpora as training batches. Order, caption, flip and noise are functions of (seed, global sample index),
 so they depend neither on how the batch is cut over processes nor on where a run was interrupted."""
 
-import contextlib
 import dataclasses
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.block_jpeg import open_picture
-from ..data.captions import class_caption
-from ..data.corpus import Report
 from ..data.embeddings import EmbeddingTable
-from ..data.images import BadImage
+from ..data.loading import load_captioned, row_pixels, unreadable
 from ..data.rows import Columns, MapRows, MixedRows, Row, Rows, ShardRows, find_shards
-from ..data.sources.flowers import read_class_names
-from ..data.transforms import frame
 from ..frozen_clip import FrozenCLIP
 from ..utils.errors import UserError
 from .caption_embeddings import caption_embeddings
 from .config import TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 SYNTHETIC_BIRDS = "synthetic-birds"
 _SAMPLE = 2  # random stream of what is drawn per sample; `rows` and `augmentation` have their own
@@ -173,10 +162,8 @@ class CaptionedImages:
         return torch.stack([self.embeddings[visit.row.part].of(visit.row.place, visit.drawn) for visit in visits])
 
     def _pixels(self, visit: Visit) -> np.ndarray:
-        row = visit.row
         rng = visit.rng if self.config.random_crop else None
-        with naming_damage(row):
-            return frame(open_picture(row.content), self.size, row.box, self.config.resize, rng, visit.flip)
+        return row_pixels(visit.row, self.size, self.config.resize, rng, visit.flip)
 
 
 class _Batches(Dataset):
@@ -193,15 +180,6 @@ class _Batches(Dataset):
             return self.data.batch(indices)
         except UserError as error:
             return error
-
-
-@contextlib.contextmanager
-def naming_damage(row: Row) -> Iterator[None]:
-    """Turn what is wrong with a row's picture into a UserError that says where the picture is."""
-    try:
-        yield
-    except BadImage as error:
-        raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
 
 
 def load_training_data(
@@ -228,25 +206,12 @@ def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
 
         drawn = make_dataset("train", config.max_train_samples or 20_000, seed=config.seed, image_size=size)
         return MapRows(drawn, columns, config.seed)
-    try:
-        if config.streaming:
+    if config.streaming:
+        try:
             return ShardRows(find_shards(source), columns, config.seed, config.stream_window)
-        dataset = datasets.load_dataset(source, split="train")
-    except UserError:
-        raise
-    except Exception as error:  # datasets raises many kinds; each means that the name or folder is wrong
-        raise UserError(f"cannot load the data {source!r}: {str(error).splitlines()[0]}") from error
-    if config.max_train_samples is not None:
-        dataset = dataset.select(range(min(config.max_train_samples, len(dataset))))
-    return MapRows(_with_captions(dataset, source, config), columns, config.seed)
-
-
-def _with_captions(dataset: datasets.Dataset, source: str, config: TrainingConfig) -> datasets.Dataset:
-    """The data set itself, or, if it has classes instead of captions, with sentences made of the classes' names."""
-    label = dataset.features.get("label")
-    if config.caption_column in dataset.column_names or not isinstance(label, datasets.ClassLabel):
-        return dataset
-    names = read_class_names(Path(source), Report())
-    captions = [class_caption(names.get(name, name)) for name in label.names]
-    logger.info("no captions in %s: sentences are made of class names, such as %r", source, captions[0])
-    return dataset.add_column(config.caption_column, [captions[index] for index in dataset["label"]])
+        except UserError:
+            raise
+        except Exception as error:
+            raise unreadable(source, error) from error
+    dataset = load_captioned(source, "train", config.caption_column, config.max_train_samples)
+    return MapRows(dataset, columns, config.seed)

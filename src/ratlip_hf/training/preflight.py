@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from ..data.block_jpeg import open_picture
+from ..data.loading import naming_damage
 from ..data.rows import MixedRows, Row, Rows, ShardRows
 from ..data.transforms import RELEASED, object_region
 from ..utils.errors import UserError
 from .config import TrainingConfig
-from .data import CaptionedImages, naming_damage
+from .data import CaptionedImages
 from .footprint import DiskUse
 
 logger = logging.getLogger(__name__)
