@@ -234,7 +234,11 @@ class TestSmallClip:
         rng = random.Random(0)
         texts = [small_clip.caption_with_rivals(BIRD, rng) for _ in range(50)]
         assert sum(caption != exchanged for caption, exchanged, _ in texts) > 30
-        assert sum(caption != recoloured for caption, _, recoloured in texts) > 20
+        assert sum(caption != changed for caption, _, changed in texts) > 30
+        colours = [[word for word in text.split() if word.strip(",") in COLOURS] for text, _, _ in texts]
+        rivals = [[word for word in text.split() if word.strip(",") in COLOURS] for _, _, text in texts]
+        moved = [a == b and text != rival for a, b, (text, _, rival) in zip(colours, rivals, texts, strict=True)]
+        assert sum(moved) > 5  # another scene, the same colours
         single = BirdAttributes("red", "red", "red")
         caption, exchanged, _ = small_clip.caption_with_rivals(single, rng)
         assert caption == exchanged

@@ -7,20 +7,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors import SafetensorError
 
 from .. import bundled
 from ..images import grid_image
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
 from ..utils.files import staged_files
+from .loading import add_device_arguments, check_dtype, find_device, load_pipeline
 
-DTYPES = ("float32", "float16", "bfloat16")
 _BATCH = 16  # pictures per forward pass: bounds memory, changes no picture
 _GRID_SIDE = 192  # smaller pictures are enlarged in the grid, which is made for looking at
 
@@ -34,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_images", type=int, default=1, help="pictures per sentence (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
+    add_device_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,12 +42,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--num_images must be at least 1, not {options.num_images}")
     if not 0 <= options.seed < 2**63 - len(prompts) * options.num_images:
         raise UserError(f"--seed must be a non-negative 63-bit number, not {options.seed}")
-    if options.dtype not in DTYPES:
-        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
+    check_dtype(options.dtype)
     drawn = [prompt for prompt in prompts for _ in range(options.num_images)]
     jobs = [(prompt, options.seed + index) for index, prompt in enumerate(drawn)]
     with staged_files(options.out) as folder:  # first of all, so that a folder that cannot be written is told at once
-        pipe = _load(options.model, options.device, options.dtype)
+        pipe = load_pipeline(options.model, find_device(options.device), options.dtype)
         records, images = [], []
         for index, ((prompt, seed), image) in enumerate(zip(jobs, _draw(pipe, jobs), strict=True)):
             record = {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": options.model}
@@ -75,25 +70,6 @@ def _read_prompts(path: Path | None) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"--prompts_file {path} is not UTF-8 text") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def _load(model: str, device: str | None, dtype: str) -> RATLIPPipeline:
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()  # fails for devices that are absent or hold no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {device} is not available here: {str(error).splitlines()[0]}") from error
-    for library in (diffusers.utils.logging, transformers.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    source = bundled.resolve(model)
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise UserError(f"--model {model} holds no pipeline: there is no model_index.json in it")
-    try:
-        pipe = RATLIPPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return pipe.to(device)
 
 
 def _draw(pipe: RATLIPPipeline, jobs: list[tuple[str, int]]) -> Iterator[Image.Image]:

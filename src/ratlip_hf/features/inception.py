@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 
 from ..utils.fingerprints import file_sha256
@@ -32,20 +33,30 @@ class InceptionFeatures(FeatureExtractor):
     Args:
         network: with its weights.
         name: under which scores record it.
+        released: what the authors' evaluation does instead (method section 7b, pytorch-fid): unrounded pictures,
+            torch's bilinear resize, [-1, 1].
     """
 
-    preprocessing = f"rounded to bytes, bilinear resize to {_SIZE} as in TensorFlow 1, (x - 128) / 128"
-
-    def __init__(self, network: InceptionNetwork, name: str = "inception-2015-12-05"):
+    def __init__(self, network: InceptionNetwork, name: str = "inception-2015-12-05", released: bool = False):
         super().__init__(network, name, network.fc.in_features)
+        self.released = released
+
+    @property
+    def preprocessing(self) -> str:
+        if self.released:
+            return f"bilinear resize to {_SIZE}, [-1, 1]"
+        return f"rounded to bytes, bilinear resize to {_SIZE} as in TensorFlow 1, (x - 128) / 128"
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, sha256: str = WEIGHTS_SHA256) -> "InceptionFeatures":
+    def from_file(
+        cls, path: str | os.PathLike, sha256: str = WEIGHTS_SHA256, released: bool = False
+    ) -> "InceptionFeatures":
         """Load torch-fidelity's weight file.
 
         Args:
             path: of the file, named `WEIGHTS_NAME` where torch-fidelity publishes it.
             sha256: the file's SHA-256 or its first digits; a file with another is not opened.
+            released: see the class.
 
         Raises:
             ValueError: for no file, a file of other content, or weights that do not fit the network.
@@ -57,7 +68,7 @@ class InceptionFeatures(FeatureExtractor):
             raise ValueError(f"{path} is not the file that is wanted: its SHA-256 is {found}, not {sha256 or 'given'}")
         network = InceptionNetwork()
         _load(network, torch.load(path, map_location="cpu", weights_only=True), path)
-        return cls(network)
+        return cls(network, released=released)
 
     @classmethod
     def from_hub(
@@ -75,6 +86,8 @@ class InceptionFeatures(FeatureExtractor):
         return cls.from_file(path, sha256)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
+        if self.released:
+            return self.network(F.interpolate(images, (_SIZE, _SIZE), mode="bilinear", align_corners=False))
         pixels = ((images + 1) * 127.5).round().clamp(0, 255)
         return self.network((resize_like_tensorflow1(pixels, _SIZE) - 128) / 128)
 

@@ -2,18 +2,22 @@
 What the features are and how many pictures there were is the caller's protocol, to be recorded with the score."""
 
 from .attribute_accuracy import AttributeAccuracy, attribute_accuracy
-from .bootstrap import Interval, bootstrap_interval
+from .bootstrap import Interval, Spread, bootstrap_interval
 from .clip_score import CLIPScore, clip_score
-from .cmmd import cmmd
+from .cmmd import cmmd, cmmd_with_error
 from .evaluate_paths import EVALUATE_MODULES, evaluate_path
-from .frechet import FeatureStatistics, frechet_distance, frechet_from_statistics
+from .frechet import (
+    FeatureStatistics,
+    frechet_distance,
+    frechet_distance_with_error,
+    frechet_from_statistics,
+)
 from .kernel_distance import (
-    Spread,
     kernel_distance,
     kernel_distance_of_subsets,
     kernel_distance_with_error,
 )
-from .precision_recall import PrecisionRecall, precision_recall
+from .precision_recall import PrecisionRecall, precision_recall, precision_recall_hits
 from .prompt_diversity import PromptDiversity, prompt_diversity
 from .r_precision import RPrecision, draw_mismatched, r_precision
 
@@ -31,14 +35,17 @@ __all__ = [
     "bootstrap_interval",
     "clip_score",
     "cmmd",
+    "cmmd_with_error",
     "draw_mismatched",
     "evaluate_path",
     "frechet_distance",
+    "frechet_distance_with_error",
     "frechet_from_statistics",
     "kernel_distance",
     "kernel_distance_of_subsets",
     "kernel_distance_with_error",
     "precision_recall",
+    "precision_recall_hits",
     "prompt_diversity",
     "r_precision",
 ]

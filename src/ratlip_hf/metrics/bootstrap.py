@@ -1,6 +1,7 @@
-"""How certain a mean is: the percentile bootstrap.
-Owns the interval; the values are per-sample scores of any metric that is a mean."""
+"""How certain a figure is: the percentile bootstrap of a mean, the jackknife of anything else.
+Owns the intervals; the values are per-sample scores, or a metric without one part of its samples at a time."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,19 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+class Spread(NamedTuple):
+    """A distance and how far it is from certain; which of several measures `spread` is, the function says."""
+
+    distance: float
+    spread: float
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """Standard error of a figure from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
+    values = torch.tensor(without, dtype=torch.float64)
+    return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
 
 
 def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:

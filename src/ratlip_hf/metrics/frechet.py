@@ -1,10 +1,12 @@
 """The Fréchet distance (FID) between two sets of feature vectors, seen as two Gaussians.
 Owns the distance and the statistics behind it, which are gathered batch by batch and merged across processes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .bootstrap import Spread, jackknife_error
 from .checks import Vectors, as_feature_pair, as_features, as_finite, as_tensor
 
 # Beyond this share of the largest entry a matrix is no covariance that merely suffered from rounding to float32.
@@ -95,6 +97,33 @@ def frechet_distance(
     # With few vectors their centred matrix is itself a root of the covariance, smaller and without rounding.
     roots = [(x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (real, fake)]
     return _distance(real.mean(dim=0) - fake.mean(dim=0), *roots)
+
+
+def frechet_distance_with_error(real: FeatureStatistics, groups: Sequence[FeatureStatistics]) -> Spread:
+    """[`frechet_distance`] of all groups together, with the standard error of a delete-a-group jackknife (Kott 2001).
+
+    The error is that of drawing other pictures; the real side is taken as it is. Pictures that belong together, such
+    as those of one prompt, must be in one group.
+
+    Args:
+        real: statistics of the real features.
+        groups: statistics of the generated ones in G parts of about equal size, at least two.
+
+    Raises:
+        ValueError: for fewer than two groups, and as [`frechet_distance`].
+    """
+    if len(groups) < 2:
+        raise ValueError(f"a jackknife needs at least two groups, not {len(groups)}")
+    root = _root(real.covariance)
+
+    def distance(parts: Sequence[FeatureStatistics]) -> float:
+        merged = FeatureStatistics.empty(len(real.mean), real.mean.device)
+        for part in parts:
+            merged.merge(part)
+        return _distance(real.mean - merged.mean.to(real.mean.device), root, _root(merged.covariance))
+
+    without = [distance([*groups[:left_out], *groups[left_out + 1 :]]) for left_out in range(len(groups))]
+    return Spread(distance(groups), jackknife_error(without))
 
 
 def frechet_from_statistics(mean1: Vectors, cov1: Vectors, mean2: Vectors, cov2: Vectors) -> float:

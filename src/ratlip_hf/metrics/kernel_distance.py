@@ -1,19 +1,11 @@
 """The kernel distance (KID) between two sets of feature vectors: the unbiased squared maximum mean discrepancy.
 Owns the kernel and the estimator; which features are compared is up to the caller."""
 
-from typing import NamedTuple
-
 import torch
 
+from .bootstrap import Spread
 from .checks import Vectors, as_feature_pair
 from .mmd import Kernel, jackknife_error, kernel_sums, unbiased
-
-
-class Spread(NamedTuple):
-    """A kernel distance and how far it is from certain; which of its two measures `spread` is, the function says."""
-
-    distance: float
-    spread: float
 
 
 def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:

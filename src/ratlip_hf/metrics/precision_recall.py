@@ -32,10 +32,16 @@ def precision_recall(real: Vectors, fake: Vectors, k: int = 3) -> PrecisionRecal
     Raises:
         ValueError: for other shapes, too few vectors, NaN or infinite values, or a k that is not positive.
     """
+    looks_real, is_generated = precision_recall_hits(real, fake, k)
+    return PrecisionRecall(float(looks_real.mean()), float(is_generated.mean()))
+
+
+def precision_recall_hits(real: Vectors, fake: Vectors, k: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """What [`precision_recall`] takes the means of: 1 or 0 for each generated vector [M] and each real one [N]."""
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     real, fake = as_feature_pair(real, fake, least=k + 1)
-    return PrecisionRecall(_share_within(fake, real, _radii(real, k)), _share_within(real, fake, _radii(fake, k)))
+    return _within(fake, real, _radii(real, k)), _within(real, fake, _radii(fake, k))
 
 
 def _distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -47,6 +53,6 @@ def _radii(vectors: torch.Tensor, k: int) -> torch.Tensor:
     return torch.cat([_distances(part, vectors).kthvalue(k + 1, dim=1).values for part in vectors.split(_BLOCK)])
 
 
-def _share_within(points: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor) -> float:
+def _within(points: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
     within = [(_distances(part, centres) <= radii).any(dim=1) for part in points.split(_BLOCK)]
-    return float(torch.cat(within).double().mean())
+    return torch.cat(within).double()

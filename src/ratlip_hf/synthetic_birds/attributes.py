@@ -96,3 +96,9 @@ def swap_two_parts(attributes: BirdAttributes, rng: random.Random) -> BirdAttrib
         raise ValueError(f"an all {attributes.crown} bird has no two different colours to exchange")
     first, second = rng.choice(pairs)
     return replace(attributes, **{first: getattr(attributes, second), second: getattr(attributes, first)})
+
+
+def with_another_word(attributes: BirdAttributes, field: str, rng: random.Random) -> BirdAttributes:
+    """The same bird with another word in one field."""
+    words = [word for word in FIELD_VOCABULARIES[field] if word != getattr(attributes, field)]
+    return replace(attributes, **{field: rng.choice(words)})

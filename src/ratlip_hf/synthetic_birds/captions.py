@@ -27,6 +27,16 @@ _BACKGROUND_PHRASES = {
 }
 
 
+def named_scene(caption: str, attributes: BirdAttributes) -> tuple[str, ...]:
+    """Which of direction, background and perch a caption of this bird names; sizes are left out, being relative."""
+    phrases = {
+        "direction": [phrase.format(attributes.direction) for phrase in _DIRECTION_PHRASES],
+        "background": _BACKGROUND_PHRASES[attributes.background],
+        "perch": _PERCH_PHRASES[attributes.perch],
+    }
+    return tuple(name for name, known in phrases.items() if any(phrase in caption for phrase in known))
+
+
 def with_article(phrase: str) -> str:
     """Put "a" or "an" before a phrase."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

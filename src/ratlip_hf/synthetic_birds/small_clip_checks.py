@@ -1,5 +1,5 @@
-"""What a trained small CLIP must show before it may guide a generator: it binds colours to parts on unseen triples.
-Owns the caption-swap test and two colour-choice tests, all on held-out renders."""
+"""What a trained small CLIP must show before it may guide a generator: it binds words to parts on unseen triples.
+Owns the tests by rival captions and two colour-choice tests, all on held-out renders."""
 
 import random
 from dataclasses import replace
@@ -9,8 +9,8 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
 from ..models.clip import prepare_pixels
-from .attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts
-from .captions import full_caption
+from .attributes import COLOURS, PARTS, BirdAttributes, swap_two_parts, with_another_word
+from .captions import full_caption, named_scene
 from .rendering import render_pixels, sample_birds, wording_rng
 
 _PART_PROMPTS = {"crown": "a bird with a {} crown", "belly": "a bird with a {} belly", "wing": "a bird with {} wings"}
@@ -42,13 +42,21 @@ class HeldOutChecks:
         self.birds: list[BirdAttributes] = birds
         self.pixels = render_pixels(birds, seeds, image_size).float() / 255
         self.labels = torch.tensor([bird.colour_labels for bird in birds])
-        self.captions, self.exchanged, self.wordings = [], [], []
+        self.captions, self.exchanged, self.elsewhere, self.wordings = [], [], [], []
         for bird, render_seed in zip(birds, seeds, strict=True):
             rng = wording_rng(render_seed)
             exchanged, wording = swap_two_parts(bird, rng), rng.getrandbits(32)
             self.wordings.append(wording)
             self.captions.append(full_caption(bird, random.Random(wording)))
             self.exchanged.append(full_caption(exchanged, random.Random(wording)))
+            self.elsewhere.append(self._scene_changed(bird, wording, rng))
+
+    def _scene_changed(self, bird: BirdAttributes, wording: int, rng: random.Random) -> str | None:
+        """The last caption with another direction, background or perch; None where it names none of them."""
+        named = named_scene(self.captions[-1], bird)
+        if not named:
+            return None
+        return full_caption(with_another_word(bird, rng.choice(named), rng), random.Random(wording))
 
     @torch.no_grad()
     def measure_choice(self, model: CLIPModel) -> dict[str, float]:
@@ -74,14 +82,19 @@ class HeldOutChecks:
 
     @torch.no_grad()
     def measure(self, model: CLIPModel) -> dict[str, float]:
-        """Return the share of renders that prefer their caption over the exchanged one ("swap_accuracy"), the
-        zero-shot colour accuracy per part ("crown", "belly", "wing"), and the number of renders ("count")."""
+        """Return the share of renders that prefer their caption over the exchanged one ("swap_accuracy") and over one
+        of another scene ("scene_accuracy", of those that name a scene; 0 if none does), the zero-shot colour accuracy
+        per part ("crown", "belly", "wing"), and the number of renders ("count")."""
         was_training = model.training
         model.eval()
         images = torch.cat([embed_images(model, pixels) for pixels in self.pixels.split(_BATCH)])
         truth = (images * embed_texts(model, self.tokenizer, self.captions)).sum(-1)
         rival = (images * embed_texts(model, self.tokenizer, self.exchanged)).sum(-1)
+        named = [index for index, text in enumerate(self.elsewhere) if text is not None]
+        other = embed_texts(model, self.tokenizer, [self.elsewhere[index] for index in named] or [""])
+        scene = truth[named] > (images[named] * other[: len(named)]).sum(-1)
         figures = {"swap_accuracy": (truth > rival).float().mean().item()}
+        figures["scene_accuracy"] = scene.float().mean().item() if named else 0.0
         for index, part in enumerate(PARTS):
             prompts = embed_texts(model, self.tokenizer, [_PART_PROMPTS[part].format(colour) for colour in COLOURS])
             guesses = (images @ prompts.T).argmax(-1)

@@ -1,0 +1,125 @@
+"""Score a model, or any system's pictures, by a named protocol: one record with its provenance; or compare records.
+Owns the verb's options and what it prints; the work is done in `evaluation`."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from .. import bundled
+from ..utils.errors import UserError
+from ..utils.files import atomic_write
+from .loading import add_device_arguments, check_dtype, find_device, load_pipeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", help=f"folder or repository of a pipeline (default: {bundled.NAME}), or real-renders")
+    what.add_argument("--images", type=Path, help="folder with pictures of any system, with a manifest.jsonl or not")
+    what.add_argument("--compare", nargs=2, type=Path, metavar="RECORDS", help="two files; their last records")
+    what.add_argument("--write_prompts", type=Path, help="write the sentences that --images has to show, and end")
+    parser.add_argument("--protocol", default=bundled.NAME, help="see docs/evaluation.md (default: %(default)s)")
+    parser.add_argument("--data", default=bundled.NAME, help="data set or prepared folder (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="of the data (default: test)")
+    parser.add_argument("--out", type=Path, help="file to which the record is added, a line each")
+    parser.add_argument("--scorer", help="a CLIP the model was not trained with: repository or folder")
+    parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
+    parser.add_argument(
+        "--dinov2", default="facebook/dinov2-large", help="repository or folder (default: %(default)s)"
+    )
+    parser.add_argument("--max_images", type=int, help="only the first so many prompts and real pictures")
+    parser.add_argument("--batch_size", type=int, default=50, help="pictures at once (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and draws (default: 0)")
+    add_device_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.compare:
+        return _compare(*options.compare)
+    check_dtype(options.dtype)
+    for name in ("max_images", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
+    if options.seed < 0:
+        raise UserError(f"--seed must not be negative, but is {options.seed}")
+    try:
+        from ..evaluation.material import load_material
+    except ModuleNotFoundError as error:
+        raise UserError(f"evaluating needs {error.name}: pip install 'ratlip_hf[eval]'") from error
+    from ..evaluation.protocols import protocol_named
+
+    protocol = dataclasses.replace(protocol_named(options.protocol), seed=options.seed)
+    material = load_material(protocol, options.data, options.split).first(options.max_images)
+    if options.write_prompts:
+        return _write_prompts(options.write_prompts, material.prompts)
+    return _evaluate(options, protocol, material)
+
+
+def _evaluate(options: argparse.Namespace, protocol, material) -> int:
+    from accelerate import PartialState
+
+    from ..evaluation.evaluate import Evaluation, Sources, load_networks
+    from ..evaluation.records import append_record
+    from ..evaluation.subjects import REAL_RENDERS, Folder, FreshRenders, Model
+
+    state = PartialState(cpu=options.device == "cpu")
+    device = state.device if state.num_processes > 1 else find_device(options.device)
+    model = options.model or bundled.NAME
+    if options.images:  # first of all, as it is read at once
+        subject = Folder(options.images, options.max_images)
+    elif model == REAL_RENDERS:
+        subject = FreshRenders(material)
+    else:
+        subject = Model(model, load_pipeline(model, device, options.dtype), material.prompts, protocol)
+    sources = Sources(options.inception, options.dinov2, options.scorer)
+    networks = load_networks(protocol, sources, device)
+    record = Evaluation(protocol, material, networks, options.batch_size, _say).score(subject)
+    if state.is_main_process:
+        if options.out:
+            append_record(options.out, record)
+        print(_shown(record))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _write_prompts(path: Path, prompts: list[str]) -> int:
+    lines = (json.dumps({"file": f"{index:06d}.png", "prompt": text}) for index, text in enumerate(prompts))
+    atomic_write(path, "".join(line + "\n" for line in lines))
+    print(f"{len(prompts)} prompts in {path}; put it beside the pictures as manifest.jsonl")
+    return 0
+
+
+def _shown(record) -> str:
+    protocol = record.protocol
+    head = f"protocol {protocol['name']}: {protocol['num_fake']} pictures against {protocol['num_real']} real ones"
+    width = max(map(len, record.scores))
+    rows = [f"  {name:<{width}}  {_figure(score)}" for name, score in record.scores.items()]
+    return "\n".join([head, *rows, *(f"note: {line}" for line in record.warnings())])
+
+
+def _figure(score: dict) -> str:
+    interval = f"  [{score['low']:.4f}, {score['high']:.4f}]" if "low" in score else ""
+    return f"{score['value']:10.4f}{interval}"
+
+
+def _compare(first: Path, second: Path) -> int:
+    from ..evaluation.records import compare, read_records
+
+    records = []
+    for path in (first, second):
+        if not (found := read_records(path)):
+            raise UserError(f"{path} holds no record")
+        records.append(found[-1])
+    shared = compare(*records)
+    for path, record in zip((first, second), records, strict=True):
+        print(f"{path}: {json.dumps(dict(record.subject))}")
+    width = max(map(len, shared))
+    print(f"protocol {records[0].protocol['name']}")
+    for name, pair in shared.items():
+        print(f"  {name:<{width}}  " + "   ".join(f"{_figure(score):<34}" for score in pair).rstrip())
+    for line in dict.fromkeys(line for record in records for line in record.warnings()):
+        print(f"note: {line}")
+    return 0

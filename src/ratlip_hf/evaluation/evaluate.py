@@ -1,0 +1,222 @@
+"""An evaluation from beginning to end: pictures pass by the observers, scores are made, a record is returned.
+Owns the order of things; what is drawn is in `material` and `subjects`, what is kept in `observers`."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+
+from .. import bundled
+from ..features import BirdJudgeFeatures, DINOv2Features, FeatureExtractor, InceptionFeatures
+from ..frozen_clip import FrozenCLIP, load_clip
+from ..synthetic_birds.judge import BirdJudge
+from ..utils.errors import UserError
+from . import scores
+from .material import Material, Pictures, prompts_sha256
+from .observers import Batch, CLIPView, FeatureSet, Readings
+from .protocols import CANDIDATES, KEPT, SYNTHETIC_BIRDS, Protocol
+from .records import Record
+from .sharding import gathered, share
+from .subjects import Subject
+
+OWN = "clip_score_own"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the networks that score come from: files, folders or repositories.
+
+    Attributes:
+        inception: torch-fidelity's weight file.
+        dinov2: repository or folder.
+        scorer: a CLIP that the generator was not trained with; for the synthetic birds a bundled one by default.
+    """
+
+    inception: str | None = None
+    dinov2: str = "facebook/dinov2-large"
+    scorer: str | None = None
+
+
+@dataclass
+class Networks:
+    """The networks that score, on their device."""
+
+    spaces: dict[str, FeatureExtractor]
+    scorer: FrozenCLIP | None
+    colour_judges: list[BirdJudge] = field(default_factory=list)
+    scene_judges: list[BirdJudge] = field(default_factory=list)
+
+
+def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> Networks:
+    """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
+    scorer = sources.scorer or (str(bundled.scorer_dir()) if protocol.name == SYNTHETIC_BIRDS else None)
+    loaded = load_clip(scorer) if scorer else None
+    if loaded:
+        loaded.text_encoder.to(device), loaded.image_encoder.to(device)
+    networks = Networks({space: _load_space(space, sources).to(device) for space in protocol.spaces}, loaded)
+    if protocol.prompts == "heldout":
+        networks.colour_judges = [BirdJudge.from_pretrained(folder).to(device) for folder in bundled.judge_dirs()]
+        networks.scene_judges = [BirdJudge.from_pretrained(bundled.scene_judge_dir()).to(device)]
+    return networks
+
+
+def _load_space(space: str, sources: Sources) -> FeatureExtractor:
+    if space == "judge":
+        return BirdJudgeFeatures.from_pretrained()
+    if space == "dinov2":
+        return DINOv2Features.from_pretrained(sources.dinov2)
+    if not sources.inception:
+        raise UserError("this protocol needs Inception's weights: give torch-fidelity's file with --inception")
+    return InceptionFeatures.from_file(sources.inception, released=space == "inception-released")
+
+
+class Evaluation:
+    """Scores subjects by one protocol; the real pictures are looked at once, however many subjects follow.
+
+    Under `accelerate launch` every process takes its share of the pictures, and all have the result.
+
+    Args:
+        protocol: how.
+        material: prompts and real pictures.
+        networks: that score.
+        batch_size: pictures drawn and looked at together; changes no score beyond rounding.
+        progress: called with a line now and then, on the main process.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        material: Material,
+        networks: Networks,
+        batch_size: int = 50,
+        progress=lambda line: None,
+    ):
+        self.protocol, self.material, self.networks = protocol, material, networks
+        self.batch_size, self.state = batch_size, PartialState()
+        self.progress = progress if self.state.is_main_process else lambda line: None
+        self.real = self._watchers()
+        if self.real:
+            self._look(material.real, material.real_clusters, None, self.real, "real pictures")
+        self.real_sha256 = self._digest(material.real)
+
+    def score(self, subject: Subject) -> Record:
+        """The record of a subject.
+
+        Raises:
+            UserError: where nothing could be scored.
+        """
+        clusters, wanted = self._places(subject)
+        watchers = self._watchers() | self._watchers_of_prompts(subject, wanted)
+        if not watchers:
+            raise UserError("nothing to score with: give a CLIP with --scorer")
+        self._look(subject, clusters, subject.prompts, watchers, "pictures")
+        found = self._scores(watchers, subject, clusters, wanted)
+        return Record(self._describe(subject), subject.describe(), found)
+
+    def _watchers(self) -> dict:
+        watchers = {space: FeatureSet(extractor, KEPT) for space, extractor in self.networks.spaces.items()}
+        if self.networks.scorer:
+            watchers["scorer"] = CLIPView(self.networks.scorer, KEPT)
+        return watchers
+
+    def _watchers_of_prompts(self, subject: Subject, wanted: torch.Tensor | None) -> dict:
+        watchers = {}
+        if subject.own_clip and not self._is_scorer(subject.own_clip):
+            watchers["own"] = CLIPView(subject.own_clip, KEPT, self.protocol.own_clip_input)
+        if wanted is not None:
+            for name, judges in (("colours", self.networks.colour_judges), ("scene", self.networks.scene_judges)):
+                watchers |= {name: Readings(judges)} if judges else {}
+        return watchers
+
+    def _is_scorer(self, clip: FrozenCLIP) -> bool:
+        scorer = self.networks.scorer
+        return bool(scorer) and scorer.describe()["weights_sha256"] == clip.describe()["weights_sha256"]
+
+    @torch.no_grad()
+    def _look(
+        self, pictures, clusters: Sequence[int], prompts: Sequence[str] | None, watchers: dict, what: str
+    ) -> None:
+        """Show this process's share of pictures to all watchers, then bring together what all processes saw."""
+        mine = share(len(pictures), self.state)
+        for start in range(mine.start, mine.stop, self.batch_size):
+            stop = min(start + self.batch_size, mine.stop)
+            images = pictures.show(start, stop)
+            if self.protocol.rounded:
+                images = (images * 127.5 + 127.5).round() / 127.5 - 1
+            batch = Batch(images, start, clusters[start:stop], prompts and prompts[start:stop])
+            for watcher in watchers.values():
+                watcher.observe(batch)
+            if (stop - mine.start) // 500 > (start - mine.start) // 500 or stop == mine.stop:
+                self.progress(f"{what}: {stop - mine.start} of {len(mine)}")
+        for watcher in watchers.values():
+            watcher.merge(gathered(watcher.state(), self.state))
+
+    def _digest(self, pictures: Pictures) -> str:
+        mine = [pictures.digest(index) for index in share(len(pictures), self.state)]
+        everything = [digest for part in gathered(mine, self.state) for digest in part]
+        return hashlib.sha256(b"".join(everything)).hexdigest()
+
+    def _places(self, subject: Subject) -> tuple[list[int], torch.Tensor | None]:
+        """For each picture its cluster and the words it should show; by its prompt, wherever the picture is from."""
+        known = dict(zip(self.material.prompts, self.material.clusters, strict=True))
+        if subject.prompts is None:
+            return list(range(len(subject))), None
+        if subject.prompts == self.material.prompts:
+            clusters = list(self.material.clusters)
+        else:  # sentences that the protocol does not have are clusters of their own
+            unknown = len(self.material.clusters)
+            others = {text: unknown + place for place, text in enumerate(dict.fromkeys(subject.prompts))}
+            clusters = [known.get(text, others[text]) for text in subject.prompts]
+        if self.material.wanted is None or not known.keys() >= set(subject.prompts):
+            return clusters, None
+        words = dict(zip(self.material.prompts, self.material.wanted, strict=True))
+        return clusters, torch.tensor([words[text] for text in subject.prompts])
+
+    def _scores(self, seen: dict, subject: Subject, clusters: list[int], wanted: torch.Tensor | None) -> scores.Scores:
+        found, seed = {}, self.protocol.seed
+        if wanted is not None:
+            for name, judges in (("colours", self.networks.colour_judges), ("scene", self.networks.scene_judges)):
+                words = torch.cat(seen[name].words)
+                fields = list(judges[0].config.reads)
+                count = scores.colour_scores if name == "colours" else scores.reading_scores
+                found |= count(words, wanted[:, scores.columns(fields)], fields, clusters)
+        for space in self.networks.spaces:
+            suffix = "" if space.startswith("inception") else f"_{space}"
+            found |= scores.set_scores(self.real[space], seen[space], suffix)
+            if self.protocol.prompts == "heldout" and _repeated(clusters):
+                found |= scores.diversity_scores(seen[space], clusters, self.real[space], self.material.real_clusters)
+        if "scorer" in seen:
+            found |= scores.clip_distance(self.real["scorer"], seen["scorer"])
+            if subject.prompts is not None:
+                found |= scores.prompt_scores(seen["scorer"], clusters, seed)
+        if "own" in seen:
+            # By its hash, so that scores of different CLIPs never stand under one name.
+            own = f"_own_{subject.own_clip.describe()['weights_sha256'][:8]}"
+            found |= scores.prompt_scores(seen["own"], clusters, seed, own)
+        return found
+
+    def _describe(self, subject: Subject) -> dict:
+        """All that must agree before two figures compare; networks by their weights, not by where they lay."""
+        networks = {
+            space: extractor.describe() | {"features": space} for space, extractor in self.networks.spaces.items()
+        }
+        scorer = self.networks.scorer
+        return {
+            **self.protocol.describe(),
+            **self.material.facts,
+            "num_real": len(self.material.real),
+            "num_fake": len(subject),
+            "prompts_sha256": prompts_sha256(subject.prompts) if subject.prompts is not None else None,
+            "real_sha256": self.real_sha256,
+            "kept": KEPT,
+            "candidates": CANDIDATES,
+            "networks": networks,
+            "scorer_sha256": scorer.describe()["weights_sha256"] if scorer else None,
+        }
+
+
+def _repeated(clusters: Sequence[int]) -> bool:
+    counts = torch.tensor(list(clusters)).unique(return_counts=True)[1]
+    return bool((counts > 1).all())

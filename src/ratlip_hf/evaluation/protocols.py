@@ -1,0 +1,93 @@
+"""Named protocols: what is drawn, what it is set beside, and in which features.
+Owns their definitions; a figure is quoted with the name of one of these and the record that carries it out."""
+
+from dataclasses import asdict, dataclass
+
+from ..data.transforms import ANTIALIASED, RELEASED
+from ..utils.errors import UserError
+
+SYNTHETIC_BIRDS = "synthetic-birds"
+SPACES = ("inception", "inception-released", "dinov2", "judge")
+# Kernel and neighbour scores, which need all features at once, take the first pictures of either set.
+KEPT = 5000
+CANDIDATES = 99
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model, or a folder of pictures, is scored.
+
+    Attributes:
+        name, summary: for people; the name goes into the record.
+        prompts: "every_caption" of the real pictures once, caption by caption; "random_caption" of each, in shuffled
+            passes; or "heldout", the fixed prompts of the synthetic birds.
+        passes: how often the prompts are gone through ("every_caption" ends when there are no more captions).
+        whole_batches: an incomplete batch of this size at the end of each pass is dropped, as the released code does.
+        size: side of the real pictures.
+        resize: how they are brought to it, see [`~ratlip_hf.data.transforms.frame`].
+        spaces: features in which sets of pictures are compared, of `SPACES`.
+        rounded: whether pictures are rounded to bytes, as if they had been saved and read again.
+        own_clip_input: how the model's own CLIP is shown pictures; see [`~ratlip_hf.models.clip.prepare_pixels`].
+        seed: of the noise, of random captions, and of the draw of mismatched captions.
+    """
+
+    name: str
+    summary: str
+    prompts: str = "every_caption"
+    passes: int | None = None
+    whole_batches: int = 1
+    size: int = 256
+    resize: str = ANTIALIASED
+    spaces: tuple[str, ...] = ()
+    rounded: bool = True
+    own_clip_input: str = "clip"
+    seed: int = 0
+
+    def describe(self) -> dict:
+        """Everything above but the summary, for a record."""
+        return {name: value for name, value in asdict(self).items() if name != "summary"}
+
+
+_ALL = (
+    Protocol(
+        SYNTHETIC_BIRDS,
+        "the 400 held-out prompts, six pictures each, against as many renders of the same birds; offline",
+        prompts="heldout",
+        passes=6,
+        size=64,
+        spaces=("judge",),
+    ),
+    Protocol(
+        "standard",
+        "every test caption once against every test picture, antialiased; Inception features",
+        spaces=("inception",),
+    ),
+    Protocol(
+        "dinov2",
+        "as standard, in DINOv2 features",
+        spaces=("dinov2",),
+    ),
+    Protocol(
+        "clip",
+        "as standard, in the spaces of CLIPs alone: needs no other network",
+    ),
+    Protocol(
+        "released",
+        "what the authors' code does: 12 shuffled passes, a random caption each, unrounded pictures, their own CLIP",
+        prompts="random_caption",
+        passes=12,
+        whole_batches=32,
+        resize=RELEASED,
+        spaces=("inception-released",),
+        rounded=False,
+        own_clip_input="released",
+    ),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
+
+
+def protocol_named(name: str) -> Protocol:
+    """Raises UserError for an unknown name."""
+    if name not in PROTOCOLS:
+        raise UserError(f"--protocol must be one of {', '.join(PROTOCOLS)}, not {name!r}")
+    return PROTOCOLS[name]
