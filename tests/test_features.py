@@ -146,7 +146,7 @@ def test_judge_features_are_what_the_last_layer_reads():
     for folder in bundled.judge_dirs():
         extractor, judge = BirdJudgeFeatures.from_pretrained(folder), BirdJudge.from_pretrained(folder)
         logits = F.linear(extractor(images), judge.head.weight, judge.head.bias)
-        torch.testing.assert_close(logits, judge(images).flatten(1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, torch.cat(judge(images), dim=1), rtol=1e-4, atol=1e-4)
         assert extractor.name == f"bird-judge:{folder.name}"
     with pytest.raises(ValueError, match="64, 64"):
         extractor(pictures(2, 3, 32, 32))
@@ -178,6 +178,17 @@ def test_inception_features_are_those_of_the_published_graph(weight_file):
     assert (features.mean().item(), features.std().item()) == pytest.approx((1.0054, 1.3563), rel=1e-3)
     # Less than half a byte's step is what saving a picture would lose.
     assert torch.equal(extractor((picture / 127.5 - 1 + 0.003).clamp(-1, 1)), features)
+
+
+def test_released_inception_features_are_neither_rounded_nor_resized_as_by_tensorflow(weight_file):
+    extractor = InceptionFeatures.from_file(weight_file, sha256=file_sha256(weight_file), released=True)
+    images = pictures(1, 3, 299, 299)
+    torch.testing.assert_close(extractor(images), extractor.network(images))
+    small = pictures(1, 3, 40, 50)
+    resized = F.interpolate(small, (299, 299), mode="bilinear")
+    torch.testing.assert_close(extractor(small), extractor.network(resized), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(extractor(small), extractor((small * 0.999).clamp(-1, 1)))
+    assert extractor.preprocessing != InceptionFeatures(extractor.network).preprocessing
 
 
 def test_the_resize_puts_pixels_where_tensorflow_1_did():

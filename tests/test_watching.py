@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ratlip_hf.training import loop, reporting
 from ratlip_hf.training.health import WINDOW, Health, healthy_ranges
-from ratlip_hf.training.reporting import Log, Report, first_few, tracker_arguments
+from ratlip_hf.training.reporting import Log, Report, tracker_arguments
 from ratlip_hf.utils.errors import UserError
+from ratlip_hf.utils.logs import first_few
 
 ROOT = Path(__file__).parents[1]
 HEALTHY_LOG = ROOT / "tests" / "records" / "healthy_log.jsonl"

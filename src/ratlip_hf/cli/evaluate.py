@@ -4,11 +4,13 @@ Owns the verb's options and what it prints; the work is done in `evaluation`."""
 import argparse
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 from .. import bundled
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
+from ..utils.logs import first_few
 from .loading import add_device_arguments, check_dtype, find_device, load_pipeline
 
 
@@ -73,7 +75,8 @@ def _evaluate(options: argparse.Namespace, protocol, material) -> int:
         subject = Model(model, load_pipeline(model, device, options.dtype), material.prompts, protocol)
     sources = Sources(options.inception, options.dinov2, options.scorer)
     networks = load_networks(protocol, sources, device)
-    record = Evaluation(protocol, material, networks, options.batch_size, _say).score(subject)
+    with first_few(logging.getLogger("ratlip_hf.frozen_clip")):
+        record = Evaluation(protocol, material, networks, options.batch_size, _say).score(subject)
     if state.is_main_process:
         if options.out:
             append_record(options.out, record)

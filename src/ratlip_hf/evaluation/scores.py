@@ -106,13 +106,15 @@ def _with_error(value: float, error: float) -> dict[str, float]:
 
 
 def _mean(values: torch.Tensor, clusters: Sequence[int] | None = None) -> dict[str, float]:
-    """Mean with its bootstrap interval, over the means of clusters where there are any."""
+    """Mean over pictures with its bootstrap interval, for which whole clusters are drawn where there are any."""
+    value = float(values.double().mean())
     if clusters is not None:
         values = _cluster_means(values.double(), clusters)
     if len(values) < 2:
-        return {"value": float(values.mean())}
-    value, low, high = bootstrap_interval(values)
-    return {"value": value, "low": low, "high": high}
+        return {"value": value}
+    centre, low, high = bootstrap_interval(values)
+    # Clusters of different sizes weigh the same in the interval only.
+    return {"value": value, "low": low - centre + value, "high": high - centre + value}
 
 
 def _cluster_means(values: torch.Tensor, clusters: Sequence[int]) -> torch.Tensor:

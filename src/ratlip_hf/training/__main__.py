@@ -8,6 +8,7 @@ import sys
 import transformers
 
 from ..utils.errors import UserError, command_line
+from ..utils.logs import first_few
 from .options import load_config
 
 
@@ -21,7 +22,6 @@ def main(argv: list[str] | None = None) -> int:
         print(config.to_json(), end="", flush=True)
     try:
         from .loop import train  # needs packages that drawing does without
-        from .reporting import first_few
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
     transformers.logging.disable_progress_bar()  # one for every saved file would bury the log

@@ -8,8 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -130,25 +129,6 @@ class Report:
     def close(self) -> None:
         """End the bar and hand logging back; may be called twice."""
         self.open.close()
-
-
-@contextlib.contextmanager
-def first_few(log: logging.Logger, count: int = 3) -> Iterator[None]:
-    """Let a few messages of each kind through, then say that they fall silent: long captions come by thousands."""
-    seen = Counter()
-
-    def rare(record: logging.LogRecord) -> bool:
-        kind = record.msg
-        seen[kind] += 1
-        if seen[kind] == count:
-            record.msg, record.args = f"{record.getMessage()} (more like this are not shown)", ()
-        return seen[kind] <= count
-
-    log.addFilter(rare)
-    try:
-        yield
-    finally:
-        log.removeFilter(rare)
 
 
 def tracker_arguments(config: TrainingConfig) -> dict:

@@ -1,0 +1,175 @@
+"""The metrics of pictures and their prompts against answers known beforehand; those of sets are in `test_metrics.py`."""
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+
+from ratlip_hf.metrics import (
+    attribute_accuracy,
+    bootstrap_interval,
+    clip_score,
+    draw_mismatched,
+    prompt_diversity,
+    r_precision,
+)
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# CLIP score and R-precision
+
+
+def test_the_clip_score_is_the_cosine_twice_and_names_its_encoder():
+    images, texts = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-2.0, 0.0]])
+    result = clip_score(images, texts, encoder="toy")
+    assert result.per_sample.tolist() == pytest.approx([0.6, -1.0], abs=1e-15)
+    assert (result.cosine, result.score) == pytest.approx((-0.2, -20.0), abs=1e-12)
+    assert result.encoder == "toy"
+    assert clip_score(images.double() * 1e200, texts.double() * 1e-200, encoder="toy").cosine == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "encoder", "message"),
+    [
+        (torch.ones(3, 4), torch.ones(3, 4), " ", "name of its encoder"),
+        (torch.ones(3, 4), torch.ones(2, 4), "toy", "row by row"),
+        (torch.ones(3, 4), torch.zeros(3, 4), "toy", "vector of zeros"),
+        (torch.ones(0, 4), torch.ones(0, 4), "toy", "at least 1"),
+    ],
+)
+def test_clip_scores_that_mean_nothing_are_refused(images, texts, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        clip_score(images, texts, encoder=encoder)
+
+
+def test_r_precision_counts_pictures_that_know_their_caption():
+    """Own captions at 45, 45 and 90 degrees; the mismatched ones closer for the second and as close for the third."""
+    images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    texts = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    others = torch.tensor([[[0.0, 9.0], [-1.0, 0.0]], [[0.0, 1.0], [2.0, 1.0]], [[0.0, 5.0], [-1.0, 0.0]]])
+    result = r_precision(images, texts, others)
+    assert result.per_sample.tolist() == [1.0, 0.0, 0.5]
+    assert result.value == 0.5
+    pool, candidates = others.flatten(0, 1), torch.arange(6).reshape(3, 2)
+    assert torch.equal(r_precision(images, texts, pool, candidates).per_sample, result.per_sample)
+
+
+def test_an_encoder_that_tells_nothing_apart_is_at_chance():
+    same = torch.ones(8, 3).double() / 7
+    assert r_precision(same, same, same, draw_mismatched(range(8), count=4)).value == pytest.approx(0.2, abs=1e-15)
+
+
+def test_the_same_caption_twice_is_a_tie_whatever_the_rounding():
+    images, texts = draws(60, 64), draws(60, 64, seed=1)
+    for tied in (
+        r_precision(images, texts, texts[:, None]),
+        r_precision(images, texts, texts, torch.arange(60)[:, None]),
+    ):
+        assert tied.per_sample.tolist() == [0.5] * 60
+
+
+def test_mismatched_captions_are_of_other_groups_and_never_twice():
+    groups = ["a", "b", "c", "d"] * 5
+    drawn = draw_mismatched(groups, count=15, seed=3)
+    assert drawn.shape == (20, 15)
+    for own, row in zip(groups, drawn.tolist(), strict=True):
+        assert sorted(row) == [index for index, group in enumerate(groups) if group != own]
+    assert torch.equal(drawn, draw_mismatched(groups, count=15, seed=3))
+    assert not torch.equal(drawn, draw_mismatched(groups, count=15, seed=4))
+    with pytest.raises(ValueError, match="only 15 others"):
+        draw_mismatched(groups, count=16)
+    with pytest.raises(ValueError, match="only 99 others"):
+        draw_mismatched(range(100), count=100)
+    assert draw_mismatched(range(100)).shape == (100, 99)
+
+
+@pytest.mark.parametrize(
+    ("others", "candidates", "message"),
+    [
+        (torch.ones(3, 4), None, "candidate embeddings must be"),
+        (torch.ones(3, 0, 4), None, "candidate embeddings must be"),
+        (torch.zeros(3, 2, 4), None, "vector of zeros"),
+        (torch.ones(5, 4), torch.full((3, 2), 5), "must be indices"),
+        (torch.ones(5, 4), torch.full((3, 2), -1), "must be indices"),
+        (torch.ones(5, 4), torch.zeros(2, 2, dtype=torch.long), "the pool must be"),
+    ],
+)
+def test_candidates_that_do_not_fit_are_refused(others, candidates, message):
+    with pytest.raises(ValueError, match=message):
+        r_precision(torch.ones(3, 4), torch.ones(3, 4), others, candidates)
+
+
+# Diversity
+
+
+def test_the_diversity_of_prompts_weighs_prompts_alike():
+    """A triangle with sides 3, 4, 5 for one prompt, one picture twice for another."""
+    features = torch.tensor([[0.0, 0.0], [7.0, 7.0], [3.0, 0.0], [0.0, 4.0], [7.0, 7.0]])
+    result = prompt_diversity(features, ["bird", "fish", "bird", "bird", "fish"])
+    assert result.per_prompt == {"bird": 4.0, "fish": 0.0}
+    assert result.value == 2.0
+
+
+def test_the_diversity_by_cosine():
+    features = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [-1.0, 0.0]])
+    assert prompt_diversity(features, torch.tensor([1, 1, 2, 2]), "cosine").per_prompt == pytest.approx({1: 1, 2: 2})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "distance", "message"),
+    [
+        (["a", "a", "b"], "euclidean", "single picture"),
+        (["a"], "euclidean", "as many"),
+        ("aaa", "angle", "distance must"),
+    ],
+)
+def test_diversities_that_mean_nothing_are_refused(prompts, distance, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_diversity(torch.ones(3, 2), prompts, distance)
+
+
+# The bootstrap and the counting of attributes
+
+
+def test_the_bootstrap_of_a_constant_and_of_many_values():
+    assert bootstrap_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3), abs=1e-15)
+    values = draws(400) + 5
+    mean, low, high = bootstrap_interval(values)
+    half = 1.96 * values.std().item() / 20  # the normal approximation
+    assert mean == pytest.approx(values.mean().item(), abs=1e-12)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.15 * half)
+    assert bootstrap_interval(values, level=0.5).high < high
+    assert bootstrap_interval(values) == (mean, low, high) != bootstrap_interval(values, seed=1)
+
+
+def test_the_bootstrap_of_two_values_has_their_mean_and_ends():
+    """Resampled means of 0 and 1 are 0, 1/2, 1 with shares 1/4, 1/2, 1/4."""
+    assert bootstrap_interval([0.0, 1.0], level=0.9) == (0.5, 0.0, 1.0)
+    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "options"), [([1.0], {}), ([[1.0, 2.0]], {}), ([1.0, math.nan], {}), ([1.0, 2.0], {"level": 1.0})]
+)
+def test_bootstraps_that_mean_nothing_are_refused(values, options):
+    with pytest.raises(ValueError):
+        bootstrap_interval(values, **options)
+
+
+def test_attribute_accuracy_counts_parts_and_whole_pictures():
+    wanted = torch.tensor(list(permutations(range(3))))
+    read = wanted.clone()
+    read[0, 0], read[0, 2], read[1, 2] = 7, 7, 7
+    result = attribute_accuracy(read, wanted, ["crown", "belly", "wing"])
+    assert result.mean == pytest.approx(15 / 18) and result.all == pytest.approx(4 / 6)
+    assert result.parts == pytest.approx({"crown": 5 / 6, "belly": 1.0, "wing": 4 / 6})
+    assert list(attribute_accuracy(read, wanted).parts) == ["0", "1", "2"]
+    for wrong in (read[:, :2], read.float(), read[:0]):
+        with pytest.raises(ValueError, match="labels must be"):
+            attribute_accuracy(wrong, wanted)
+    with pytest.raises(ValueError, match="as many names"):
+        attribute_accuracy(read, wanted, ["crown"])

@@ -1,0 +1,257 @@
+"""Evaluation by protocol: what is drawn and set beside what, and that shares, batches and files change no score.
+With toy networks; `test_evaluate_command.py` types the command."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from ratlip_hf.evaluation import scores
+from ratlip_hf.evaluation.evaluate import Evaluation, Networks
+from ratlip_hf.evaluation.material import FIELDS, UNNAMED, load_material
+from ratlip_hf.evaluation.observers import GROUPS, Batch, CLIPView, FeatureSet
+from ratlip_hf.evaluation.protocols import PROTOCOLS, Protocol
+from ratlip_hf.evaluation.records import compare
+from ratlip_hf.evaluation.sharding import share
+from ratlip_hf.evaluation.subjects import Folder, FreshRenders, Model
+from ratlip_hf.features import FeatureExtractor
+from ratlip_hf.metrics import FeatureStatistics, frechet_distance
+from ratlip_hf.synthetic_birds.captions import named_scene
+from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, make_dataset, prompt_bird
+from ratlip_hf.utils.errors import UserError
+
+COUNT = 12
+TOY = Protocol("toy", "for tests", size=32, spaces=("judge",))
+
+
+class ToyFeatures(FeatureExtractor):
+    """Means over a 2 x 2 grid of a fixed random colour mix: [B, 8]."""
+
+    preprocessing = "none"
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(3, 2, 1), "toy", 8)
+
+    def _features(self, images):
+        return nn.functional.adaptive_avg_pool2d(self.network(images), 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    """A folder with a data set of a few renders, ten captions each."""
+    folder = tmp_path_factory.mktemp("birds")
+    make_dataset("test", COUNT).to_parquet(folder / "test-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def material(birds):
+    return load_material(TOY, birds)
+
+
+def evaluation(material, clip=None, protocol=TOY, batch_size=7) -> Evaluation:
+    return Evaluation(protocol, material, Networks({"judge": ToyFeatures()}, clip), batch_size)
+
+
+def values(record) -> dict:
+    return {f"{name} {key}": value for name, score in record.scores.items() for key, value in score.items()}
+
+
+def test_every_caption_is_drawn_once(material, birds):
+    captions = make_dataset("test", COUNT)["captions"]
+    assert material.prompts == [captions[place][which] for which in range(10) for place in range(COUNT)]
+    assert material.clusters == list(range(COUNT)) * 10
+    assert len(material.real) == COUNT and material.real.show(0, 5).shape == (5, 3, 32, 32)
+    few = material.first(5)
+    assert (len(few.prompts), len(few.real), len(few.clusters)) == (5, 5, 5)
+
+
+def test_released_passes_shuffle_and_drop_the_incomplete_batch(birds):
+    protocol = dataclasses.replace(PROTOCOLS["released"], whole_batches=5)
+    material = load_material(protocol, birds)
+    captions = make_dataset("test", COUNT)["captions"]
+    assert len(material.prompts) == 12 * 10
+    passes = [material.clusters[start : start + 10] for start in range(0, 120, 10)]
+    assert all(len(set(each)) == 10 for each in passes) and len({tuple(each) for each in passes}) == 12
+    assert all(text in captions[place] for text, place in zip(material.prompts, material.clusters, strict=True))
+    assert material.prompts == load_material(protocol, birds).prompts
+    assert material.prompts != load_material(dataclasses.replace(protocol, seed=1), birds).prompts
+    with pytest.raises(UserError, match="at least 32 pictures"):
+        load_material(PROTOCOLS["released"], birds)
+
+
+def test_heldout_prompts_know_what_they_name():
+    material = load_material(PROTOCOLS["synthetic-birds"], "synthetic-birds")
+    entries = load_heldout_prompts()
+    assert len(material.prompts) == len(material.real) == 2400 and material.clusters[400:402] == [0, 1]
+    for entry, words in zip(entries, material.wanted[:400], strict=True):
+        named = {name for name, word in zip(FIELDS, words, strict=True) if word != UNNAMED}
+        assert {"crown", "belly", "wing"} <= named and "size" not in named
+        assert ("direction" in named) == (" left" in entry["prompt"] or " right" in entry["prompt"])
+    with pytest.raises(UserError, match="do not go together"):
+        load_material(PROTOCOLS["standard"], "synthetic-birds")
+
+
+def test_named_scene():
+    bird = prompt_bird(load_heldout_prompts()[0])  # left, snow, rock
+    assert named_scene("a red bird, facing left, perched on a stone in winter", bird) == (
+        "direction",
+        "background",
+        "perch",
+    )
+    assert named_scene("a red bird facing right at sunset", bird) == ()
+
+
+def test_pictures_are_those_of_the_pipeline_by_seed(pipe, material):
+    pipe.set_progress_bar_config(disable=True)
+    model = Model("toy", pipe, material.prompts, TOY)
+    alone = pipe(material.prompts[4], generator=torch.Generator().manual_seed(4), output_type="pt").images * 2 - 1
+    torch.testing.assert_close(model.show(3, 6)[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_files_score_as_the_model_that_drew_them(pipe, material, small_clip, tmp_path):
+    pipe.set_progress_bar_config(disable=True)
+    scorer = dataclasses.replace(small_clip)
+    judged = evaluation(material, scorer)
+    drawn = judged.score(Model("toy", pipe, material.prompts, TOY))
+    lines = []
+    for index, prompt in reversed(list(enumerate(material.prompts))):  # another order is the same set
+        name = f"{index}.png"
+        pipe(prompt, generator=torch.Generator().manual_seed(index)).images[0].save(tmp_path / name)
+        lines.append(json.dumps({"file": name, "prompt": prompt}))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    read = judged.score(Folder(tmp_path))
+    shared = compare(drawn, read)
+    assert {"fid_judge", "kid_judge", "clip_score", "cmmd"} <= shared.keys()
+    for name, (first, second) in shared.items():
+        assert first["value"] == pytest.approx(second["value"], rel=1e-3, abs=1e-4), name
+    assert "r_precision" not in shared  # fewer than 100 pictures
+
+
+def test_a_folder_without_prompts_has_no_scores_of_prompts(material, small_clip, tmp_path):
+    from PIL import Image
+
+    for index in range(3 * GROUPS):
+        Image.new("RGB", (32, 32), (index, 50, 90)).save(tmp_path / f"{index:02d}.png")
+    record = evaluation(material, small_clip).score(Folder(tmp_path))
+    assert {"fid_judge", "cmmd"} <= record.scores.keys() and "clip_score" not in record.scores
+    assert record.protocol["prompts_sha256"] is None and record.protocol["num_fake"] == 3 * GROUPS
+    Image.new("RGB", (16, 32)).save(tmp_path / "99.png")
+    with pytest.raises(UserError, match="one size; there are 16 x 32, 32 x 32"):
+        Folder(tmp_path).show(0, 31)
+    with pytest.raises(UserError, match="holds no pictures"):
+        Folder(tmp_path, limit=0)
+
+
+def test_batches_change_nothing(pipe, material, small_clip):
+    pipe.set_progress_bar_config(disable=True)
+    model = Model("toy", pipe, material.prompts[:40], TOY)
+    few = material.first(40)
+    one, other = (evaluation(few, small_clip, batch_size=size).score(model) for size in (40, 3))
+    assert one.protocol == other.protocol
+    assert values(one) == pytest.approx(values(other), rel=1e-5, abs=1e-5)
+
+
+def test_shares_of_several_processes_come_together(small_clip):
+    """The states of three shares merge to that of the whole, vectors in the order of the pictures."""
+    images, clusters = torch.rand(50, 3, 32, 32) * 2 - 1, [index // 2 for index in range(50)]
+    prompts = [f"bird {index}" for index in range(50)]
+
+    def watch(makers, start, stop):
+        watchers = [make() for make in makers]
+        for watcher in watchers:
+            for first in range(start, stop, 4):
+                last = min(first + 4, stop)
+                watcher.observe(Batch(images[first:last], first, clusters[first:last], prompts[first:last]))
+        return [watcher.state() for watcher in watchers], watchers
+
+    makers = [lambda: FeatureSet(ToyFeatures(), keep=30), lambda: CLIPView(small_clip, keep=30)]
+    states, (features, view) = watch(makers, 0, 50)
+    features.merge([states[0]]), view.merge([states[1]])
+    cuts = [share(50, _process(rank, 3)) for rank in range(3)]
+    assert [index for cut in cuts for index in cut] == list(range(50))
+    parts = [watch(makers, cut.start, cut.stop)[0] for cut in cuts]
+    merged, seen = (make() for make in makers)
+    merged.merge([part[0] for part in parts]), seen.merge([part[1] for part in parts])
+
+    torch.testing.assert_close(merged.vectors, features.vectors)
+    assert len(merged.vectors) == len(torch.cat(seen.images)) == len(torch.cat(seen.texts)) == 30
+    torch.testing.assert_close(torch.cat(seen.cosines), torch.cat(view.cosines), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(merged.statistics.covariance, features.statistics.covariance)
+    whole = FeatureStatistics.of(ToyFeatures()(images))
+    torch.testing.assert_close(merged.statistics.covariance, whole.covariance)
+    assert sum(group.count for group in merged.groups) == 50
+
+
+def _process(rank: int, world: int) -> PartialState:
+    class State:
+        process_index, num_processes = rank, world
+
+    return State()
+
+
+def test_the_distance_is_that_of_all_pictures_and_its_interval_holds_it(material):
+    torch.manual_seed(0)
+    real, fake = FeatureSet(ToyFeatures(), 100), FeatureSet(ToyFeatures(), 100)
+    for watcher, pictures in ((real, torch.rand(60, 3, 8, 8)), (fake, torch.rand(60, 3, 8, 8) / 2)):
+        watcher.observe(Batch(pictures, 0, list(range(60))))
+        watcher.merge([watcher.state()])
+    found = scores.set_scores(real, fake, "_toy")
+    assert found["fid_toy"]["value"] == pytest.approx(frechet_distance(real.vectors, fake.vectors), rel=1e-9)
+    assert found["fid_toy"]["low"] < found["fid_toy"]["value"] < found["fid_toy"]["high"]
+    assert found["kid_toy"]["low"] > 0
+    assert found["precision_toy"]["value"] <= 1 and found["recall_toy"]["value"] <= 1
+
+
+def test_judges_read_renders_right():
+    """Fresh renders are what a perfect model would draw; prompts that leave a word open do not count for it."""
+    from ratlip_hf import bundled
+    from ratlip_hf.synthetic_birds.judge import BirdJudge
+
+    protocol = PROTOCOLS["synthetic-birds"]
+    material = load_material(protocol, "synthetic-birds").first(60)
+    networks = Networks(
+        {},
+        None,
+        [BirdJudge.from_pretrained(folder) for folder in bundled.judge_dirs()],
+        [BirdJudge.from_pretrained(bundled.scene_judge_dir())],
+    )
+    record = Evaluation(protocol, material, networks).score(FreshRenders(material))
+    accuracies = {name: score["value"] for name, score in record.scores.items()}
+    assert set(accuracies) == {
+        "attribute_accuracy",
+        *(f"accuracy_{name}" for name in FIELDS if name != "size"),
+        "all_parts_right",
+    }
+    assert min(accuracies.values()) > 0.98
+    assert math.isclose(accuracies["attribute_accuracy"], sum(accuracies[f"accuracy_{p}"] for p in FIELDS[:3]) / 3)
+
+
+def test_only_named_words_count():
+    words = torch.tensor([[[1, 0]], [[1, 0]], [[0, 0]]])
+    wanted = torch.tensor([[1, UNNAMED], [0, UNNAMED], [0, UNNAMED]])
+    found = scores.reading_scores(words, wanted, ["direction", "perch"], [0, 1, 2])
+    assert found.keys() == {"accuracy_direction"} and found["accuracy_direction"]["value"] == pytest.approx(2 / 3)
+
+
+def test_pictures_of_one_prompt_are_one_piece_of_evidence():
+    torch.manual_seed(0)
+    per_prompt = torch.rand(20, dtype=torch.float64)
+    once = scores._mean(per_prompt, list(range(20)))
+    repeated = scores._mean(per_prompt.repeat(6), list(range(20)) * 6)
+    assert repeated == pytest.approx(once)
+
+
+def test_a_scorer_that_trained_the_generator_is_not_counted_twice(pipe, material, small_clip):
+    pipe.set_progress_bar_config(disable=True)
+    model = Model("toy", pipe, material.prompts[:20], TOY)
+    few = material.first(20)
+    own = model.own_clip.describe()["weights_sha256"][:8]
+    assert "clip_score" in evaluation(few, small_clip).score(model).scores
+    alone = evaluation(few).score(model).scores
+    assert f"clip_score_own_{own}" in alone and "clip_score" not in alone
