@@ -1,4 +1,4 @@
-"""The metrics of pictures and their prompts against answers known beforehand; those of sets are in `test_metrics.py`."""
+"""The metrics of pictures and their prompts against answers known beforehand; `test_metrics.py` has those of sets."""
 
 import math
 from itertools import permutations
