@@ -5,9 +5,9 @@ import sys
 
 from ..utils.errors import CommandParser, command_line
 from ..version import __version__
-from . import convert, data, evaluate, generate
+from . import convert, data, evaluate, generate, study
 
-VERBS = {"generate": generate, "evaluate": evaluate, "data": data, "convert": convert}
+VERBS = {"generate": generate, "evaluate": evaluate, "study": study, "data": data, "convert": convert}
 
 
 @command_line

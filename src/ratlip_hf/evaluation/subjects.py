@@ -62,6 +62,7 @@ class Model:
             "dtype": str(generator.dtype).removeprefix("torch."),
             "weights": "as saved: the trainer saves the averaged ones",
             "sample_size": generator.config.sample_size,
+            "parameters": generator.num_parameters(),
         }
 
 

@@ -1,0 +1,185 @@
+"""Studies: arms that differ in one thing, runs that go on where they stopped, and honest readings of records."""
+
+import dataclasses
+import json
+import math
+import shlex
+import subprocess
+
+import pytest
+import torch
+
+from ratlip_hf import RATLIPGenerator
+from ratlip_hf.cli.main import main
+from ratlip_hf.evaluation import Record
+from ratlip_hf.models.presets import preset
+from ratlip_hf.study import plan, reading, runs
+from ratlip_hf.training.options import load_config
+from ratlip_hf.utils.errors import UserError
+
+PROTOCOL = {"name": "toy", "num_real": 10, "num_fake": 10}
+
+
+def record(arm: str, seed: int, value: float, **protocol) -> Record:
+    subject = {"arm": arm, "seed": seed, "parameters": 1_500_000}
+    return Record({**PROTOCOL, **protocol}, subject, {"score": {"value": value}})
+
+
+def records(**arms: list[float]) -> list[Record]:
+    return [record(arm, seed, value) for arm, values in arms.items() for seed, value in enumerate(values)]
+
+
+def study_run(tmp_path, arm=plan.RAT, **changes) -> runs.StudyRun:
+    return dataclasses.replace(runs.StudyRun(plan.CORPORA["synthetic-birds"], arm, 1, tmp_path), **changes)
+
+
+@pytest.mark.parametrize("corpus", plan.CORPORA)
+@pytest.mark.parametrize("table", plan.TABLES.values(), ids=plan.TABLES)
+def test_every_run_has_a_valid_configuration_and_a_model(table, corpus, tmp_path):
+    for arm in table.arms:
+        run = runs.StudyRun(plan.CORPORA[corpus], arm, 0, tmp_path)
+        config = load_config(run.trainer_options())
+        assert config.generator == dict(arm.generator) and config.output_dir == str(run.folder)
+        with torch.device("meta"):
+            RATLIPGenerator(**{**preset(config.preset)["generator"], **config.generator})
+    assert {name for pair in table.contrasts for name in pair} <= {arm.name for arm in table.arms}
+
+
+def test_arms_of_the_main_contrast_differ_in_one_thing_each():
+    cat, rat, with_attention = (dict(arm.generator) for arm in plan.TABLES["table3"].arms)
+    assert cat.pop("fusion") == "cat" and cat == rat
+    assert set(rat.values()) == {"bn_act"} and set(with_attention.values()) == {"bn_act_sa"}
+    assert rat.keys() == with_attention.keys() == {"bridge_conv", "image_conv"}
+    configs = [
+        load_config(["--config", "study_birds", "--generator", json.dumps(dict(arm.generator))])
+        for arm in (plan.CAT, plan.RAT)
+    ]
+    assert dataclasses.replace(configs[0], generator={}) == dataclasses.replace(configs[1], generator={})
+
+
+def test_unknown_arms_are_named():
+    with pytest.raises(UserError, match="table3 has the arms cat, rat, rat_sa, not 'dog'"):
+        plan.choose_arms(plan.TABLES["table3"], ["dog"])
+
+
+def test_a_paired_difference_and_its_interval():
+    """By hand: differences .1, .2, .3 have the mean .2 and the standard error .1 / sqrt(3)."""
+    found = reading.contrast(records(a=[0.5, 0.8, 0.7], b=[0.4, 0.6, 0.4]), "a", "b", "score")
+    half = 4.3027 * 0.1 / math.sqrt(3)
+    assert found.mean == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half))
+    assert found.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.20, 0.21, 0.19], "an effect: higher"),
+        ([-0.20, -0.21, -0.19], "an effect: lower"),
+        ([0.2, 0.21, -0.19], "inconclusive"),
+        ([0.2], "one seed: no verdict"),
+    ],
+)
+def test_verdicts(differences, verdict):
+    found = reading.contrast(records(a=differences, b=[0.0] * len(differences)), "a", "b", "score")
+    assert found.verdict == verdict and verdict in reading.describe_contrast(found)
+
+
+def test_seeds_are_paired_by_number_and_the_latest_record_counts():
+    several = [record("a", 0, 1.0), record("a", 2, 5.0), record("b", 2, 1.0), record("b", 1, 0.0), record("a", 2, 2.0)]
+    assert reading.contrast(several, "a", "b", "score").by_seed == {2: 1.0}
+    assert reading.contrast(several, "a", "c", "score") is None
+
+
+def test_the_table_has_means_and_spreads_and_one_protocol():
+    table = dataclasses.replace(plan.TABLES["table3"], contrasts=(("rat", "cat"),))
+    found = [*records(cat=[0.5, 0.7, 0.6], rat=[0.7, 0.7, 0.7]), record("AttnGAN", 0, 12.34)]
+    text = reading.describe_table(found, table, ["score"])
+    assert "| CAT | 1.50 | 3 | 0.600 ± 0.100 |" in text and "| AttnGAN | 1.50 | 1 | 12.3 |" in text
+    assert "attention" not in text
+    assert "rat - cat: +0.100" in text and "inconclusive" in text
+    with pytest.raises(ValueError, match="num_fake"):
+        reading.describe_table([*found, record("rat", 3, 0.1, num_fake=5)], table, ["score"])
+
+
+def test_records_are_named_by_arm_and_seed(tmp_path):
+    subject = {"model": str(tmp_path / "rat-1" / "pipeline"), "weights_sha256": "12"}
+    runs.add_record(tmp_path, "rat", 1, Record(PROTOCOL, subject, {"score": {"value": 1.0}}))
+    (found,) = runs.known_records(tmp_path)
+    assert found.subject == {"arm": "rat", "seed": 1, "weights_sha256": "12"}
+    assert runs.is_scored("rat", 1, [found]) and not runs.is_scored("rat", 2, [found])
+    assert str(tmp_path) not in (tmp_path / runs.RECORDS).read_text()
+
+
+def test_a_run_is_finished_when_it_has_seen_everything(tmp_path):
+    run = study_run(tmp_path, options=("--max_train_images", "64"))
+    assert not run.is_finished()
+    for step, images in ((2, 32), (4, 64)):
+        checkpoints = runs.Checkpoints(run.folder / "checkpoints", None)
+        checkpoints.save(step, {"step": step, "images": images})
+        (run.folder / "pipeline").mkdir(exist_ok=True)
+        assert run.is_finished() == (images == 64)
+    assert not study_run(tmp_path, options=("--max_train_images", "128")).is_finished()
+
+
+def test_printed_commands_are_what_is_run(tmp_path, capsys):
+    where = ["--corpus", "birds", "--data", "my birds", "--seeds", "5", "--out", str(tmp_path)]
+    assert main(["study", "table3", "--print", *where]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    run = runs.StudyRun(plan.CORPORA["birds"], plan.CAT, 5, tmp_path, "my birds")
+    launcher, options = shlex.split(lines[0])[:4], shlex.split(lines[0])[4:]
+    assert launcher == ["accelerate", "launch", "-m", "ratlip_hf.training"] and options == run.trainer_options()
+    assert load_config(options).train_data_dir == "my birds"
+    assert len(lines) == 4 and lines[3].startswith("ratlip study table3 --corpus birds")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failing_run_says_why(tmp_path, monkeypatch):
+    def fail(command, stdout, **_):
+        stdout.write("a warning\nerror: train_batch_size must be at least 1\n")
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(runs.subprocess, "run", fail)
+    with pytest.raises(UserError, match="rat-1 failed: error: train_batch_size must be at least 1"):
+        study_run(tmp_path).train()
+
+
+def test_curves_are_gathered_by_arm_and_seed(tmp_path):
+    run, without = study_run(tmp_path), study_run(tmp_path, arm=plan.CAT)
+    run.folder.mkdir()
+    lines = [{"images": images, "scores": {"kid": 0.5}, "protocol": {}} for images in (10, 20)]
+    (run.folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs.write_curves(tmp_path, [run, without])
+    curves = [json.loads(line) for line in (tmp_path / runs.CURVES).read_text().splitlines()]
+    assert curves == [{"arm": "rat", "seed": 1, "images": images, "scores": {"kid": 0.5}} for images in (10, 20)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table4"], "table4"),
+        (["table3", "--arms", "dog"], "has the arms"),
+        (["table3", "--jobs", "0"], "--jobs"),
+        (["table3", "--seeds", "-1"], "--seeds"),
+        (["table1", "--images", "AttnGAN"], "NAME=FOLDER"),
+        (["table3", "--corpus", "mars"], "mars"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert main(["study", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.slow
+def test_a_study_from_beginning_to_end(tmp_path, capsys):
+    """Two short runs, trained, scored and shown; the second call finds everything done."""
+    short = ["--max_train_images", "32", "--max_train_samples", "32", "--evaluation_samples", "2"]
+    command = ["study", "table3", "--arms", "cat", "rat", "--seeds", "0", "--out", str(tmp_path), "--trainer_options"]
+    assert main([*command, *short]) == 0
+    first = capsys.readouterr().out
+    assert "2 runs, 2 of them to train" in first and "rat - cat" in first
+    assert main([*command, *short]) == 0
+    again = capsys.readouterr().out
+    assert "2 runs, 0 of them to train" in again and "scored" not in again
+    assert again.splitlines()[-1] == first.splitlines()[-1]
