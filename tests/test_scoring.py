@@ -1,6 +1,7 @@
 """Evaluation by protocol: what is drawn and set beside what, and that shares, batches and files change no score.
 With toy networks; `test_evaluate_command.py` types the command."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -116,7 +117,8 @@ def test_pictures_are_those_of_the_pipeline_by_seed(pipe, material):
 
 def test_files_score_as_the_model_that_drew_them(pipe, material, small_clip, tmp_path):
     pipe.set_progress_bar_config(disable=True)
-    scorer = dataclasses.replace(small_clip)
+    scorer = copy.deepcopy(small_clip)
+    scorer.image_encoder.visual_projection.weight.data.mul_(2)
     judged = evaluation(material, scorer)
     drawn = judged.score(Model("toy", pipe, material.prompts, TOY))
     lines = []
@@ -247,11 +249,15 @@ def test_pictures_of_one_prompt_are_one_piece_of_evidence():
     assert repeated == pytest.approx(once)
 
 
-def test_a_scorer_that_trained_the_generator_is_not_counted_twice(pipe, material, small_clip):
+def test_the_training_signal_is_never_called_the_clip_score(pipe, material, small_clip):
     pipe.set_progress_bar_config(disable=True)
     model = Model("toy", pipe, material.prompts[:20], TOY)
     few = material.first(20)
     own = model.own_clip.describe()["weights_sha256"][:8]
-    assert "clip_score" in evaluation(few, small_clip).score(model).scores
-    alone = evaluation(few).score(model).scores
-    assert f"clip_score_own_{own}" in alone and "clip_score" not in alone
+    for scorer in (None, small_clip):  # the CLIP of `pipe` is a copy of the latter
+        found = evaluation(few, scorer).score(model).scores
+        assert f"clip_score_own_{own}" in found and "clip_score" not in found
+    other = copy.deepcopy(small_clip)
+    other.text_encoder.text_projection.weight.data.mul_(-1)
+    found = evaluation(few, other).score(model).scores
+    assert found["clip_score"]["value"] == pytest.approx(-found[f"clip_score_own_{own}"]["value"], rel=1e-5)

@@ -21,8 +21,6 @@ from .records import Record
 from .sharding import gathered, share
 from .subjects import Subject
 
-OWN = "clip_score_own"
-
 
 @dataclass(frozen=True)
 class Sources:
@@ -187,13 +185,14 @@ class Evaluation:
             found |= scores.set_scores(self.real[space], seen[space], suffix)
             if self.protocol.prompts == "heldout" and _repeated(clusters):
                 found |= scores.diversity_scores(seen[space], clusters, self.real[space], self.material.real_clusters)
+        # By its hash, so that scores of different CLIPs, or of a training signal, never stand under a common name.
+        own = subject.own_clip and f"_own_{subject.own_clip.describe()['weights_sha256'][:8]}"
         if "scorer" in seen:
             found |= scores.clip_distance(self.real["scorer"], seen["scorer"])
             if subject.prompts is not None:
-                found |= scores.prompt_scores(seen["scorer"], clusters, seed)
+                held_out = not (own and self._is_scorer(subject.own_clip))
+                found |= scores.prompt_scores(seen["scorer"], clusters, seed, "" if held_out else own)
         if "own" in seen:
-            # By its hash, so that scores of different CLIPs never stand under one name.
-            own = f"_own_{subject.own_clip.describe()['weights_sha256'][:8]}"
             found |= scores.prompt_scores(seen["own"], clusters, seed, own)
         return found
 

@@ -1,5 +1,5 @@
 """The runs of a study: the command of each, whether it is finished, and its record.
-Owns the folders `ARM-SEED`, `records.jsonl` and `curves.jsonl` in a study's folder; any of it may be interrupted and started again."""
+Owns the folders `ARM-SEED`, `records.jsonl` and `curves.jsonl` of a study, which can be interrupted."""
 
 import dataclasses
 import json

@@ -1,0 +1,98 @@
+"""Makes the tables of README.md and docs/ from the records in docs/records; `--check` only says if they differ.
+Usage: python docs/tables.py [--check]. A table stands between `<!-- table: NAME -->` and `<!-- end -->`."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ratlip_hf.evaluation.records import Record, read_records
+from ratlip_hf.study.plan import EXTRAS, TABLES
+from ratlip_hf.study.reading import as_markdown, contrast, describe_table
+
+DOCS = Path(__file__).parent
+RECORDS = DOCS / "records"
+PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "study.md")
+_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SCORES = {
+    "attribute_accuracy": "colours right",
+    "accuracy_crown": "crown",
+    "accuracy_belly": "belly",
+    "accuracy_wing": "wing",
+    "accuracy_direction": "direction",
+    "accuracy_background": "background",
+    "fid_judge": "FID (judge)",
+    "kid_judge": "KID (judge)",
+    "clip_score": "CLIP score (held out)",
+    "diversity": "diversity / real",
+}
+_MEASURED = tuple(_SCORES)
+
+
+def bundled() -> str:
+    """The bundled model beside fresh renders of the same birds, the latest record of each."""
+    latest = {record.subject["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
+    head = ["score", *latest]
+    body = [
+        [label, *(_figure(record.scores.get(name)) for record in latest.values())] for name, label in _SCORES.items()
+    ]
+    return as_markdown(head, body)
+
+
+def study() -> str:
+    """Table III on the synthetic birds, with its contrasts."""
+    return describe_table(_study_records("table3"), TABLES["table3"], _MEASURED)
+
+
+def study_parts() -> str:
+    """The contrasts in every single measure, which the plan only describes."""
+    records = _study_records("table3")
+    lines = []
+    for pair in TABLES["table3"].contrasts:
+        found = (contrast(records, *pair, score) for score in _MEASURED)
+        lines += [
+            [_SCORES[score], *_contrast_cells(each)] for score, each in zip(_MEASURED, found, strict=True) if each
+        ]
+    return as_markdown(["measure", "difference", "mean", "95 % interval"], lines)
+
+
+def _contrast_cells(found) -> list[str]:
+    return [f"{found.better} - {found.baseline}", f"{found.mean:+.3f}", f"[{found.low:+.3f}, {found.high:+.3f}]"]
+
+
+def _study_records(table: str) -> list[Record]:
+    names = {arm.name for arm in (*TABLES[table].arms, *EXTRAS)}
+    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["arm"] in names]
+
+
+def _figure(score: dict | None) -> str:
+    if score is None:
+        return "-"
+    digits = 1 if abs(score["value"]) >= 10 else 3
+    interval = f" ({score['low']:.{digits}f} to {score['high']:.{digits}f})" if "low" in score else ""
+    return f"{score['value']:.{digits}f}{interval}"
+
+
+TABLE_MAKERS: dict[str, Callable[[], str]] = {"bundled": bundled, "study": study, "study-parts": study_parts}
+
+
+def filled(text: str) -> str:
+    """A page's text with its tables made anew. Raises KeyError for a table that nobody makes."""
+    return _BLOCK.sub(lambda match: f"{match[1]}{TABLE_MAKERS[match[2]]()}\n{match[3]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
+    check = parser.parse_args(argv).check
+    outdated = [page for page in PAGES if page.read_text() != filled(page.read_text())]
+    for page in outdated:
+        print(f"{page.name}: {'differs from the records' if check else 'tables made anew'}")
+        if not check:
+            page.write_text(filled(page.read_text()))
+    return int(check and bool(outdated))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
