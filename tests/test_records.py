@@ -76,3 +76,9 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(ValueError, match="line 2, is no record"):
         read_records(tmp_path / "results.jsonl")
+
+
+def test_a_training_signal_is_pointed_out():
+    own = {"clip_score_own_12345678": {"value": 30.0}}
+    assert any("--scorer" in line for line in record(own).warnings())
+    assert record({**own, "clip_score": {"value": 25.0}}).warnings() == []

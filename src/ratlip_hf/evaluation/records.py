@@ -59,11 +59,15 @@ class Record:
     def warnings(self) -> list[str]:
         """What a reader has to be told beside the figures; one line each."""
         counts = {"real": self.protocol["num_real"], "generated": self.protocol["num_fake"]}
-        return [
+        lines = [
             f"only {count} {kind} pictures: below {FEW} distances between sets are dominated by their bias"
             for kind, count in counts.items()
             if 0 < count < FEW
         ]
+        names = [name for name in self.scores if name.startswith("clip_score")]
+        if names and "clip_score" not in names:
+            lines.append("the CLIP score is that of the generator's own CLIP, its training signal: give a --scorer")
+        return lines
 
 
 def append_record(path: str | os.PathLike, record: Record) -> None:
