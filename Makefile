@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle worker threads that spin slow down everything else on small machines.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help generate test test-all test-wheel lint style accuracy clean
+.PHONY: help generate test test-all test-wheel lint style accuracy tables figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -50,6 +50,13 @@ test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in a clean en
 
 accuracy: $(VENV)/.installed-dev  ## measure the bundled model's alignment with both judges
 	$(BIN)/python -m ratlip_hf.synthetic_birds.alignment
+
+tables: $(VENV)/.installed-dev  ## make the tables of README and docs anew from docs/records
+	$(BIN)/python docs/tables.py
+
+figures: $(VENV)/.installed-dev  ## draw the figures of docs/study.md anew from docs/records
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[plots]"
+	$(BIN)/python docs/figures.py
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist src/*.egg-info
