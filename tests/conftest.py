@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
@@ -136,6 +137,22 @@ def hub() -> Iterator[HubServer]:
     """A running local Hub, empty at the start of each module."""
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path) -> HubServer:
+    """Lets this process, which is offline like all tests, take the local server for the Hub."""
+    settings = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    settings["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    settings |= {"HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HUB_CACHE": str(tmp_path / "hub_cache")}
+    for name, value in settings.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    # Behind functions such as `create_repo`, which diffusers uses, is one client made at import.
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -31,19 +31,6 @@ WAIT = 60  # seconds after which a test that hangs gives up
 
 
 @pytest.fixture
-def online(hub, monkeypatch, tmp_path) -> HubServer:
-    """Lets this process, which is offline like all tests, take the local server for the Hub."""
-    constants = huggingface_hub.constants
-    settings = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
-    for name, value in {**settings, "HF_TOKEN_PATH": str(tmp_path / "token")}.items():
-        monkeypatch.setattr(constants, name, value)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    return hub
-
-
-@pytest.fixture
 def run(tmp_path) -> TrainingConfig:
     """A run that has left its files, small stand-ins with the names of the real ones."""
     # The folder gives the repository its name, and all tests share one Hub.

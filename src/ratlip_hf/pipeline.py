@@ -6,17 +6,21 @@ import os
 import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
+from huggingface_hub import ModelCard
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .convert.checkpoint import DEFAULT_CLIP, convert_original
 from .frozen_clip import FrozenCLIP, encode_text, load_clip, refuse_missing_weights
 from .latents import check_latents, draw_latents
+from .model_card import own_card
 from .models import RATLIPGenerator
 from .models.base import refuse_string_dtypes
+from .utils.portable_config import PortableConfig
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 _DIFFUSION_HABITS = {
@@ -29,7 +33,7 @@ _DIFFUSION_HABITS = {
 }
 
 
-class RATLIPPipeline(DiffusionPipeline):
+class RATLIPPipeline(PortableConfig, DiffusionPipeline):
     r"""Text-to-image generation with RATLIP and its relatives, in one forward pass.
 
     Every component may be None as long as no call needs it; `from_pretrained(..., text_encoder=None, tokenizer=None)`
@@ -88,10 +92,14 @@ class RATLIPPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in diffusers; but a missing weight or a dtype given as a string raises ValueError.
 
-        Through `DiffusionPipeline.from_pretrained` diffusers ignores such a dtype with a warning, and transformers
-        fills in a missing weight of a CLIP tower with random numbers; a missing weight of ours raises there too.
+        Without `dtype` everything is float32, and a repository that ships its own code is loaded with this package's
+        classes. Through `DiffusionPipeline.from_pretrained` diffusers ignores a string with a warning, and
+        transformers fills in a missing weight of a CLIP tower with random numbers and takes the precision in which
+        the tower was saved last; a missing weight of ours raises there too.
         """
         refuse_string_dtypes(kwargs)
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = torch.float32
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name in {"text_encoder", "image_encoder"} - kwargs.keys():
             if (tower := getattr(pipe, name)) is not None:
@@ -131,6 +139,22 @@ class RATLIPPipeline(DiffusionPipeline):
         parts = converted.clip
         pipe = cls(parts.tokenizer, parts.text_encoder, parts.image_encoder, converted.generator)
         return pipe if dtype is None else pipe.to(dtype)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        """The index of a pipeline; this package's classes take the place of code that a repository ships for them."""
+        index = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = cls.__name__
+        if (index.get("generator") or [None])[-1] == RATLIPGenerator.__name__:
+            index["generator"] = [__package__, RATLIPGenerator.__name__]
+        return index
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
+        """Every way of publishing a pipeline ends here, with the card that diffusers has written or found."""
+        if (readme := Path(working_dir) / "README.md").is_file():
+            own_card(ModelCard.load(readme), self.components, repo_id).save(readme)
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
     def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
         """Encode sentences.

@@ -7,6 +7,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from transformers import CLIPVisionConfig
 
+from ..utils.portable_config import PortableConfig
 from .checkpointing import checkpoint_module
 from .clip import grid_size
 from .presets import preset
@@ -21,7 +22,7 @@ def refuse_string_dtypes(kwargs: dict) -> None:
                 raise ValueError(f"{name}={item!r} is a string; pass a torch.dtype such as torch.float16")
 
 
-class RATLIPModel(ModelMixin, ConfigMixin):
+class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
     """Base of [`RATLIPGenerator`] and [`RATLIPDiscriminator`]."""
 
     _supports_gradient_checkpointing = True

@@ -1,7 +1,6 @@
-"""The model card of a training run: what was trained, on what, with which CLIP and code, and how to draw with it.
-Owns the text of README.md and the metadata in it that the Hub reads; nothing empty is ever written there."""
+"""The model card of a training run: what was trained, on what, with which CLIP and code.
+Owns the text of README.md and the metadata that only a run knows; nothing empty is ever written there."""
 
-import json
 import math
 import re
 import subprocess
@@ -13,11 +12,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..bundled import NAME
+from ..model_card import PROMPT, card_data, use_section
 from ..version import __version__
 from .config import TrainingConfig
 
 _WIDGETS = 3
-_PROMPT = "a small bird with red wings"
 _INTRODUCTION = """---
 {metadata}
 ---
@@ -27,18 +26,6 @@ _INTRODUCTION = """---
 A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to a picture. {origin};
 these are the averaged weights of the generator. The discriminator lies in `discriminator/`, the files of the training
 run in `training/`.
-"""
-_USE = """
-## Use
-
-```python
-import torch
-from ratlip_hf import RATLIPPipeline
-
-pipe = RATLIPPipeline.from_pretrained("{repository}")
-images = pipe({prompt}, num_images_per_prompt=4, generator=torch.Generator().manual_seed(0)).images
-images[0].save("picture.png")
-```
 """
 _TRAINING = """
 ## Training
@@ -93,8 +80,7 @@ def model_card(
     )
     if samples:
         text += f"\n![samples]({samples[-1]})\n"
-    prompt = prompts[0] if prompts else _PROMPT
-    text += _USE.format(repository=repository, prompt=json.dumps(prompt, ensure_ascii=False))
+    text += use_section(repository, prompts[0] if prompts else PROMPT)
     facts = _facts(config, commit, images, clip or {})
     text += _TRAINING.format(facts="\n".join(f"* {fact}" for fact in facts), config=config.to_json().strip())
     if metrics:
@@ -136,17 +122,12 @@ def _metadata(
     samples: Sequence[str],
     metrics: Sequence[Mapping],
 ) -> ModelCardData:
-    fields = {
-        "license": config.hub_license,
-        "language": ["en"],
-        "library_name": "ratlip_hf",
-        "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "gan", "clip", "ratlip"],
-        "datasets": [source for source in _data_sources(config) if _is_on_hub(source)],
-        "base_model": _base_models(config, clip),
-        "widget": [_widget(prompt, samples) for prompt in prompts[:_WIDGETS]],
-    }
-    card = ModelCardData(**{name: value for name, value in fields.items() if value})
+    card = card_data(
+        license=config.hub_license,
+        datasets=[source for source in _data_sources(config) if _is_on_hub(source)],
+        base_model=_base_models(config, clip),
+        widget=[_widget(prompt, samples) for prompt in prompts[:_WIDGETS]],
+    )
     if results := [_result(config, record) for record in metrics if math.isfinite(record["value"])]:
         card.model_name, card.eval_results = title, results
     return card
