@@ -5,8 +5,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import diffusers
-import transformers
 from safetensors import SafetensorError
 
 from .. import bundled
@@ -14,6 +12,7 @@ from ..convert.checkpoint import DEFAULT_CLIP, convert_original
 from ..convert.folder import refuse_existing, save_conversion, save_original
 from ..convert.layout import FAMILIES
 from ..utils.errors import UserError, one_line
+from .loading import quiet_libraries
 
 _ONLY_FROM_ORIGINAL = ("clip", "family", "coupled", "sample_size", "prompt_layers", "feature_layers")
 
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     if options.to_original:
         return _to_original(options)
     if options.without_tower:
@@ -74,9 +73,3 @@ def _to_original(options: argparse.Namespace) -> int:
 def _warn(lines: list[str]) -> None:
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _quiet_libraries() -> None:
-    for library in (diffusers.utils.logging, transformers.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()

@@ -72,7 +72,7 @@ def _evaluate(options: argparse.Namespace, protocol, material) -> int:
     elif model == REAL_RENDERS:
         subject = FreshRenders(material)
     else:
-        subject = Model(model, load_pipeline(model, device, options.dtype), material.prompts, protocol)
+        subject = Model(model, load_pipeline(model, check_dtype(options.dtype)).to(device), material.prompts, protocol)
     sources = Sources(options.inception, options.dinov2, options.scorer)
     networks = load_networks(protocol, sources, device)
     with first_few(logging.getLogger("ratlip_hf.frozen_clip")):

@@ -42,11 +42,12 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--num_images must be at least 1, not {options.num_images}")
     if not 0 <= options.seed < 2**63 - len(prompts) * options.num_images:
         raise UserError(f"--seed must be a non-negative 63-bit number, not {options.seed}")
-    check_dtype(options.dtype)
+    dtype = check_dtype(options.dtype)
     drawn = [prompt for prompt in prompts for _ in range(options.num_images)]
     jobs = [(prompt, options.seed + index) for index, prompt in enumerate(drawn)]
     with staged_files(options.out) as folder:  # first of all, so that a folder that cannot be written is told at once
-        pipe = load_pipeline(options.model, find_device(options.device), options.dtype)
+        device = find_device(options.device)
+        pipe = load_pipeline(options.model, dtype).to(device)
         records, images = [], []
         for index, ((prompt, seed), image) in enumerate(zip(jobs, _draw(pipe, jobs), strict=True)):
             record = {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": options.model}

@@ -1,5 +1,5 @@
-"""Options of device and precision, and the loading of a pipeline, with what can go wrong in one line each.
-Shared by the verbs that draw."""
+"""How verbs load the pipeline that `--model` names, and on which device: libraries silent, every failure one line.
+Owns the options of device and precision; the loading itself is the pipeline's."""
 
 import argparse
 from pathlib import Path
@@ -21,10 +21,11 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises UserError for a name that is none of `DTYPES`."""
+def check_dtype(dtype: str) -> torch.dtype:
+    """The dtype of that name. Raises UserError for a name that is none of `DTYPES`."""
     if dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return getattr(torch, dtype)
 
 
 def find_device(name: str | None) -> torch.device:
@@ -37,16 +38,20 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def load_pipeline(model: str, device: torch.device, dtype: str) -> RATLIPPipeline:
-    """The pipeline of a folder or repository, or the bundled one by its name; libraries keep quiet from here on."""
-    for library in (diffusers.utils.logging, transformers.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
+def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> RATLIPPipeline:
+    """The pipeline in a folder, a repository, or "synthetic-birds". Raises UserError when it cannot be loaded."""
+    quiet_libraries()
     source = bundled.resolve(model)
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise UserError(f"--model {model} holds no pipeline: there is no model_index.json in it")
     try:
-        pipe = RATLIPPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
+        return RATLIPPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return pipe.to(device)
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no warnings of the libraries; what a user must know, the verbs say themselves."""
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()

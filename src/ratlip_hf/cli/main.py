@@ -5,9 +5,16 @@ import sys
 
 from ..utils.errors import CommandParser, command_line
 from ..version import __version__
-from . import convert, data, evaluate, generate, study
+from . import convert, data, evaluate, export, generate, study
 
-VERBS = {"generate": generate, "evaluate": evaluate, "study": study, "data": data, "convert": convert}
+VERBS = {
+    "generate": generate,
+    "evaluate": evaluate,
+    "study": study,
+    "data": data,
+    "convert": convert,
+    "export": export,
+}
 
 
 @command_line

@@ -108,7 +108,7 @@ def _score(planned: list, options: argparse.Namespace) -> None:
     networks = load_networks(protocol, Sources(options.inception, scorer=options.scorer), device)
     evaluation = Evaluation(protocol, material, networks)
     for run in left:
-        pipe = load_pipeline(str(run.folder / "pipeline"), device, "float32")
+        pipe = load_pipeline(str(run.folder / "pipeline")).to(device)
         subject = Model(run.name, pipe, material.prompts, protocol)
         add_record(options.out, run.arm.name, run.seed, evaluation.score(subject))
         print(f"scored {run.name}", flush=True)
