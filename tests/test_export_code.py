@@ -86,6 +86,11 @@ def test_no_name_is_missing_none_is_idle_and_the_form_is_ours(code, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_network_is_in_its_own_file_only(code):
+    pipeline, generator = (definitions(code[path]) for path in CODE)
+    assert "RATLIPGenerator" in generator and "RATLIPGenerator" not in pipeline
+
+
 def test_it_has_one_pipeline_class(code):
     """diffusers refuses a file with several when it is named as `custom_pipeline=`."""
     names = [node.name for node in ast.parse(code[CODE[0]]).body if isinstance(node, ast.ClassDef)]

@@ -48,6 +48,7 @@ WITHOUT_PACKAGE = """
     for part in (pipe, pipe.generator):
         assert type(part).__module__.startswith("diffusers_modules."), type(part)
     assert not [name for name, module in sys.modules.items() if name.startswith("ratlip_hf") and module is not None]
+    pipe.save_pretrained(out + "-saved")
     np.savez(out, **pictures)
 """
 WITH_PACKAGE = """
@@ -116,6 +117,8 @@ def test_without_the_package_the_pictures_are_the_same(hub, source, coded, run_p
         assert np.abs(pictures[name] - draw(pipe)).max() <= 1e-6
     assert np.abs(pictures["truncated"] - draw(pipe, truncation=0.5)).max() <= 1e-6
     assert np.abs(pictures["half"] - draw(pipe)).max() <= 2e-2
+    saved = RATLIPPipeline.from_pretrained(f"{tmp_path / 'pictures.npz'}-saved")
+    assert np.abs(draw(saved) - draw(pipe)).max() <= 1e-6
 
 
 def test_with_the_package_the_same_repository_loads_and_runs_none_of_its_code(
