@@ -13,11 +13,12 @@ EXTRAS = {
     "eval": ["evaluate>=0.4.6", "datasets>=5.2"],
     "demo": ["gradio>=6"],
     "plots": ["matplotlib>=3.9"],
-    "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+    "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["eval"],
+    *EXTRAS["export"],
     "build>=1.2",
     "pytest>=8",
     "pytest-xdist>=3.6",

@@ -48,6 +48,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->generator"
+    _needed_to_draw = ("image_encoder", "generator")
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModelWithProjection
@@ -243,7 +244,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             if name in _DIFFUSION_HABITS:
                 raise ValueError(f"{name} has no meaning here: {_DIFFUSION_HABITS[name]}")
             raise TypeError(f"{type(self).__name__} does not take {name!r}")
-        self._require("image_encoder", "generator")
+        self._require(*self._needed_to_draw)
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds, and not both")
         if prompt is not None:

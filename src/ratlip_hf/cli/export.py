@@ -1,11 +1,11 @@
-"""Write a pipeline for other programs: `ratlip export hub`.
+"""Write a pipeline for other programs: `ratlip export hub|onnx`.
 Finds the target; targets are modules with `add_arguments(parser)` and `run(options)`, like verbs."""
 
 import argparse
 
-from . import export_hub
+from . import export_hub, export_onnx
 
-TARGETS = {"hub": export_hub}
+TARGETS = {"hub": export_hub, "onnx": export_onnx}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

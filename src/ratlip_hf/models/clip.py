@@ -125,7 +125,7 @@ def _embed_pixels(tower: nn.Module, images: torch.Tensor, clip_input: str) -> to
 def _with_class_token(tower: nn.Module, patches: torch.Tensor) -> torch.Tensor:
     """Patch tokens [B, g*g, width] -> input of layer 0 [B, 1 + g*g, width]."""
     with _hooks_around(tower.embeddings):
-        class_token = tower.embeddings.class_embedding.expand(len(patches), 1, -1)
+        class_token = tower.embeddings.class_embedding.expand(patches.shape[0], 1, -1)
         positions = tower.embeddings.position_embedding(tower.embeddings.position_ids)
         return tower.pre_layrnorm(torch.cat([class_token, patches], dim=1) + positions)
 

@@ -171,8 +171,9 @@ class RATLIPGenerator(RATLIPModel):
         for name, value, width in widths:
             if value.ndim != 2 or value.shape[1] != width:
                 raise ValueError(f"{name} must be [batch, {width}], not {list(value.shape)}")
-        if len(noise) != len(prompt_embeds):
-            raise ValueError(f"noise has {len(noise)} rows but prompt_embeds has {len(prompt_embeds)}")
+        # `shape[0]`, not `len`, here and below the forward pass: `len` would fix the batch size when it is exported.
+        if noise.shape[0] != prompt_embeds.shape[0]:
+            raise ValueError(f"noise has {noise.shape[0]} rows but prompt_embeds has {prompt_embeds.shape[0]}")
         if not isinstance(getattr(image_encoder, "vision_model", None), torch.nn.Module):
             raise TypeError(
                 f"image_encoder must be a CLIPVisionModelWithProjection, not {type(image_encoder).__name__}"

@@ -65,7 +65,7 @@ class PerLayerStates(nn.Module):
     def forward(self, noise: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
         condition = torch.cat([noise, text], dim=1)
         sequences = condition[None] if self.batch_as_time else condition[:, None]
-        return [cell(sequences)[1][0][0].expand(len(condition), -1) for cell in self.cells]
+        return [cell(sequences)[1][0][0].expand(condition.shape[0], -1) for cell in self.cells]
 
 
 def build_states(
