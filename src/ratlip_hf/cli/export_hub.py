@@ -5,8 +5,7 @@ import argparse
 from pathlib import Path
 
 from .. import bundled
-from ..export.hub import CODE, export_hub
-from ..export.hub_folder import refuse_foreign
+from ..export.hub import CODE, export_hub, refuse_other_folders
 from ..utils.errors import UserError
 from .loading import load_pipeline
 
@@ -28,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     repository = options.repo_id or f"user/{options.folder.resolve().name}"
     if repository.count("/") != 1:
         raise UserError(f"--repo_id must be user/name, not {repository!r}")
-    refuse_foreign(options.folder)  # before minutes of work
+    refuse_other_folders(options.folder)  # before minutes of work
     pipe = load_pipeline(options.model)
     files = export_hub(pipe, options.folder, repository, bundled.resolve(options.model), options.with_code)
     config = pipe.generator.config

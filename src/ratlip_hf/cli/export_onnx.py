@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import bundled
 from ..export.onnx_export import DTYPES, PACKAGES, export_onnx
-from ..export.onnx_folder import PICTURE_GRAPH, TEXT_GRAPH, refuse_foreign
+from ..export.onnx_folder import PICTURE_GRAPH, TEXT_GRAPH, refuse_other_folders
 from ..export.onnx_networks import require
 from ..utils.errors import UserError
 from .loading import load_pipeline
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
         require(*PACKAGES)
     except ImportError as error:
         raise UserError(str(error)) from error
-    refuse_foreign(options.folder)  # before minutes of work
+    refuse_other_folders(options.folder)  # before minutes of work
     pipe = load_pipeline(options.model)
     record = export_onnx(pipe, options.folder, options.dtype)
     print(_summary(options, record))

@@ -1,5 +1,5 @@
 """A pipeline as the folder of a repository: weights, discriminator, card and, on request, the code that loads it.
-Owns what lies where; the code's text is made in `code`, which folder may be replaced is known by `hub_folder`."""
+Owns what lies where; the code's text is made in `code`, which folder may be replaced is known by `exported_folder`."""
 
 import json
 import os
@@ -16,8 +16,9 @@ from ..pipeline import RATLIPPipeline
 from ..utils.files import atomic_directory
 from ..version import __version__
 from .code import Import, self_contained
-from .hub_folder import refuse_foreign, write_record
+from .exported_folder import refuse_foreign, write_record
 
+RECORD = "hub_export.json"
 _PIPELINE, _GENERATOR = "pipeline", "ratlip_generator"
 CODE = (f"{_PIPELINE}.py", f"generator/{_GENERATOR}.py")
 _WITHOUT_PACKAGE = f"""
@@ -62,7 +63,7 @@ def export_hub(
         ValueError: for a folder with something else in it, or a pipeline without generator or image tower.
         OSError: when the folder cannot be written.
     """
-    refuse_foreign(folder)
+    refuse_other_folders(folder)
     if missing := [name for name in ("generator", "image_encoder") if getattr(pipe, name) is None]:
         raise ValueError(f"{source} has no {missing[0]}: there is nothing to publish without it")
     discriminator = RATLIPDiscriminator.of_pipeline(source)
@@ -78,7 +79,12 @@ def export_hub(
         text = _SECTION.sub("", str(card)).rstrip() + "\n"
         text += _WITHOUT_PACKAGE.format(repository=repository) if with_code else ""
         (staged / "README.md").write_text(text, encoding="utf-8")
-        return write_record(staged, {"model": _name(source), "with_code": with_code})
+        return write_record(staged, RECORD, {"model": _name(source), "with_code": with_code})
+
+
+def refuse_other_folders(folder: str | os.PathLike) -> None:
+    """Raise ValueError for a folder that [`export_hub`] would not replace."""
+    refuse_foreign(folder, RECORD, "export for the Hub")
 
 
 def code_files() -> dict[str, str]:

@@ -9,9 +9,8 @@ import torch
 
 from ..pipeline import RATLIPPipeline
 from ..utils.files import atomic_directory
-from ..version import __version__
 from .onnx_check import BATCHES, BOUNDS, compare, refuse_differences
-from .onnx_folder import PICTURE_GRAPH, TEXT_GRAPH, TOKENIZER, refuse_foreign, write_record
+from .onnx_folder import PICTURE_GRAPH, TEXT_GRAPH, TOKENIZER, refuse_other_folders, write_record
 from .onnx_graphs import one_by_one, write_picture_graph, write_text_graph
 from .onnx_networks import OnnxGenerator, OnnxTextEncoder, require
 
@@ -44,7 +43,7 @@ def export_onnx(pipe: RATLIPPipeline, folder: str | os.PathLike, dtype: str = "f
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     require(*PACKAGES)
-    refuse_foreign(folder)
+    refuse_other_folders(folder)
     _check_pipeline(pipe)
     record = _describe(pipe, dtype)
     with atomic_directory(folder) as staged:
@@ -85,7 +84,7 @@ def _describe(pipe: RATLIPPipeline, dtype: str) -> dict:
     text = {name: getattr(pipe.text_encoder.config, name) for name in _READ_BY_ENCODE_TEXT}
     generator = {name: value for name, value in pipe.generator.config.items() if not name.startswith("_")}
     return {
-        "made_by": {"ratlip_hf": __version__, "torch": torch.__version__},
+        "torch": torch.__version__,
         "dtype": dtype,
         "text_encoder": text,
         "generator": generator,

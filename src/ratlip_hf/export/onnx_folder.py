@@ -5,17 +5,18 @@ import json
 import os
 from pathlib import Path
 
+from . import exported_folder
+
 TEXT_GRAPH = "text_encoder.onnx"
 PICTURE_GRAPH = "generator.onnx"
 TOKENIZER = "tokenizer"
 RECORD = "onnx_export.json"
-_OWN = {TEXT_GRAPH, PICTURE_GRAPH, TOKENIZER, RECORD}
 _FORMAT = 1  # of the record: a reader refuses what it does not know
 
 
 def write_record(folder: Path, record: dict) -> None:
     """Put `record`, which has the entries that [`read_record`] asks for, into the folder."""
-    (folder / RECORD).write_text(json.dumps({"format": _FORMAT, **record}, indent=2) + "\n", encoding="utf-8")
+    exported_folder.write_record(folder, RECORD, {"format": _FORMAT, **record})
 
 
 def read_record(folder: str | os.PathLike) -> dict:
@@ -42,17 +43,6 @@ def read_record(folder: str | os.PathLike) -> dict:
     return record
 
 
-def refuse_foreign(folder: str | os.PathLike) -> None:
-    """Raise ValueError unless `folder` is new, empty, or an earlier export with nothing else in it."""
-    folder = Path(folder)
-    if folder.is_symlink() or folder.is_mount():
-        raise ValueError(f"{folder} is a link or a mount point: choose a folder inside it")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name the folder to make")
-    inside = {path.name for path in folder.iterdir()}
-    if inside and RECORD not in inside:
-        raise ValueError(f"{folder} is not empty and holds no ONNX export: choose a new folder")
-    if foreign := sorted(inside - _OWN):
-        raise ValueError(f"{folder} holds {foreign[0]} beside an ONNX export: move it away or choose a new folder")
+def refuse_other_folders(folder: str | os.PathLike) -> None:
+    """Raise ValueError for a folder that an export would not replace."""
+    exported_folder.refuse_foreign(folder, RECORD, "ONNX export")
