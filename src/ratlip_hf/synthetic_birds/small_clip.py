@@ -26,23 +26,23 @@ _LONG_TEXT_EVERY = 8
 _MAX_PIXEL_NOISE = 0.08
 
 
-def caption_with_rivals(bird: BirdAttributes, rng: random.Random, long: bool = False) -> tuple[str, str, str]:
-    """A caption, the same sentence with two parts' colours exchanged, and the same with one word changed.
+def caption_with_rivals(bird: BirdAttributes, rng: random.Random, long: bool = False) -> tuple[str, str, str, str]:
+    """A caption and three rivals: two parts' colours exchanged, one part in another colour, another scene.
 
-    The changed word is a part's colour or, as often where the sentence names any, direction, background or perch.
-    For a bird of one colour the second text equals the first, and so do rivals in words the sentence leaves out.
+    The scene is another direction, background or perch, one that the sentence names. Where it names none, and for the
+    exchange in a bird of one colour, the rival equals the caption; so does a colour that the sentence leaves out.
     `long` joins two captions into one text.
     """
-    exchanged = swap_two_parts(bird, rng) if len(set(bird.colours)) > 1 else bird
     states = [rng.getrandbits(32) for _ in range(2 if long else 1)]
 
     def text(each: BirdAttributes) -> str:
         return ". ".join(any_caption(each, random.Random(state)) for state in states)
 
     caption = text(bird)
+    exchanged = swap_two_parts(bird, rng) if len(set(bird.colours)) > 1 else bird
     scene = named_scene(caption, bird)
-    changed = with_another_word(bird, rng.choice(scene if scene and rng.random() < 0.5 else PARTS), rng)
-    return caption, text(exchanged), text(changed)
+    elsewhere = with_another_word(bird, rng.choice(scene), rng) if scene else bird
+    return caption, *map(text, (exchanged, with_another_word(bird, rng.choice(PARTS), rng), elsewhere))
 
 
 def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, captions: list[str], scale) -> torch.Tensor:
@@ -74,7 +74,7 @@ class _Batches:
         self.drawn = 0
 
     def draw(self) -> tuple[torch.Tensor, list[str]]:
-        """Return pictures [B, 3, H, W] near [0, 1], and B captions followed by 2 B rival ones."""
+        """Return pictures [B, 3, H, W] near [0, 1], and B captions followed by 3 B rival ones."""
         self.drawn += 1
         # Without texts longer than any single caption the last position embeddings would stay untrained.
         long = self.drawn % _LONG_TEXT_EVERY == 0
