@@ -18,7 +18,8 @@ from .rendering import render_pixels, sample_birds
 from .small_clip_checks import HeldOutChecks, embed_images, embed_texts
 from .small_clip_model import build_tokenizer, small_clip_config
 
-GATE = 0.98
+# What the tests by rival captions must reach: colours exchanged, and another scene.
+GATES = {"swap_accuracy": 0.98, "scene_accuracy": 0.95}
 
 _WARMUP_STEPS = 100
 _CAPTIONS_FOR_TOKENIZER = 2000
@@ -97,7 +98,7 @@ def train_small_clip(
     check_count: int = 1200,
     image_size: int = 64,
 ) -> tuple[CLIPModel, CLIPTokenizer, dict]:
-    """Train until both tests by rival captions on held-out renders reach `GATE` (or for `max_steps`), then cool down.
+    """Train until both tests by rival captions on held-out renders reach `GATES` (or for `max_steps`), then cool down.
 
     The rate is constant after a short warm-up and falls linearly to zero during the last `tail_steps`.
     Returns the model in eval mode, its tokenizer, and a report with the steps and the figures of `HeldOutChecks`.
@@ -123,15 +124,15 @@ def train_small_clip(
             figures = checks.measure(model)
             minutes = (time.monotonic() - start) / 60
             print(f"step {step}  loss {loss:.3f}  rate {rate:.1e}  {minutes:.1f} min  {figures}", flush=True)
-            if last_step is None and (lowest(figures) >= GATE or step >= max_steps):
+            if last_step is None and (not below_gates(figures) or step >= max_steps):
                 last_step = step + tail_steps
-    report = {"seed": seed, "steps": step, "gate": GATE, **checks.measure(model), **checks.measure_choice(model)}
+    report = {"seed": seed, "steps": step, "gates": GATES, **checks.measure(model), **checks.measure_choice(model)}
     return model.eval(), tokenizer, report
 
 
-def lowest(figures: dict[str, float]) -> float:
-    """The lower one of the figures that are held against `GATE`."""
-    return min(figures["swap_accuracy"], figures["scene_accuracy"])
+def below_gates(figures: dict[str, float]) -> list[str]:
+    """The figures that stay below their gates, as text."""
+    return [f"{name} {figures[name]} below {gate}" for name, gate in GATES.items() if figures[name] < gate]
 
 
 def _take_step(model: CLIPModel, tokenizer: CLIPTokenizer, optimizer, batches: _Batches, rate: float) -> float:
@@ -162,8 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     start = time.monotonic()
     model, tokenizer, report = train_small_clip(options.seed, options.max_steps, options.tail_steps)
-    if lowest(report) < GATE:
-        raise UserError(f"accuracy against rival captions {lowest(report)} stayed below {GATE}; try another --seed")
+    if below := below_gates(report):
+        raise UserError(f"not good enough: {', '.join(below)}; try another --seed or more --max_steps")
     report["minutes"] = round((time.monotonic() - start) / 60, 1)
     with atomic_directory(options.output_dir) as folder:
         model.save_pretrained(folder)
