@@ -138,7 +138,7 @@ class RATLIPGenerator(RATLIPModel):
         Raises:
             ValueError: if the inputs or the tower do not fit the configuration.
         """
-        self._check_inputs(noise, prompt_embeds, image_encoder)
+        self.check_inputs(noise, prompt_embeds, image_encoder)
         config = self.config
         text = self.text_conditioning(prompt_embeds)
         condition = torch.cat([noise, text], dim=1)
@@ -165,7 +165,8 @@ class RATLIPGenerator(RATLIPModel):
         sample = self.to_rgb(F.leaky_relu(x, 0.2))
         return RATLIPGeneratorOutput(sample=sample) if return_dict else (sample,)
 
-    def _check_inputs(self, noise, prompt_embeds, image_encoder) -> None:
+    def check_inputs(self, noise: torch.Tensor, prompt_embeds: torch.Tensor, image_encoder) -> None:
+        """What `forward` refuses (ValueError, TypeError) or warns of: widths, lengths, the tower, a coupled batch."""
         config = self.config
         widths = (("noise", noise, config.noise_dim), ("prompt_embeds", prompt_embeds, config.text_dim))
         for name, value, width in widths:

@@ -1,0 +1,84 @@
+"""Convolutions and linear layers on maps [B, H, W, C], with weights that are laid out once for oneDNN where it is there.
+Owns the choice between oneDNN's packed operators and torch's own; nothing here knows of the networks."""
+
+import torch
+import torch.nn.functional as F
+
+_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_BATCH = 1  # oneDNN picks a layout for a shape; the one for a single picture serves every batch
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's operators with packed weights take this dtype on this machine."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled) or dtype not in _PACKED_DTYPES:
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Linear:
+    """x [..., C_in] -> [..., C_out] with a fixed weight [C_out, C_in] and bias [C_out].
+
+    Args:
+        packed: keep a packed copy of the weight. False keeps the tensor itself if it has the right dtype.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, packed: bool = True):
+        self.packed = packed and packs(dtype)
+        self.bias = bias.detach().to(dtype)
+        weight = weight.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self.packed else weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.packed:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class Convolution:
+    """Convolution of x [B, H, W, C_in] with a fixed weight [C_out, C_in, k, l], then LeakyReLU(`slope`) unless None.
+
+    Args:
+        size: side of the maps that are expected; others work, but oneDNN may like another layout for them.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        dtype: torch.dtype,
+        size: int,
+        padding: int = 0,
+        stride: int = 1,
+        slope: float | None = None,
+    ):
+        self.padding, self.stride, self.slope = [padding] * 2, [stride] * 2, slope
+        self.packed = packs(dtype)
+        self.bias = bias.detach().to(dtype)
+        self.weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        if self.packed:
+            shape = [_BATCH, weight.shape[1], size, size]
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, self.padding, self.stride, [1, 1], 1, shape
+            )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, H, W, C_in] -> [B, H', W', C_out], contiguous."""
+        x = x.permute(0, 3, 1, 2)  # torch's channels-last form of the same memory
+        if self.packed:
+            activation = ("none", [], "") if self.slope is None else ("leaky_relu", [self.slope], "")
+            x = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, self.padding, self.stride, [1, 1], 1, *activation
+            )
+        else:
+            x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+            x = x if self.slope is None else F.leaky_relu_(x, self.slope)
+        return x.permute(0, 2, 3, 1).contiguous()
+
+
+def resize(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    """[B, H, W, C] -> [B, size, size, C] by "nearest" or "bilinear", as the image blocks do it."""
+    if x.shape[1:3] == (size, size):
+        return x
+    options = {} if mode == "nearest" else {"align_corners": False}
+    x = F.interpolate(x.permute(0, 3, 1, 2), size=(size, size), mode=mode, **options)
+    return x.permute(0, 2, 3, 1).contiguous()
