@@ -47,11 +47,12 @@ class Convolution:
         bias: torch.Tensor,
         dtype: torch.dtype,
         size: int,
-        padding: int = 0,
+        padding: int | tuple[int, int] = 0,
         stride: int = 1,
         slope: float | None = None,
     ):
-        self.padding, self.stride, self.slope = [padding] * 2, [stride] * 2, slope
+        self.padding = [padding] * 2 if isinstance(padding, int) else list(padding)
+        self.stride, self.slope = [stride] * 2, slope
         self.packed = packs(dtype)
         self.bias = bias.detach().to(dtype)
         self.weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)

@@ -87,9 +87,9 @@ def upsampled_convolution(
         slope: None for no LeakyReLU.
     """
     axis = plan_axis(size_in, size_out)
-    if axis is None or axis.outputs > 2 * axis.inputs:  # the latter from grids of a few patches only
+    if axis is None or (axis.outputs >= 2 * axis.inputs and size_out != 2 * size_in):  # the latter from tiny grids
         return Resizing(weight, bias, slope, size_out, dtype)
-    kind = Doubling if axis.outputs == 2 * axis.inputs else Periodic
+    kind = Doubling if axis.inputs == 1 else Periodic
     return kind(weight, bias, slope, size_in, axis, dtype)
 
 
@@ -106,24 +106,36 @@ class Resizing:
 
 
 class Doubling:
-    """Twice the size: each corner between four inputs gives four outputs, by four 2x2 kernels in one convolution."""
+    """Twice the size in 9 products per input pixel instead of 36.
+
+    Along one axis output 2i is a x[i-1] + (b + c) x[i] and output 2i - 1 is (a + b) x[i-1] + c x[i]. Both contain
+    a x[i-1] + c x[i], which belongs to the gap between two inputs, and add the middle tap b on an input. In two
+    dimensions: the corner taps are summed at the corners between four pixels, the edge taps at the edges between two,
+    the centre tap at the pixels, and every output is the sum of the nearest one of each.
+    """
 
     def __init__(self, weight, bias, slope, size_in: int, axis: Axis, dtype: torch.dtype):
-        (group,) = axis.groups
-        self.channels = len(bias)
-        kernels = _fold(weight, group, group)
-        self.convolution = Convolution(kernels, bias.repeat(4), dtype, size_in, padding=1, slope=slope)
+        self.slope, self.channels = slope, len(bias)
+        outer, centre, nothing = slice(None, None, 2), slice(1, 2), torch.zeros_like(bias)
+
+        def part(rows: slice, columns: slice, bias: torch.Tensor) -> Convolution:
+            padding = (int(rows is outer), int(columns is outer))
+            return Convolution(weight[:, :, rows, columns], bias, dtype, size_in, padding)
+
+        self.corners, self.above = part(outer, outer, nothing), part(outer, centre, nothing)
+        self.beside, self.centre = part(centre, outer, nothing), part(centre, centre, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[B, h, w, C_in] -> [B, 2h, 2w, C_out]."""
         batch, height, width, _ = x.shape
-        corners = self.convolution(x).unflatten(3, (2, 2, self.channels))  # [B, h + 1, w + 1, 2, 2, C_out]
-        y = corners.new_empty(batch, 2 * height, 2 * width, self.channels)
-        for row in range(2):
-            for column in range(2):
-                inside = corners[:, 1 - row : 1 - row + height, 1 - column : 1 - column + width, row, column]
-                y[:, 1 - row :: 2, 1 - column :: 2] = inside
-        return y
+        corners, above, beside, centre = self.corners(x), self.above(x), self.beside(x), self.centre(x)
+        y = x.new_empty(batch, 2 * height, 2 * width, self.channels)
+        for column in range(2):
+            of_rows = corners[:, :, column : column + width] + above  # at the gaps between rows
+            of_pixels = beside[:, :, column : column + width] + centre
+            for row in range(2):
+                torch.add(of_rows[:, row : row + height], of_pixels, out=y[:, row::2, column::2])
+        return y if self.slope is None else F.leaky_relu_(y, self.slope)
 
 
 class Periodic:
