@@ -1,5 +1,5 @@
 """The fast forms of a bridge block and an image block, built from the plain ones. Maps are [B, H, W, C] throughout.
-A map of C channels lies in `order_of(block form, C)` at every boundary, so that weights can be reordered once."""
+A map of C channels lies in `order_of(block, C)` at every boundary, so that weights can be reordered once."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Weights of the plain blocks as the fast ones use them: BatchNorm folded into the convolution, channels in a new order.
+"""Weights of the plain blocks as the fast ones use them: BatchNorm folded into the convolution, channels reordered.
 Sums are formed in float64, so that folding costs no more than one rounding."""
 
 import torch

@@ -26,9 +26,7 @@ class FastGenerator:
         dtype: of the computation: float32, bfloat16 or float64.
     """
 
-    def __init__(
-        self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection, dtype: torch.dtype
-    ):
+    def __init__(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection, dtype: torch.dtype):
         self.plain, self.image_encoder, self.dtype = generator, image_encoder, dtype
         config, blocks, bridge = generator.config, generator.blocks, generator.bridge
         self.grid, self.residual_scale = config.clip_grid, config.residual_scale

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers on maps [B, H, W, C], with weights that are laid out once for oneDNN where it is there.
+"""Convolutions and linear layers on maps [B, H, W, C], with weights laid out once for oneDNN where it is there.
 Owns the choice between oneDNN's packed operators and torch's own; nothing here knows of the networks."""
 
 import torch

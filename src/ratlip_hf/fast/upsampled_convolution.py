@@ -172,7 +172,7 @@ class Periodic:
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
         """Zeros above and to the left of every picture, the same below the last: flat, for windows at any offset."""
-        batch, side, _, channels = x.shape
+        batch, channels = len(x), x.shape[3]
         size = batch * self.side**2 * channels
         furthest = max(group.start for group in self.axis.groups) + self.before
         flat = x.new_zeros(size + furthest * (self.side + 1) * channels)

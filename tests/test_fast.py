@@ -1,0 +1,112 @@
+"""The fast path against its definition, the plain forward: every form, fusion, size and resize, in float64.
+There the rewrites are exact; float32 and bfloat16 are held to what users are promised."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ratlip_hf import RATLIPGenerator
+from ratlip_hf.fast.generator import FastGenerator
+from ratlip_hf.fast.text_cache import TextCache
+from ratlip_hf.fast.upsampled_convolution import Doubling, Periodic, Resizing, upsampled_convolution
+from test_models import TOY, inputs, shake, tower
+
+CONV_FORMS = ("plain", "bn_act", "bn_act_sa")
+FUSIONS = [{"fusion": "cat"}, {}, {"recurrence": "per_layer"}, {"recurrence": "batch_as_time"}]
+
+
+def plain_and_fast(dtype: torch.dtype = torch.float64, compute: torch.dtype | None = None, **options):
+    """The same pictures from both; a tower of three layers that fits the options."""
+    options = {**TOY, **options}
+    generator = shake(RATLIPGenerator(**options)).eval()
+    encoder = shake(tower(image_size=8 * options["clip_grid"]), seed=1)
+    for module in (generator, encoder):  # nn.Module's own: diffusers would warn
+        torch.nn.Module.to(module, dtype)
+    noise, text = (value.to(dtype) for value in inputs(3))
+    with torch.no_grad():
+        fast = FastGenerator(generator, encoder, compute or dtype)
+        return generator(noise, text, encoder).sample, fast(noise, text)
+
+
+def error(plain: torch.Tensor, fast: torch.Tensor) -> float:
+    """Largest difference relative to the pictures' range."""
+    assert plain.shape == fast.shape
+    return ((plain - fast).abs().max() / (plain.max() - plain.min())).item()
+
+
+@pytest.mark.filterwarnings("ignore:recurrence='batch_as_time'")
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+@pytest.mark.parametrize("form", CONV_FORMS)
+def test_every_form_and_fusion_is_exact(form, fusion, upsampling):
+    options = {"bridge_conv": form, "image_conv": form, "upsampling": upsampling}
+    assert error(*plain_and_fast(**options, **fusion)) < 1e-12
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("grid", [4, 7, 8])
+@pytest.mark.parametrize("size", [32, 64, 128, 224, 256])
+def test_every_size_is_exact(size, grid, upsampling):
+    options = {"sample_size": size, "clip_grid": grid, "upsampling": upsampling}
+    assert error(*plain_and_fast(**options, base_channels=4, attention_groups=1)) < 1e-12
+
+
+@pytest.mark.parametrize(("size", "grid"), [(32, 1), (32, 2), (64, 3), (32, 12), (32, 24), (224, 16), (32, 32)])
+def test_unusual_grids_are_exact(size, grid):
+    options = {"sample_size": size, "clip_grid": grid, "base_channels": 4, "attention_groups": 1}
+    assert error(*plain_and_fast(**options)) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:recurrence='batch_as_time'")
+@pytest.mark.parametrize("preset", ["ratlip", "ratlip-released", "galip", "tiny"])
+def test_presets_keep_their_promises_in_float32_and_bfloat16(preset):
+    sizes = {name: TOY[name] for name in ("noise_dim", "text_dim", "clip_width", "clip_grid", "prompt_layers")}
+    values = {**RATLIPGenerator.from_preset(preset, **sizes, sample_size=64, base_channels=16).config, **sizes}
+    options = {name: value for name, value in values.items() if not name.startswith("_")}
+    plain, fast = plain_and_fast(torch.float32, **options)
+    assert fast.dtype == torch.float32
+    assert error(plain, fast) < 1e-5
+    plain, fast = plain_and_fast(torch.float32, torch.bfloat16, **options)
+    assert fast.dtype == torch.bfloat16
+    mean_square = (plain - fast.float()).square().mean() / (plain.max() - plain.min()).square()
+    assert -10 * mean_square.log10() > 35
+
+
+def test_without_onednn_the_pictures_are_the_same():
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert error(*plain_and_fast(torch.float32, sample_size=224, base_channels=4, attention_groups=1)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size_in", "size_out", "kind"),
+    [
+        *((small, large, Doubling) for small, large in ((4, 8), (5, 10))),
+        *((small, large, Periodic) for small, large in ((8, 14), (8, 12), (6, 8))),
+        *((small, large, Resizing) for small, large in ((10, 12), (7, 8), (3, 8), (1, 8), (2, 8), (8, 8))),
+    ],
+)
+@pytest.mark.parametrize("slope", [None, 0.01])
+def test_upsampled_convolution_is_resize_then_convolution(size_in, size_out, kind, slope):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, size_in, size_in, generator=rng, dtype=torch.float64)
+    weight = torch.randn(5, 3, 3, 3, generator=rng, dtype=torch.float64)
+    bias = torch.randn(5, generator=rng, dtype=torch.float64)
+    fast = upsampled_convolution(weight, bias, slope, size_in, size_out, torch.float64)
+    assert type(fast) is kind
+    expected = F.conv2d(F.interpolate(x, size=size_out, mode="nearest"), weight, bias, padding=1)
+    expected = expected if slope is None else F.leaky_relu(expected, slope)
+    torch.testing.assert_close(fast(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2), expected)
+
+
+def test_text_cache_encodes_new_prompts_once_and_forgets_the_oldest():
+    asked = []
+
+    def encode(prompts):
+        asked.append(list(prompts))
+        return torch.tensor([[float(len(prompt))] for prompt in prompts])
+
+    cache = TextCache(capacity=2)
+    assert cache(["a", "bb", "a"], encode).flatten().tolist() == [1, 2, 1]
+    assert cache(["bb", "ccc"], encode).flatten().tolist() == [2, 3]
+    assert cache(["a"], encode).flatten().tolist() == [1]
+    assert asked == [["a", "bb"], ["ccc"], ["a"]]

@@ -1,0 +1,189 @@
+"""What users rely on in `pipe.optimize()`: the same pictures, the present weights, plain files, clear refusals.
+That the rewrites themselves are right is in `test_fast`."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from safetensors.torch import load_file
+
+from drawing import NETWORKS, OTHER, PROMPT, close, draw
+from ratlip_hf import RATLIPPipeline
+
+
+@pytest.fixture
+def optimized(pipe):
+    return pipe.optimize()
+
+
+@pytest.fixture
+def calls(pipe) -> list[str]:
+    """Grows whenever a plain network runs."""
+    seen = []
+    pipe.generator.register_forward_hook(lambda *_: seen.append("generator"))
+    return seen
+
+
+class TestPictures:
+    def test_are_the_same_and_the_switch_goes_both_ways(self, pipe):
+        expected = draw(pipe)
+        assert pipe.optimize() is pipe
+        fast = draw(pipe)
+        assert close(fast, expected) and not np.array_equal(fast, expected)
+        assert pipe.optimize(False) is pipe
+        assert np.array_equal(draw(pipe), expected)
+
+    def test_many_at_once_and_batch_by_batch(self, pipe):
+        expected = draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3)
+        pipe.optimize()
+        assert close(draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3), expected)
+        assert close(draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3, batch_size=2), expected)
+
+    def test_bfloat16_on_request(self, pipe):
+        expected = draw(pipe)
+        pipe.optimize(dtype=torch.bfloat16)
+        fast = draw(pipe)
+        assert -10 * np.log10(np.square(fast - expected).mean()) > 35
+        assert not close(fast, expected)
+        assert pipe.generator.dtype == torch.float32
+
+    def test_a_training_generator_draws_as_in_eval_mode_and_stays_in_training(self, pipe):
+        expected = draw(pipe)
+        pipe.generator.train()
+        assert close(draw(pipe.optimize()), expected)
+        assert pipe.generator.training
+
+    def test_the_default_is_the_plain_path(self, pipe, calls):
+        draw(pipe)
+        assert calls == ["generator"]
+
+
+class TestWeights:
+    def test_changes_in_place_show(self, optimized):
+        before = draw(optimized)
+        with torch.no_grad():
+            optimized.generator.to_rgb.bias.add_(0.3)
+        changed = draw(optimized)
+        assert not close(changed, before, atol=1e-2)
+        assert close(changed, draw(optimized.optimize(False)))
+
+    def test_loaded_weights_statistics_and_another_tower_show(self, optimized, make_generator):
+        for change in (
+            lambda: optimized.generator.load_state_dict(make_generator(residual_scale=0.5).state_dict()),
+            lambda: optimized.generator.blocks[0].conv1.norm.running_mean.add_(1),
+            lambda: optimized.image_encoder.vision_model.pre_layrnorm.weight.mul_(3),
+            lambda: setattr(optimized, "generator", make_generator(residual_scale=0.7)),
+        ):
+            with torch.no_grad():
+                change()
+            plain = RATLIPPipeline(**optimized.components)
+            assert close(draw(optimized), draw(plain))
+
+    def test_another_dtype_is_followed(self, optimized):
+        expected = draw(optimized)
+        optimized.to(torch.bfloat16)
+        assert close(draw(optimized), expected, atol=0.1) and not close(draw(optimized), expected)
+
+    def test_unchanged_weights_are_rewritten_once(self, optimized):
+        first = optimized._fast.prepare(optimized.generator, optimized.image_encoder)
+        draw(optimized)
+        assert optimized._fast.prepare(optimized.generator, optimized.image_encoder) is first
+
+    def test_files_hold_the_plain_weights(self, optimized, tmp_path):
+        optimized.save_pretrained(tmp_path / "optimized")
+        optimized.optimize(False).save_pretrained(tmp_path / "plain")
+        files = sorted(path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*.*"))
+        assert files == sorted(p.relative_to(tmp_path / "optimized") for p in (tmp_path / "optimized").rglob("*.*"))
+        for file in files:
+            assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "optimized" / file).read_bytes()
+        weights = load_file(tmp_path / "optimized/generator/diffusion_pytorch_model.safetensors")
+        state = optimized.generator.state_dict()
+        assert weights.keys() == state.keys() and all(torch.equal(weights[key], state[key]) for key in state)
+        loaded = RATLIPPipeline.from_pretrained(tmp_path / "optimized")
+        assert np.array_equal(draw(loaded), draw(optimized))
+
+    def test_plain_networks_still_learn(self, optimized):
+        draw(optimized)
+        sample = optimized.generator(torch.randn(1, 100), torch.randn(1, 16), optimized.image_encoder).sample
+        sample.sum().backward()
+        assert optimized.generator.to_rgb.weight.grad is not None
+
+    def test_copies_and_pickles_draw_on(self, optimized):
+        expected = draw(optimized)
+        assert close(draw(copy.deepcopy(optimized)), expected)
+        assert pickle.loads(pickle.dumps(optimized._fast)).dtype is None
+
+
+class TestPrompts:
+    @pytest.fixture
+    def encoded(self, pipe) -> list[int]:
+        seen = []
+        pipe.text_encoder.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        return seen
+
+    def test_are_encoded_once(self, optimized, encoded):
+        expected = draw(optimized, prompt=[PROMPT, OTHER, PROMPT])
+        assert np.array_equal(draw(optimized, prompt=[PROMPT, OTHER, PROMPT]), expected)
+        assert encoded == [2]
+        draw(optimized.optimize(False))
+        draw(optimized)
+        assert encoded == [2, 1, 1]
+
+    def test_are_encoded_again_by_a_changed_text_tower(self, optimized, encoded):
+        before = optimized.encode_prompt(PROMPT)[0]
+        with torch.no_grad():
+            optimized.text_encoder.text_projection.weight.mul_(2)
+        torch.testing.assert_close(optimized.encode_prompt(PROMPT)[0], 2 * before)
+        assert encoded == [1, 1]
+
+
+class TestRefusals:
+    def test_hooks_offloading_and_adapters(self, pipe):
+        class Adapter(torch.nn.Linear):
+            pass
+
+        handle = pipe.generator.to_grid.register_forward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="to_grid has hooks"):
+            pipe.optimize()
+        handle.remove()
+        plain, pipe.generator.noise_proj = pipe.generator.noise_proj, Adapter(100, 8 * 16)
+        with pytest.raises(ValueError, match=r"noise_proj is a .*Adapter: merge adapters"):
+            pipe.optimize()
+        pipe.generator.noise_proj = plain
+        cpu_offload(pipe.image_encoder, execution_device="cpu")
+        with pytest.raises(ValueError, match="offloaded"):
+            pipe.optimize()
+
+    def test_an_adapter_that_comes_later_is_not_passed_over(self, optimized):
+        class Adapter(torch.nn.Linear):
+            pass
+
+        optimized.generator.noise_proj = Adapter(100, 8 * 16)
+        with pytest.raises(ValueError, match="merge adapters"):
+            draw(optimized)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, "bfloat16"])
+    def test_other_dtypes(self, pipe, dtype):
+        with pytest.raises(ValueError, match="optimize\\(\\) computes in"):
+            pipe.optimize(dtype=dtype)
+        assert np.array_equal(draw(pipe), draw(RATLIPPipeline(**pipe.components)))
+
+    def test_other_devices(self, pipe):
+        pipe.generator.to("meta")
+        with pytest.raises(ValueError, match="CPU"):
+            pipe.optimize()
+
+    @pytest.mark.parametrize("name", ["image_encoder", "generator"])
+    def test_missing_networks(self, pipe, name):
+        with pytest.raises(ValueError, match=name):
+            RATLIPPipeline(**{**pipe.components, name: None}).optimize()
+
+    def test_wrong_arguments_and_networks_as_on_the_plain_path(self, optimized, make_generator):
+        with pytest.raises(ValueError, match="prompt_embeds must be"):
+            draw(optimized, prompt_embeds=torch.ones(1, 3))
+        assert set(NETWORKS) < set(optimized.components)
