@@ -69,7 +69,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, image_encoder=image_encoder, generator=generator
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self._fast: FastSession | None = None
+        self._fast = None  # a FastSession after `optimize`
 
     @classmethod
     def from_clip(

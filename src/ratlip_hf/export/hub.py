@@ -96,7 +96,7 @@ def code_files() -> dict[str, str]:
     pipeline = self_contained(
         "pipeline",
         "RATLIPPipeline",
-        left_out={"RATLIPPipeline": ("from_clip", "from_single_file", "_dict_from_json_file")},
+        left_out={"RATLIPPipeline": ("from_clip", "from_single_file", "_dict_from_json_file", "optimize")},
         stand_ins={"RATLIPGenerator": Import("diffusers", "ModelMixin", inside=False)},
     )
     generator = self_contained("models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset",)})
