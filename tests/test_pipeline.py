@@ -189,6 +189,7 @@ class TestErrors:
             ("width", "sample_size"),
             ("num_inference_steps", "one step"),
             ("guidance_scale", "truncation="),
+            ("callback_on_step_end", "one step"),
             ("negative_prompt", "prompt="),
             ("negative_prompt_embeds", "prompt_embeds="),
         ],

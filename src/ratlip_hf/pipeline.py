@@ -29,6 +29,7 @@ _DIFFUSION_HABITS = {
     "width": "the size of the pictures is fixed by the model (pipe.generator.config.sample_size)",
     "num_inference_steps": "a GAN draws in one step; leave it out",
     "guidance_scale": "there is no guidance; use truncation= to trade variety for typical pictures",
+    "callback_on_step_end": "a GAN draws in one step, so there is none to call back from; leave it out",
     "negative_prompt": "there is no guidance; say what you want in prompt=",
     "negative_prompt_embeds": "there is no guidance; say what you want in prompt_embeds=",
 }

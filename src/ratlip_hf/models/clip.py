@@ -164,12 +164,18 @@ def _awake(image_encoder: CLIPVisionModelWithProjection) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def _hooks_around(module: nn.Module) -> Iterator[None]:
-    hook = getattr(module, "_hf_hook", None)
-    if hook is None:
-        yield
-        return
-    hook.pre_forward(module)
+    hooks = _offloading_hooks(module)
+    for hook in hooks:
+        hook.pre_forward(module)
     try:
         yield
     finally:
-        hook.post_forward(module, None)
+        for hook in reversed(hooks):
+            hook.post_forward(module, None)
+
+
+def _offloading_hooks(module: nn.Module) -> list:
+    """Outermost first. accelerate keeps one hook on a module, diffusers (group offloading) a registry of them."""
+    hook, registry = getattr(module, "_hf_hook", None), getattr(module, "_diffusers_hook", None)
+    hooks = [] if registry is None else list(reversed(registry.hooks.values()))
+    return hooks if hook is None else [*hooks, hook]
