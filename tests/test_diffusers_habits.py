@@ -185,6 +185,16 @@ class TestCompile:
             graphs.append(backend.frame_count)
         assert graphs == [1, 2, 2, 3, 3, 3, 3]
 
+    def test_one_graph_of_the_discriminator_too(self, discriminator):
+        graphs = CompileCounter()
+        torch.compiler.reset()
+        compiled = torch.compile(discriminator, fullgraph=True, backend=graphs, dynamic=True)
+        for count in (5, 2, 7):  # not 3, which would be taken for the number of layers
+            features, text = torch.randn(count, 3, 32, 4, 4), torch.randn(count, 16)
+            with torch.no_grad():
+                torch.testing.assert_close(compiled(features, text).logits, discriminator(features, text).logits)
+        assert graphs.frame_count == 1
+
     def test_a_compiled_generator_is_saved_as_itself(self, pipe, tmp_path):
         expected = draw(pipe)
         pipe.generator = torch.compile(pipe.generator, backend="eager")
