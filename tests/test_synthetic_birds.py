@@ -243,6 +243,15 @@ class TestSmallClip:
         caption, exchanged, _, _ = small_clip.caption_with_rivals(single, rng)
         assert caption == exchanged
 
+    def test_captions_of_the_scene_alone_have_a_rival_for_each_of_its_words(self):
+        rng = random.Random(0)
+        for _ in range(20):
+            caption, *rivals = small_clip.scene_with_rivals(BIRD, rng)
+            assert captions.named_scene(caption, BIRD) == ("direction", "background", "perch")
+            assert not any(colour in caption for colour in COLOURS)
+            left = [set(captions.named_scene(rival, BIRD)) for rival in rivals]
+            assert left == [{"background", "perch"}, {"direction", "perch"}, {"direction", "background"}]
+
     def test_equal_texts_are_no_negatives(self):
         images = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
         texts = torch.cat([images, -images])

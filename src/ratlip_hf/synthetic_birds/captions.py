@@ -194,6 +194,17 @@ def loose_caption(attributes: BirdAttributes, rng: random.Random) -> str:
     return _finished(rng.choice(_SHORT_STYLES)(attributes, rng), attributes, rng)
 
 
+def scene_caption(attributes: BirdAttributes, rng: random.Random) -> str:
+    """A caption of the scene alone: direction, perch and background in random order, no colours."""
+    pieces = [
+        rng.choice(_DIRECTION_PHRASES).format(attributes.direction),
+        rng.choice(_PERCH_VERBS) + rng.choice(_PERCH_PHRASES[attributes.perch]),
+        rng.choice(_BACKGROUND_PHRASES[attributes.background]),
+    ]
+    rng.shuffle(pieces)
+    return f"{with_article(f'{_size_prefix(attributes, rng)}bird')}, {', '.join(pieces)}"
+
+
 def any_caption(attributes: BirdAttributes, rng: random.Random) -> str:
     """A caption of either kind, the full one with probability 0.6."""
     kind = full_caption if rng.random() < 0.6 else loose_caption

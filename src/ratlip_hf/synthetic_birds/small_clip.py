@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
 from .attributes import PARTS, BirdAttributes, swap_two_parts, with_another_word
-from .captions import any_caption, make_captions, named_scene
+from .captions import any_caption, make_captions, named_scene, scene_caption
 from .rendering import render_pixels, sample_birds
 from .small_clip_checks import HeldOutChecks, embed_images, embed_texts
 from .small_clip_model import build_tokenizer, small_clip_config
@@ -24,6 +24,8 @@ GATES = {"swap_accuracy": 0.98, "scene_accuracy": 0.95}
 _WARMUP_STEPS = 100
 _CAPTIONS_FOR_TOKENIZER = 2000
 _LONG_TEXT_EVERY = 8
+# Where every caption names colours, both towers learn those and are never made to look at anything else.
+_SCENE_EVERY = 3
 _MAX_PIXEL_NOISE = 0.08
 
 
@@ -44,6 +46,13 @@ def caption_with_rivals(bird: BirdAttributes, rng: random.Random, long: bool = F
     scene = named_scene(caption, bird)
     elsewhere = with_another_word(bird, rng.choice(scene), rng) if scene else bird
     return caption, *map(text, (exchanged, with_another_word(bird, rng.choice(PARTS), rng), elsewhere))
+
+
+def scene_with_rivals(bird: BirdAttributes, rng: random.Random) -> tuple[str, str, str, str]:
+    """A caption of the scene alone, and the same with another direction, another background, another perch."""
+    state = rng.getrandbits(32)
+    birds = [bird, *(with_another_word(bird, name, rng) for name in ("direction", "background", "perch"))]
+    return tuple(scene_caption(each, random.Random(state)) for each in birds)
 
 
 def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, captions: list[str], scale) -> torch.Tensor:
@@ -82,7 +91,11 @@ class _Batches:
         chosen = self.rng.sample(range(len(self.birds)), self.batch_size)
         pixels = self.pixels[chosen].float() / 255
         noise_level = torch.rand(len(chosen), 1, 1, 1) * _MAX_PIXEL_NOISE
-        texts = [caption_with_rivals(self.birds[index], self.rng, long) for index in chosen]
+        birds = [self.birds[index] for index in chosen]
+        if self.drawn % _SCENE_EVERY == 0:
+            texts = [scene_with_rivals(bird, self.rng) for bird in birds]
+        else:
+            texts = [caption_with_rivals(bird, self.rng, long) for bird in birds]
         captions = [caption for kind in zip(*texts, strict=True) for caption in kind]
         return pixels + noise_level * torch.randn_like(pixels), captions
 
