@@ -13,6 +13,7 @@ from ..features import BirdJudgeFeatures, DINOv2Features, FeatureExtractor, Ince
 from ..frozen_clip import FrozenCLIP, load_clip
 from ..synthetic_birds.judge import BirdJudge
 from ..utils.errors import UserError
+from ..utils.fingerprints import weights_sha256
 from . import scores
 from .material import Material, Pictures, prompts_sha256
 from .observers import Batch, CLIPView, FeatureSet, Readings
@@ -202,6 +203,7 @@ class Evaluation:
             space: extractor.describe() | {"features": space} for space, extractor in self.networks.spaces.items()
         }
         scorer = self.networks.scorer
+        judges = [*self.networks.colour_judges, *self.networks.scene_judges]
         return {
             **self.protocol.describe(),
             **self.material.facts,
@@ -212,6 +214,7 @@ class Evaluation:
             "kept": KEPT,
             "candidates": CANDIDATES,
             "networks": networks,
+            "judges_sha256": [weights_sha256(judge) for judge in judges],
             "scorer_sha256": scorer.describe()["weights_sha256"] if scorer else None,
         }
 
