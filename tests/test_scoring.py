@@ -234,6 +234,12 @@ def test_judges_read_renders_right():
     assert math.isclose(accuracies["attribute_accuracy"], sum(accuracies[f"accuracy_{p}"] for p in FIELDS[:3]) / 3)
 
 
+def test_three_pictures_are_no_set(pipe, material):
+    few = material.first(3)
+    with pytest.raises(UserError, match="at least 4"):
+        evaluation(few).score(Model("toy", pipe, few.prompts, TOY))
+
+
 def test_only_named_words_count():
     words = torch.tensor([[[1, 0]], [[1, 0]], [[0, 0]]])
     wanted = torch.tensor([[1, UNNAMED], [0, UNNAMED], [0, UNNAMED]])

@@ -22,6 +22,8 @@ from .records import Record
 from .sharding import gathered, share
 from .subjects import Subject
 
+_FEWEST = 4  # a third neighbour, for precision and recall
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -104,8 +106,10 @@ class Evaluation:
         """The record of a subject.
 
         Raises:
-            UserError: where nothing could be scored.
+            UserError: for too few pictures, or where nothing could be scored.
         """
+        if min(len(subject), len(self.material.real)) < _FEWEST:
+            raise UserError(f"scores of sets of pictures need at least {_FEWEST} of each kind")
         clusters, wanted = self._places(subject)
         watchers = self._watchers() | self._watchers_of_prompts(subject, wanted)
         if not watchers:
