@@ -17,6 +17,9 @@ accelerate launch --num_processes 1 --cpu "$root/train_ratlip.py" \
 
 rm -rf "$assets"/{pipeline,discriminator,judge_1,judge_2,scene_judge,scorer}
 cp -r "$work"/gan/{pipeline,discriminator} "$work"/{judge_1,judge_2,scene_judge,scorer} "$assets"
+python -c "
+from transformers import CLIPModel
+CLIPModel.from_pretrained('$assets/scorer').half().save_pretrained('$assets/scorer')  # the package stays small"
 cp "$work/clip/training_report.json" "$assets/clip_training_report.json"
 chmod -R u=rwX,go=rX "$assets"
 python -m ratlip_hf.synthetic_birds.alignment

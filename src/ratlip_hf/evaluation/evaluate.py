@@ -53,7 +53,7 @@ class Networks:
 def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> Networks:
     """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
     scorer = sources.scorer or (str(bundled.scorer_dir()) if protocol.name == SYNTHETIC_BIRDS else None)
-    loaded = load_clip(scorer) if scorer else None
+    loaded = load_clip(scorer, dtype=torch.float32) if scorer else None  # however it is stored
     if loaded:
         loaded.text_encoder.to(device), loaded.image_encoder.to(device)
     networks = Networks({space: _load_space(space, sources).to(device) for space in protocol.spaces}, loaded)
