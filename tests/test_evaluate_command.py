@@ -116,6 +116,8 @@ def test_two_processes_score_the_bundled_model_as_one(tmp_path):
         (["--max_images", "0"], "--max_images must be at least 1"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**62)], "--seed"),
+        (["--out", "{tmp}"], "is a folder"),
         (["--dtype", "int8"], "--dtype"),
         (["--compare", "{tmp}/a.jsonl", "{tmp}/b.jsonl"], "a.jsonl"),
     ],

@@ -190,6 +190,15 @@ def test_shares_of_several_processes_come_together(small_clip):
     assert sum(group.count for group in merged.groups) == 50
 
 
+def test_memory_does_not_grow_by_whole_batches(small_clip):
+    """Beyond what is kept, only a cosine per picture stays."""
+    view = CLIPView(small_clip, keep=6)
+    for first in range(0, 20, 4):
+        view.observe(Batch(torch.zeros(4, 3, 32, 32), first, [0] * 4, ["a bird"] * 4))
+    assert [len(part) for part in view.images] == [len(part) for part in view.texts] == [4, 2]
+    assert sum(len(part) for part in view.cosines) == 20
+
+
 def _process(rank: int, world: int) -> PartialState:
     class State:
         process_index, num_processes = rank, world
@@ -253,6 +262,20 @@ def test_pictures_of_one_prompt_are_one_piece_of_evidence():
     once = scores._mean(per_prompt, list(range(20)))
     repeated = scores._mean(per_prompt.repeat(6), list(range(20)) * 6)
     assert repeated == pytest.approx(once)
+
+
+def test_the_training_signal_is_measured_as_the_protocol_says(pipe, material, small_clip):
+    """Also where the same CLIP is the scorer, whose own input may be another."""
+    pipe.set_progress_bar_config(disable=True)
+    model, name = Model("toy", pipe, material.prompts[:20], TOY), f"_own_{small_clip.describe()['weights_sha256'][:8]}"
+    twice = dataclasses.replace(TOY, own_clip_input="released")
+    found = [
+        evaluation(material.first(20), scorer, protocol).score(model).scores[f"clip_score{name}"]["value"]
+        for protocol in (TOY, twice)
+        for scorer in (None, small_clip)
+    ]
+    assert found[0] == pytest.approx(found[1]) and found[2] == pytest.approx(found[3])
+    assert abs(found[0] - found[2]) > 1e-3
 
 
 def test_the_training_signal_is_never_called_the_clip_score(pipe, material, small_clip):

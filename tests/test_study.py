@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_printed_commands_are_what_is_run(tmp_path, capsys):
     where = ["--corpus", "birds", "--data", "my birds", "--seeds", "5", "--out", str(tmp_path)]
     assert main(["study", "table3", "--print", *where]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
-    run = runs.StudyRun(plan.CORPORA["birds"], plan.CAT, 5, tmp_path, "my birds")
+    run = runs.StudyRun(plan.CORPORA["birds"], plan.CAT, 5, tmp_path / "birds", "my birds")
     launcher, options = shlex.split(lines[0])[:4], shlex.split(lines[0])[4:]
     assert launcher == ["accelerate", "launch", "-m", "ratlip_hf.training"] and options == run.trainer_options()
     assert load_config(options).train_data_dir == "my birds"
@@ -163,12 +164,26 @@ def test_curves_are_gathered_by_arm_and_seed(tmp_path):
         (["table3", "--seeds", "-1"], "--seeds"),
         (["table1", "--images", "AttnGAN"], "NAME=FOLDER"),
         (["table3", "--corpus", "mars"], "mars"),
+        (["table3", "--corpus", "flowers", "--data", "flowers"], "give a CLIP with --scorer"),
+        (["table1", "--images", "AttnGAN=no-such-folder"], "no-such-folder"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, capsys):
+def test_mistakes_are_one_line_before_any_training(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.StudyRun, "train", lambda run: pytest.fail("trained"))
+    monkeypatch.chdir(tmp_path)
     assert main(["study", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_studies_of_two_corpora_do_not_mix(tmp_path, capsys):
+    folders = set()
+    for corpus in ("birds", "flowers"):
+        assert main(["study", "table3", "--print", "--corpus", corpus, "--out", str(tmp_path)]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accelerate")]
+        folders |= {load_config(shlex.split(line)[4:]).output_dir for line in lines}
+    assert len(folders) == 18 and {Path(folder).parent for folder in folders} == {tmp_path / "birds", tmp_path / "flowers"}
 
 
 @pytest.mark.slow

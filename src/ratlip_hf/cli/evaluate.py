@@ -8,10 +8,13 @@ import logging
 from pathlib import Path
 
 from .. import bundled
+from ..evaluation.protocols import PROTOCOLS, protocol_named
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.logs import first_few
 from .loading import add_device_arguments, check_dtype, find_device, load_pipeline
+
+_LARGEST_SEED = 2**62  # picture n has the seed + n, which must stay below 2^63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--images", type=Path, help="folder with pictures of any system, with a manifest.jsonl or not")
     what.add_argument("--compare", nargs=2, type=Path, metavar="RECORDS", help="two files; their last records")
     what.add_argument("--write_prompts", type=Path, help="write the sentences that --images has to show, and end")
-    parser.add_argument("--protocol", default=bundled.NAME, help="see docs/evaluation.md (default: %(default)s)")
+    protocols = ", ".join(PROTOCOLS)
+    parser.add_argument("--protocol", default=bundled.NAME, help=f"one of {protocols} (default: %(default)s)")
     parser.add_argument("--data", default=bundled.NAME, help="data set or prepared folder (default: %(default)s)")
     parser.add_argument("--split", default="test", help="of the data (default: test)")
     parser.add_argument("--out", type=Path, help="file to which the record is added, a line each")
@@ -42,13 +46,12 @@ def run(options: argparse.Namespace) -> int:
     for name in ("max_images", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}")
-    if options.seed < 0:
-        raise UserError(f"--seed must not be negative, but is {options.seed}")
+    if not 0 <= options.seed < _LARGEST_SEED:
+        raise UserError(f"--seed must be a non-negative 62-bit number, not {options.seed}")
     try:
         from ..evaluation.material import load_material
     except ModuleNotFoundError as error:
         raise UserError(f"evaluating needs {error.name}: pip install 'ratlip_hf[eval]'") from error
-    from ..evaluation.protocols import protocol_named
 
     protocol = dataclasses.replace(protocol_named(options.protocol), seed=options.seed)
     material = load_material(protocol, options.data, options.split).first(options.max_images)
@@ -61,9 +64,11 @@ def _evaluate(options: argparse.Namespace, protocol, material) -> int:
     from accelerate import PartialState
 
     from ..evaluation.evaluate import Evaluation, Sources, load_networks
-    from ..evaluation.records import append_record
+    from ..evaluation.records import append_record, check_appendable
     from ..evaluation.subjects import REAL_RENDERS, Folder, FreshRenders, Model
 
+    if options.out:
+        check_appendable(options.out)
     state = PartialState(cpu=options.device == "cpu")
     device = state.device if state.num_processes > 1 else find_device(options.device)
     model = options.model or bundled.NAME

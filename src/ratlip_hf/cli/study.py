@@ -2,35 +2,25 @@
 Owns the verb's options and what it prints; plan, runs and statistics are in `study`."""
 
 import argparse
+import logging
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..utils.errors import UserError
+import torch
 
-TABLES = ("table1", "table2", "table3", "extras")
-CORPORA = ("synthetic-birds", "birds", "flowers", "faces")
-_SHOWN = {
-    "synthetic-birds": (
-        "attribute_accuracy",
-        "accuracy_crown",
-        "accuracy_belly",
-        "accuracy_wing",
-        "fid_judge",
-        "kid_judge",
-        "clip_score",
-        "diversity",
-    )
-}
-_SHOWN_ELSEWHERE = ("clip_score", "fid", "kid", "cmmd", "r_precision")
+from ..study.plan import CORPORA, TABLES, Corpus, Table, choose_arms
+from ..utils.errors import UserError
+from ..utils.logs import first_few
+from .loading import find_device, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", choices=TABLES, help="extras: single runs beside the tables")
-    parser.add_argument("--corpus", default=CORPORA[0], choices=CORPORA, help="default: %(default)s")
+    parser.add_argument("--corpus", default=next(iter(CORPORA)), choices=CORPORA, help="default: %(default)s")
     parser.add_argument("--data", help="prepared folder of the corpus (default: that of its configuration)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/study"), help="folder of the study (default: runs/study)"
+        "--out", type=Path, default=Path("runs/study"), help="everything goes to OUT/CORPUS (default: runs/study)"
     )
     parser.add_argument("--arms", nargs="+", help="only these models of the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each model for each (0 1 2)")
@@ -43,29 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
-        from ..study import plan, runs
-    except ModuleNotFoundError as error:
-        raise UserError(f"studies need {error.name}: pip install 'ratlip_hf[train]'") from error
     if options.jobs < 1 or min(options.seeds) < 0:
         raise UserError("--jobs must be at least 1 and --seeds must not be negative")
-    table, corpus = plan.TABLES[options.table], plan.CORPORA[options.corpus]
-    arms, extra = plan.choose_arms(table, options.arms), tuple(options.trainer_options)
-    planned = [
-        runs.StudyRun(corpus, arm, seed, options.out, options.data, extra) for seed in options.seeds for arm in arms
-    ]
-    _systems(options.images)
+    table, corpus = TABLES[options.table], CORPORA[options.corpus]
+    arms, systems = choose_arms(table, options.arms), _systems(options.images)
+    try:
+        from ..study import runs
+    except ModuleNotFoundError as error:
+        raise UserError(f"studies need {error.name}: pip install 'ratlip_hf[train]'") from error
+    study, extra = options.out / corpus.name, tuple(options.trainer_options)
+    planned = [runs.StudyRun(corpus, arm, seed, study, options.data, extra) for seed in options.seeds for arm in arms]
     if options.print:
         _print_commands(options, table, corpus, planned)
         return 0
+    scoring = _Scoring(study, corpus, options)
+    scoring.check(systems)  # before days of training
     _train(planned, options.jobs)
-    runs.write_curves(options.out, planned)
-    _score(planned, options)
-    _show(options, table)
+    runs.write_curves(study, planned)
+    scoring.score(planned, systems)
+    _show(study, table, corpus, systems)
     return 0
 
 
-def _print_commands(options: argparse.Namespace, table, corpus, planned: list) -> None:
+def _print_commands(options: argparse.Namespace, table: Table, corpus: Corpus, planned: list) -> None:
     print(f"# {table.title}, on {corpus.name}; protocol {corpus.protocol}, decided by {corpus.outcome}")
     if table.remark:
         print(f"# {table.remark}")
@@ -88,49 +78,71 @@ def _train(planned: list, jobs: int) -> None:
             print(f"trained {run.name}", flush=True)
 
 
-def _score(planned: list, options: argparse.Namespace) -> None:
-    from ..evaluation.evaluate import Evaluation, Sources, load_networks
-    from ..evaluation.material import load_material
-    from ..evaluation.protocols import protocol_named
-    from ..evaluation.subjects import Folder, Model
-    from ..study.runs import add_record, is_scored, known_records
-    from ..training.options import load_config
-    from .loading import find_device, load_pipeline
+class _Scoring:
+    """Scores what has no record yet, by the protocol of the corpus."""
 
-    records, corpus = known_records(options.out), planned[0].corpus
-    left = [run for run in planned if not is_scored(run.arm.name, run.seed, records)]
-    folders = {name: folder for name, folder in _systems(options.images) if not is_scored(name, 0, records)}
-    if not left and not folders:
-        return
-    protocol, device = protocol_named(corpus.protocol), find_device(None)
-    data = options.data or corpus.data or load_config(["--config", corpus.config]).train_data_dir
-    material = load_material(protocol, data)
-    networks = load_networks(protocol, Sources(options.inception, scorer=options.scorer), device)
-    evaluation = Evaluation(protocol, material, networks)
-    for run in left:
-        pipe = load_pipeline(str(run.folder / "pipeline")).to(device)
-        subject = Model(run.name, pipe, material.prompts, protocol)
-        add_record(options.out, run.arm.name, run.seed, evaluation.score(subject))
-        print(f"scored {run.name}", flush=True)
-    for name, folder in folders.items():
-        add_record(options.out, name, 0, evaluation.score(Folder(folder)))
-        print(f"scored {name}", flush=True)
+    def __init__(self, study: Path, corpus: Corpus, options: argparse.Namespace):
+        from ..evaluation.evaluate import Sources
+        from ..evaluation.protocols import protocol_named
+        from ..training.options import load_config
+
+        self.study, self.device, self.protocol = study, find_device(None), protocol_named(corpus.protocol)
+        self.data = options.data or corpus.data or load_config(["--config", corpus.config]).train_data_dir
+        self.sources = Sources(options.inception, scorer=options.scorer)
+        if not corpus.data and not options.scorer:
+            raise UserError(f"--corpus {corpus.name} is decided by {corpus.outcome}: give a CLIP with --scorer")
+
+    def check(self, systems: dict[str, str]) -> None:
+        """Raise UserError or ValueError if data, networks or folders could not be used."""
+        from ..evaluation.evaluate import load_networks
+        from ..evaluation.material import load_material
+        from ..evaluation.subjects import Folder
+
+        load_networks(self.protocol, self.sources, torch.device("cpu"))
+        load_material(self.protocol, self.data)
+        for folder in systems.values():
+            Folder(folder)
+
+    def score(self, planned: list, systems: dict[str, str]) -> None:
+        """Add the records that are missing."""
+        from ..evaluation.evaluate import Evaluation, load_networks
+        from ..evaluation.material import load_material
+        from ..evaluation.subjects import Folder, Model
+        from ..study.runs import add_record, is_scored, known_records
+
+        records = known_records(self.study)
+        left = [run for run in planned if not is_scored(run.arm.name, run.seed, records)]
+        folders = {name: folder for name, folder in systems.items() if not is_scored(name, 0, records)}
+        if not left and not folders:
+            return
+        material = load_material(self.protocol, self.data)
+        with first_few(logging.getLogger("ratlip_hf.frozen_clip")):
+            networks = load_networks(self.protocol, self.sources, self.device)
+            evaluation = Evaluation(self.protocol, material, networks)
+            for run in left:
+                pipe = load_pipeline(str(run.folder / "pipeline")).to(self.device)
+                subject = Model(run.name, pipe, material.prompts, self.protocol)
+                add_record(self.study, run.arm.name, run.seed, evaluation.score(subject))
+                print(f"scored {run.name}", flush=True)
+            for name, folder in folders.items():
+                add_record(self.study, name, 0, evaluation.score(Folder(folder)))
+                print(f"scored {name}", flush=True)
 
 
-def _systems(given: list[str]) -> list[tuple[str, str]]:
+def _systems(given: list[str]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in given]
     if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
         raise UserError(f"--images takes NAME=FOLDER, not {wrong[0]!r}")
-    return [(name, folder) for name, _, folder in pairs]
+    return {name: folder for name, _, folder in pairs}
 
 
-def _show(options: argparse.Namespace, table) -> None:
+def _show(study: Path, table: Table, corpus: Corpus, systems: dict[str, str]) -> None:
     from ..study.reading import describe_table
     from ..study.runs import known_records
 
-    names = {arm.name for arm in table.arms} | {name for name, _ in _systems(options.images)}
-    records = [record for record in known_records(options.out) if record.subject.get("arm") in names]
-    print(f"\n{table.title}, {options.corpus}\n")
-    print(describe_table(records, table, _SHOWN.get(options.corpus, _SHOWN_ELSEWHERE)))
+    names = {arm.name for arm in table.arms} | systems.keys()
+    records = [record for record in known_records(study) if record.subject.get("arm") in names]
+    print(f"\n{table.title}, {corpus.name}\n")
+    print(describe_table(records, table, corpus.scores))
     if table.remark:
         print(f"\n{table.remark}")

@@ -17,7 +17,7 @@ from ..utils.fingerprints import weights_sha256
 from . import scores
 from .material import Material, Pictures, prompts_sha256
 from .observers import Batch, CLIPView, FeatureSet, Readings
-from .protocols import CANDIDATES, KEPT, SYNTHETIC_BIRDS, Protocol
+from .protocols import CANDIDATES, KEPT, Protocol
 from .records import Record
 from .sharding import gathered, share
 from .subjects import Subject
@@ -52,12 +52,13 @@ class Networks:
 
 def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> Networks:
     """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
-    scorer = sources.scorer or (str(bundled.scorer_dir()) if protocol.name == SYNTHETIC_BIRDS else None)
+    heldout = protocol.prompts == "heldout"
+    scorer = sources.scorer or (str(bundled.scorer_dir()) if heldout else None)
     loaded = load_clip(scorer, dtype=torch.float32) if scorer else None  # however it is stored
     if loaded:
         loaded.text_encoder.to(device), loaded.image_encoder.to(device)
     networks = Networks({space: _load_space(space, sources).to(device) for space in protocol.spaces}, loaded)
-    if protocol.prompts == "heldout":
+    if heldout:
         networks.colour_judges = [BirdJudge.from_pretrained(folder).to(device) for folder in bundled.judge_dirs()]
         networks.scene_judges = [BirdJudge.from_pretrained(bundled.scene_judge_dir()).to(device)]
     return networks
@@ -126,16 +127,18 @@ class Evaluation:
 
     def _watchers_of_prompts(self, subject: Subject, wanted: torch.Tensor | None) -> dict:
         watchers = {}
-        if subject.own_clip and not self._is_scorer(subject.own_clip):
+        if subject.own_clip:
             watchers["own"] = CLIPView(subject.own_clip, KEPT, self.protocol.own_clip_input)
         if wanted is not None:
             for name, judges in (("colours", self.networks.colour_judges), ("scene", self.networks.scene_judges)):
                 watchers |= {name: Readings(judges)} if judges else {}
         return watchers
 
-    def _is_scorer(self, clip: FrozenCLIP) -> bool:
-        scorer = self.networks.scorer
-        return bool(scorer) and scorer.describe()["weights_sha256"] == clip.describe()["weights_sha256"]
+    def _is_scorer(self, clip: FrozenCLIP | None) -> bool:
+        """Whether a generator's own CLIP is given as the scorer: what it says is then the training signal."""
+        return (
+            clip is not None and clip.describe()["weights_sha256"] == self.networks.scorer.describe()["weights_sha256"]
+        )
 
     @torch.no_grad()
     def _look(
@@ -181,6 +184,8 @@ class Evaluation:
         found, seed = {}, self.protocol.seed
         if wanted is not None:
             for name, judges in (("colours", self.networks.colour_judges), ("scene", self.networks.scene_judges)):
+                if name not in seen:
+                    continue
                 words = torch.cat(seen[name].words)
                 fields = list(judges[0].config.reads)
                 count = scores.colour_scores if name == "colours" else scores.reading_scores
@@ -190,15 +195,14 @@ class Evaluation:
             found |= scores.set_scores(self.real[space], seen[space], suffix)
             if self.protocol.prompts == "heldout" and _repeated(clusters):
                 found |= scores.diversity_scores(seen[space], clusters, self.real[space], self.material.real_clusters)
-        # By its hash, so that scores of different CLIPs, or of a training signal, never stand under a common name.
-        own = subject.own_clip and f"_own_{subject.own_clip.describe()['weights_sha256'][:8]}"
         if "scorer" in seen:
             found |= scores.clip_distance(self.real["scorer"], seen["scorer"])
-            if subject.prompts is not None:
-                held_out = not (own and self._is_scorer(subject.own_clip))
-                found |= scores.prompt_scores(seen["scorer"], clusters, seed, "" if held_out else own)
+            if subject.prompts is not None and not self._is_scorer(subject.own_clip):
+                found |= scores.prompt_scores(seen["scorer"], clusters, seed)
         if "own" in seen:
-            found |= scores.prompt_scores(seen["own"], clusters, seed, own)
+            # By its hash, so that scores of different CLIPs never stand under a common name.
+            own = subject.own_clip.describe()["weights_sha256"][:8]
+            found |= scores.prompt_scores(seen["own"], clusters, seed, f"_own_{own}")
         return found
 
     def _describe(self, subject: Subject) -> dict:

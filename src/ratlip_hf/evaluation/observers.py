@@ -106,11 +106,12 @@ class CLIPView:
         tower = self.clip.image_encoder
         images = batch.images.to(tower.device)
         images = image_features_and_embeds(tower, images, layers=(0,), clip_input=self.clip_input)[1].float().cpu()
-        wanted = max(0, self.keep - batch.first)
-        self.images.append(images[:wanted])
+        # An empty slice would keep the memory of the whole batch.
+        wanted = self.keep - batch.first
+        self.images += [images[:wanted]] if wanted > 0 else []
         if batch.prompts is not None:
             texts = self.clip.encode(list(batch.prompts)).float().cpu()
-            self.texts.append(texts[:wanted])
+            self.texts += [texts[:wanted]] if wanted > 0 else []
             self.cosines.append(F.cosine_similarity(images.double(), texts.double()))
 
     def state(self) -> tuple:

@@ -77,6 +77,18 @@ def append_record(path: str | os.PathLike, record: Record) -> None:
     atomic_write(path, before + json.dumps(asdict(record), allow_nan=False) + "\n")
 
 
+def check_appendable(path: str | os.PathLike) -> None:
+    """Raise ValueError or OSError, before hours of work, if [`append_record`] could not add to this file."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file for the records")
+    if path.exists():
+        read_records(path)
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {nearest} is no folder that can be written to")
+
+
 def read_records(path: str | os.PathLike) -> list[Record]:
     """All records of a file. Raises ValueError with the line's number for one that is no record."""
     records = []
