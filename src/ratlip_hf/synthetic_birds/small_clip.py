@@ -1,5 +1,5 @@
 """Trains the small CLIP on renders of seen colour triples until it binds colours to parts and words to scenes.
-Owns the loss with wrong captions as negatives, the schedule and the command that writes the model folder."""
+Owns the losses with wrong captions and with labels, the schedule and the command that writes the model folder."""
 
 import json
 import random
@@ -7,12 +7,20 @@ import sys
 import time
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
-from .attributes import PARTS, BirdAttributes, swap_two_parts, with_another_word
+from .attributes import (
+    FIELD_VOCABULARIES,
+    PARTS,
+    BirdAttributes,
+    attribute_labels,
+    swap_two_parts,
+    with_another_word,
+)
 from .captions import any_caption, make_captions, named_scene, scene_caption
 from .rendering import render_pixels, sample_birds
 from .small_clip_checks import HeldOutChecks, embed_images, embed_texts
@@ -27,6 +35,7 @@ _LONG_TEXT_EVERY = 8
 # Where every caption names colours, both towers learn those and are never made to look at anything else.
 _SCENE_EVERY = 3
 _MAX_PIXEL_NOISE = 0.08
+_LABEL_SCALE = 10.0
 
 
 def caption_with_rivals(bird: BirdAttributes, rng: random.Random, long: bool = False) -> tuple[str, str, str, str]:
@@ -73,18 +82,38 @@ def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, captions: list[s
     return (to_text + to_image) / 2
 
 
+class LabelReader(nn.Module):
+    """Cross-entropy of a linear reading of all attributes from unit-length image embeddings [N, D].
+
+    Only for training: it makes the image tower look at everything from the first step, where captions alone would
+    teach it colours for thousands of steps before it looks at anything else.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.words = [len(vocabulary) for vocabulary in FIELD_VOCABULARIES.values()]
+        self.linear = nn.Linear(width, sum(self.words))
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over the fields of `BirdAttributes`; `labels` [N, fields] are indices of their words."""
+        logits = self.linear(_LABEL_SCALE * images).split(self.words, dim=1)
+        losses = [functional.cross_entropy(each, labels[:, field]) for field, each in enumerate(logits)]
+        return torch.stack(losses).mean()
+
+
 class _Batches:
     """Draws batches of noisy renders with fresh caption pairs from a pool rendered once."""
 
     def __init__(self, seed: int, pool_size: int, batch_size: int, image_size: int):
         self.birds, seeds = sample_birds("clip", seed, pool_size, "train")
+        self.labels = torch.tensor([attribute_labels(bird, tuple(FIELD_VOCABULARIES)) for bird in self.birds])
         self.pixels = render_pixels(self.birds, seeds, image_size)
         self.rng = random.Random(seeds[0])
         self.batch_size = batch_size
         self.drawn = 0
 
-    def draw(self) -> tuple[torch.Tensor, list[str]]:
-        """Return pictures [B, 3, H, W] near [0, 1], and B captions followed by 3 B rival ones."""
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Return pictures [B, 3, H, W] near [0, 1], their labels, and B captions followed by 3 B rival ones."""
         self.drawn += 1
         # Without texts longer than any single caption the last position embeddings would stay untrained.
         long = self.drawn % _LONG_TEXT_EVERY == 0
@@ -97,7 +126,7 @@ class _Batches:
         else:
             texts = [caption_with_rivals(bird, self.rng, long) for bird in birds]
         captions = [caption for kind in zip(*texts, strict=True) for caption in kind]
-        return pixels + noise_level * torch.randn_like(pixels), captions
+        return pixels + noise_level * torch.randn_like(pixels), self.labels[chosen], captions
 
 
 def train_small_clip(
@@ -125,13 +154,15 @@ def train_small_clip(
     model = CLIPModel(small_clip_config(tokenizer, image_size)).train()
     # With bfloat16 on a CPU, plain attention trains almost twice as fast as the fused kernel.
     model.set_attn_implementation("eager")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    reader = LabelReader(model.projection_dim)
+    parameters = [*model.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     checks = HeldOutChecks(tokenizer, check_count, image_size=image_size)
     start, step, last_step = time.monotonic(), 0, None
     while step != last_step:
         remaining = tail_steps if last_step is None else last_step - step
         rate = learning_rate * min((step + 1) / _WARMUP_STEPS, remaining / tail_steps)
-        loss = _take_step(model, tokenizer, optimizer, batches, rate)
+        loss = _take_step(model, tokenizer, reader, optimizer, batches, rate)
         step += 1
         if step % check_every == 0 or step == max_steps:
             figures = checks.measure(model)
@@ -148,17 +179,19 @@ def below_gates(figures: dict[str, float]) -> list[str]:
     return [f"{name} {figures[name]} below {gate}" for name, gate in GATES.items() if figures[name] < gate]
 
 
-def _take_step(model: CLIPModel, tokenizer: CLIPTokenizer, optimizer, batches: _Batches, rate: float) -> float:
-    """Draw a batch and take one optimizer step at the given rate; returns the loss."""
+def _take_step(
+    model: CLIPModel, tokenizer: CLIPTokenizer, reader: LabelReader, optimizer, batches: _Batches, rate: float
+) -> float:
+    """Draw a batch and take one optimizer step at the given rate; returns the contrastive loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    pixels, captions = batches.draw()
+    pixels, labels, captions = batches.draw()
     with torch.autocast("cpu", torch.bfloat16):
         texts = embed_texts(model, tokenizer, captions).float()
         images = embed_images(model, pixels).float()
     loss = contrastive_loss(images, texts, captions, model.logit_scale.exp().clamp(max=100))
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss + reader(images, labels)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
