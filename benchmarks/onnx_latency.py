@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from training_speed import device_name
 
 from ratlip_hf import bundled
+from ratlip_hf.benchmark.measuring import device_name
 from ratlip_hf.cli.loading import load_pipeline
 from ratlip_hf.export.onnx_export import DTYPES, export_onnx
 from ratlip_hf.export.onnx_runner import OnnxRunner

@@ -1,19 +1,23 @@
-"""Makes the tables of README.md and docs/ from the records in docs/records; `--check` only says if they differ.
+"""Makes the tables of README.md and docs/ from the records of both kinds; `--check` only says if they differ.
 Usage: python docs/tables.py [--check]. A table stands between `<!-- table: NAME -->` and `<!-- end -->`."""
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ratlip_hf.benchmark import report
 from ratlip_hf.evaluation.records import Record, read_records
 from ratlip_hf.study.plan import EXTRAS, TABLES
-from ratlip_hf.study.reading import as_markdown, contrast, describe_table
+from ratlip_hf.study.reading import contrast, describe_table
+from ratlip_hf.utils.shown import as_markdown
 
 DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"
-PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "study.md")
+SPEED = DOCS.parent / "benchmarks" / "records" / "speed.jsonl"
+PAGES = (DOCS.parent / "README.md", *(DOCS / name for name in ("evaluation.md", "study.md", "performance.md")))
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
     "attribute_accuracy": "colours right",
@@ -78,7 +82,25 @@ def _figure(score: dict | None) -> str:
     return f"{score['value']:.{digits}f}{interval}"
 
 
-TABLE_MAKERS: dict[str, Callable[[], str]] = {"bundled": bundled, "study": study, "study-parts": study_parts}
+def speed(part: str, *tables: Callable[[dict], str]) -> str:
+    """Tables of the latest record of `ratlip benchmark` that has this part."""
+    records = [json.loads(line) for line in SPEED.read_text().splitlines()]
+    latest = next(record for record in reversed(records) if part in record)
+    facts = f"{report.describe_machine(latest['machine'])}; `{latest['command']}`"
+    return "\n\n".join([facts, *(table(latest[part]) for table in tables)])
+
+
+TABLE_MAKERS: dict[str, Callable[[], str]] = {
+    "bundled": bundled,
+    "study": study,
+    "study-parts": study_parts,
+    "drawing": lambda: speed("drawing", report.drawing_table),
+    "floor": lambda: speed("drawing", report.floor_table),
+    "operations": lambda: speed("drawing", report.operations_table),
+    "diffusion": lambda: speed("diffusion", report.diffusion_table),
+    "training-steps": lambda: speed("training", report.training_table),
+    "start-up": lambda: speed("start_up", report.start_up_table),
+}
 
 
 def filled(text: str) -> str:

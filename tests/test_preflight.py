@@ -27,10 +27,11 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.data import CaptionedImages
 from ratlip_hf.training.footprint import DiskUse, disk_use, weight_bytes
-from ratlip_hf.training.preflight import as_size, check_data, check_disk, check_surroundings, images_per_step
+from ratlip_hf.training.preflight import check_data, check_disk, check_surroundings, images_per_step
 from ratlip_hf.training.state import Checkpoints
 from ratlip_hf.utils.errors import UserError
 from ratlip_hf.utils.files import atomic_directory, atomic_write, staged_files
+from ratlip_hf.utils.shown import as_size
 
 CPU = torch.device("cpu")
 

@@ -85,7 +85,7 @@ def test_a_file_that_could_not_be_written_is_refused_beforehand(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         check_appendable(tmp_path)
     (tmp_path / "notes.txt").write_text("no record")
-    with pytest.raises(ValueError, match="notes.txt"):
+    with pytest.raises(ValueError, match=r"notes\.txt"):
         check_appendable(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="cannot be written"):
         check_appendable(tmp_path / "notes.txt" / "results.jsonl")

@@ -183,7 +183,10 @@ def test_studies_of_two_corpora_do_not_mix(tmp_path, capsys):
         assert main(["study", "table3", "--print", "--corpus", corpus, "--out", str(tmp_path)]) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accelerate")]
         folders |= {load_config(shlex.split(line)[4:]).output_dir for line in lines}
-    assert len(folders) == 18 and {Path(folder).parent for folder in folders} == {tmp_path / "birds", tmp_path / "flowers"}
+    assert len(folders) == 18 and {Path(folder).parent for folder in folders} == {
+        tmp_path / "birds",
+        tmp_path / "flowers",
+    }
 
 
 @pytest.mark.slow

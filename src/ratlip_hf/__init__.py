@@ -1,20 +1,36 @@
 """RATLIP in the Hugging Face ecosystem: text-to-image GANs around a frozen CLIP.
-Importing the package makes its classes known to diffusers, so that `DiffusionPipeline.from_pretrained` finds them."""
+Importing the package makes its classes known to diffusers; they themselves are imported when first used."""
 
-import diffusers
-from diffusers import ModelMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+import importlib
+from typing import TYPE_CHECKING
 
-from .models import RATLIPDiscriminator, RATLIPGenerator
-from .pipeline import RATLIPPipeline
+from .registration import register_when_needed
 from .version import __version__
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from .models import RATLIPDiscriminator, RATLIPGenerator
+    from .pipeline import RATLIPPipeline
 
 __all__ = ["ModelMixin", "RATLIPDiscriminator", "RATLIPGenerator", "RATLIPPipeline", "__version__"]
 
-# diffusers looks pipelines and AutoModel's classes up on its own module, and components in libraries it knows. With
-# this entry model_index.json says ["ratlip_hf", "RATLIPGenerator"], which outlives any move of the defining module.
-LOADABLE_CLASSES["ratlip_hf"] = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
-for _public in (RATLIPPipeline, RATLIPGenerator, RATLIPDiscriminator):
-    setattr(diffusers, _public.__name__, _public)
-# diffusers' own pipeline tests read the source of `encode_prompt` through this module.
-diffusers.pipelines.RATLIPPipeline = RATLIPPipeline
+_HOMES = {
+    "ModelMixin": "diffusers",  # by this name here, diffusers recognises a library of models
+    "RATLIPDiscriminator": "ratlip_hf.models",
+    "RATLIPGenerator": "ratlip_hf.models",
+    "RATLIPPipeline": "ratlip_hf.pipeline",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_needed()

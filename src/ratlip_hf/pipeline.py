@@ -19,8 +19,9 @@ from .fast import FastSession
 from .frozen_clip import FrozenCLIP, encode_text, load_clip, refuse_missing_weights
 from .latents import check_latents, draw_latents
 from .model_card import own_card
-from .models import RATLIPGenerator
+from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
+from .registration import register
 from .utils.portable_config import PortableConfig
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -334,3 +335,6 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+register(RATLIPPipeline, RATLIPGenerator, RATLIPDiscriminator)

@@ -5,7 +5,7 @@ import sys
 
 from ..utils.errors import CommandParser, command_line
 from ..version import __version__
-from . import convert, data, evaluate, export, generate, study
+from . import benchmark, convert, data, evaluate, export, generate, study
 
 VERBS = {
     "generate": generate,
@@ -14,6 +14,7 @@ VERBS = {
     "data": data,
     "convert": convert,
     "export": export,
+    "benchmark": benchmark,
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from ..evaluation.records import Record, compare
+from ..utils.shown import as_markdown
 from .plan import Arm, Table, other_system
 
 # Quantiles 0.975 of Student's t with 1, 2, ... degrees of freedom (any table).
@@ -82,12 +83,6 @@ def _figure(values: Sequence[float]) -> str:
     digits = 3 if abs(mean(values)) < 10 else 1
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
-
-
-def as_markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def describe_table(records: Sequence[Record], table: Table, scores: Sequence[str]) -> str:

@@ -10,10 +10,11 @@ from torch import nn
 from ..data.rows import ShardRows
 from ..frozen_clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..utils.shown import as_size
 from .config import TrainingConfig
 from .data import CaptionedImages
 from .footprint import disk_use, memory_use
-from .preflight import as_size, images_per_step, sample_sizes
+from .preflight import images_per_step, sample_sizes
 
 _LOOKED_AT = 1000  # rows of a stream or a mixture whose captions are counted
 

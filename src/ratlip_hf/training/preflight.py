@@ -15,6 +15,7 @@ from ..data.loading import naming_damage
 from ..data.rows import MixedRows, Row, Rows, ShardRows
 from ..data.transforms import RELEASED, object_region
 from ..utils.errors import UserError
+from ..utils.shown import as_size
 from .config import TrainingConfig
 from .data import CaptionedImages
 from .footprint import DiskUse
@@ -113,15 +114,6 @@ def sample_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[in
     Raises UserError for a picture that cannot be opened.
     """
     return [_shown_size(data.rows.row(visit), config) for visit in range(min(SAMPLE, len(data)))]
-
-
-def as_size(count: float) -> str:
-    """Bytes for people: 1.5 GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _check_processes(num_processes: int) -> None:

@@ -1,0 +1,33 @@
+"""How long the package takes to be ready: its import beyond torch and diffusers, and `ratlip generate` as a whole.
+Each measured in fresh interpreters, in turns."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_IMPORTS = {"torch and diffusers": "import torch, diffusers", "with ratlip_hf": "import torch, diffusers, ratlip_hf"}
+_SENTENCE = "a small red bird with black wings"
+
+
+def measure(repetitions: int) -> dict[str, float]:
+    """Medians in seconds: of both imports, their difference, and of drawing one picture with the bundled model."""
+    seconds: dict[str, list[float]] = {name: [] for name in (*_IMPORTS, "generate")}
+    with tempfile.TemporaryDirectory() as folder:
+        generate = ["-m", "ratlip_hf.cli.main", "generate", _SENTENCE, "--out", str(Path(folder) / "pictures")]
+        for number in range(repetitions + 1):
+            for name, code in _IMPORTS.items():
+                seconds[name].append(_run(["-c", code]))
+            seconds["generate"].append(_run(generate))
+            if not number:  # from a cold disk
+                seconds = {name: [] for name in seconds}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return medians | {"import": medians["with ratlip_hf"] - medians["torch and diffusers"]}
+
+
+def _run(arguments: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - started

@@ -1,0 +1,152 @@
+"""`ratlip benchmark`: a record with every figure, a step arranged as released that computes what ours does, mistakes.
+Nothing here looks at how long anything took."""
+
+import json
+
+import pytest
+import torch
+
+from ratlip_hf.benchmark import beside_diffusion, drawing, measuring, report, start_up, training
+from ratlip_hf.cli.main import main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Peaks of fresh processes take seconds each; here, only that they are asked for."""
+    monkeypatch.setattr(drawing, "in_fresh_process", lambda work, path, *_: 300 if path == drawing.PLAIN else 150)
+    monkeypatch.setattr(training, "in_fresh_process", lambda work, path, *_: 300 if path == training.RELEASED else 150)
+
+
+def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
+    out = tmp_path / "new" / "speed.jsonl"
+    command = ["benchmark", "--preset", "tiny", "--parts", "drawing", "training", "--batch_sizes", "1", "3"]
+    command += ["--training_batch", "2", "--repetitions", "2", "--threads", "1", "--device", "cpu"]
+    for _ in range(2):
+        assert main([*command, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert first["machine"]["threads"] == 1 and first["machine"]["torch"] == torch.__version__
+    assert report.describe(second) in shown
+
+    rows = {(row["path"], row["batch"]): row for row in second["drawing"]["rows"]}
+    assert rows.keys() == {
+        (path, batch) for path in ("plain fp32", "optimized fp32", "optimized bf16") for batch in (1, 3)
+    }
+    for (path, batch), row in rows.items():
+        assert row["least_s"] <= row["median_s"] <= row["greatest_s"]
+        assert row["faster"] == pytest.approx(rows["plain fp32", batch]["median_s"] / row["median_s"])
+        rate = second["drawing"]["matrix_product_rate"][path.split()[1]]
+        work = second["drawing"]["multiply_adds_per_picture"][path]
+        assert row["of_floor"] == pytest.approx(row["median_s"] * rate / work / batch)
+        assert row["of_plain_peak"] == (1 if path == "plain fp32" else 0.5)
+        assert f"| {batch} | {path} | {row['median_s']:.3g} |" in shown
+    assert 0 < rows["optimized fp32", 3]["max_error"] < 1e-4
+    assert 35 < rows["optimized bf16", 3]["psnr_db"] < 90
+    steps = {row["path"]: row for row in second["training"]["rows"]}
+    assert (
+        set(steps) == {"arranged as released", "ours", "ours, checkpointing", "ours, bf16"}
+        and steps["ours"]["of_released_peak"] == 0.5
+    )
+
+
+def test_operations_are_counted_exactly():
+    """By hand, the 1x1 convolution to tokens: C_in * C_out * grid^2 multiply-adds are in both arrangements."""
+    generator, tower = drawing.build_networks("tiny", CPU)
+    with torch.no_grad():
+        plain, fast = (drawing.multiply_adds(f"{kind} fp32", generator, tower) for kind in ("plain", "optimized"))
+    assert plain == drawing.multiply_adds("plain bf16", generator, tower)
+    tower_only = 6 * (4 * 96**2 + 2 * 96 * 384) * 65  # layers of the tower on 64 patches and a class token
+    assert tower_only < fast < plain
+
+
+def test_paths_draw_the_same_pictures():
+    networks = drawing.build_networks("tiny", CPU)
+    given = drawing.inputs_of(networks[0], 2)
+    plain, *others = (
+        drawer(*given)
+        for drawer in (
+            drawing.drawer(path, *networks)
+            for path in ("plain fp32", "optimized fp32", "plain bf16", "optimized bf16")
+        )
+    )
+    exact, *halves = (drawing.errors(pictures, plain) for pictures in others)
+    assert exact["max_error"] < 1e-5 and all(found["psnr_db"] > 35 for found in halves)
+    assert drawing.errors(plain, plain) == {"max_error": 0.0}
+
+
+def test_the_step_arranged_as_released_computes_what_ours_does():
+    """The same losses before the first move and after it, so that only the arrangement differs."""
+    what = training.Training("tiny", batch=3, steps=1, device=CPU)
+    ours, released = (training.stepper(path, what) for path in (training.OURS, training.RELEASED))
+    for _ in range(3):
+        expected, found = ours(), released()
+        for name in ("d_loss", "g_loss"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_the_step_arranged_as_released_wastes_what_it_is_said_to_waste(monkeypatch):
+    """Its pass over real pictures keeps a graph that reaches the pixels; ours does not."""
+    from ratlip_hf.benchmark import released_step
+    from ratlip_hf.training import step
+
+    seen = {}
+    for module in (released_step, step):
+        reading = module.image_features_and_embeds
+        monkeypatch.setattr(
+            module,
+            "image_features_and_embeds",
+            lambda tower, images, *rest, module=module, reading=reading: (
+                seen.setdefault(module, []).append(images.requires_grad),
+                reading(tower, images, *rest),
+            )[1],
+        )
+    what = training.Training("tiny", batch=2, steps=1, device=CPU)
+    for path in (training.OURS, training.RELEASED):
+        training.stepper(path, what)()
+    assert seen == {released_step: [True, True], step: [True]}
+
+
+def test_the_diffusion_model_has_the_published_shape():
+    """866 million weights in the denoiser of Stable Diffusion 2.1, 49 million in its decoder."""
+    with torch.device("meta"):
+        denoiser, decoder = beside_diffusion.build(torch.device("meta"), torch.float32)
+    assert round(drawing.parameters_of(denoiser) / 1e6) == 866
+    assert round(drawing.parameters_of(decoder.decoder) / 1e6) == 49
+
+
+def test_memory_is_that_of_the_process_itself():
+    held = torch.ones(30_000_000)  # 120 MB that a child would inherit as its own peak
+    mine = measuring.peak_bytes("cpu")
+    assert held.nbytes < mine
+    assert measuring.in_fresh_process(_peak_of_nothing) < mine
+
+
+def _peak_of_nothing() -> int:
+    return measuring.peak_bytes("cpu")
+
+
+@pytest.mark.slow
+def test_start_up_is_measured():
+    found = start_up.measure(1)
+    assert found["with ratlip_hf"] > 0 and found["generate"] > found["torch and diffusers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_sizes", "0"], "--batch_sizes must be at least 1"),
+        (["--repetitions", "0"], "--repetitions must be at least 1"),
+        (["--threads", "-1"], "--threads must be at least 1"),
+        (["--training_batch", "1"], "--training_batch must be at least 2"),
+        (["--preset", "ratlip-released"], "ratlip-released"),
+        (["--parts", "flying"], "flying"),
+        (["--device", "nonsense"], "--device nonsense is not available"),
+        (["--out", "{tmp}"], "is a folder"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):
+    assert main(["benchmark", *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
