@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers.hooks import apply_group_offloading
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
 from drawing import NETWORKS, OTHER, PROMPT, close, draw
@@ -87,6 +89,24 @@ class TestWeights:
         optimized.to(torch.bfloat16)
         assert close(draw(optimized), expected, atol=0.1) and not close(draw(optimized), expected)
 
+    def test_rounded_weights_in_the_place_of_the_old_ones_show(self, optimized):
+        before = draw(optimized)
+        optimized.to(torch.bfloat16).to(torch.float32)  # the allocator may well hand out the same memory again
+        after = draw(optimized)
+        assert not close(after, before) and close(after, draw(RATLIPPipeline(**optimized.components)))
+
+    def test_averaged_weights_show(self, optimized, make_generator):
+        """diffusers' EMA writes through `.data`, which torch does not count."""
+        average = EMAModel(make_generator(residual_scale=0.1).to_rgb.parameters())
+        average.shadow_params = [parameter + 0.5 for parameter in average.shadow_params]
+        before, parameters = draw(optimized), list(optimized.generator.to_rgb.parameters())
+        average.store(parameters)
+        average.copy_to(parameters)
+        assert close(draw(optimized), draw(RATLIPPipeline(**optimized.components)))
+        assert not close(draw(optimized), before, atol=1e-2)
+        average.restore(parameters)
+        assert close(draw(optimized), before)
+
     def test_unchanged_weights_are_rewritten_once(self, optimized):
         first = optimized._fast.prepare(optimized.generator, optimized.image_encoder)
         draw(optimized)
@@ -134,12 +154,29 @@ class TestPrompts:
         draw(optimized)
         assert encoded == [2, 1, 1]
 
+    @torch.no_grad()
     def test_are_encoded_again_by_a_changed_text_tower(self, optimized, encoded):
         before = optimized.encode_prompt(PROMPT)[0]
-        with torch.no_grad():
-            optimized.text_encoder.text_projection.weight.mul_(2)
+        optimized.text_encoder.text_projection.weight.mul_(2)
         torch.testing.assert_close(optimized.encode_prompt(PROMPT)[0], 2 * before)
         assert encoded == [1, 1]
+
+    @torch.no_grad()
+    def test_are_encoded_again_by_a_hooked_text_tower_or_another_tokenizer(self, optimized, encoded):
+        before = optimized.encode_prompt(PROMPT)[0]
+        handle = optimized.text_encoder.text_projection.register_forward_hook(lambda _, inputs, output: 3 * output)
+        torch.testing.assert_close(optimized.encode_prompt(PROMPT)[0], 3 * before)
+        handle.remove()
+        torch.testing.assert_close(optimized.encode_prompt(PROMPT)[0], before)
+        optimized.tokenizer = copy.deepcopy(optimized.tokenizer)
+        optimized.encode_prompt(PROMPT)
+        assert encoded == [1, 1, 1, 1]
+
+    def test_can_be_learned_as_on_the_plain_path(self, optimized):
+        optimized.text_encoder.requires_grad_(True)
+        draw(optimized)
+        optimized.encode_prompt(PROMPT)[0].sum().backward()
+        assert optimized.text_encoder.text_projection.weight.grad is not None
 
 
 class TestRefusals:
@@ -166,6 +203,37 @@ class TestRefusals:
         optimized.generator.noise_proj = Adapter(100, 8 * 16)
         with pytest.raises(ValueError, match="merge adapters"):
             draw(optimized)
+
+    @pytest.mark.parametrize("name", ["generator", "image_encoder"])
+    @pytest.mark.parametrize("level", ["block_level", "leaf_level"])
+    def test_group_offloading(self, pipe, name, level):
+        blocks = {"num_blocks_per_group": 1} if level == "block_level" else {}
+        apply_group_offloading(getattr(pipe, name), torch.device("cpu"), offload_type=level, **blocks)
+        with pytest.raises(ValueError, match="offloaded"):
+            pipe.optimize()
+
+    def test_hooks_and_offloading_that_come_later_are_not_passed_over(self, optimized):
+        expected = draw(optimized)
+        handle = optimized.generator.to_rgb.register_forward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="to_rgb has hooks"):
+            draw(optimized)
+        handle.remove()
+        assert close(draw(optimized), expected)
+        optimized.enable_model_cpu_offload(device="cpu")
+        with pytest.raises(ValueError, match="offloaded"):
+            draw(optimized)
+        optimized.remove_all_hooks()
+        assert close(draw(optimized), expected)
+
+    def test_compiled_networks(self, pipe):
+        pipe.generator = torch.compile(pipe.generator, backend="eager")
+        with pytest.raises(ValueError, match=r"leave out torch\.compile"):
+            pipe.optimize()
+
+    @pytest.mark.parametrize("enabled", [torch.bfloat16, "bfloat16", None])
+    def test_a_dtype_in_the_place_of_the_switch(self, pipe, enabled):
+        with pytest.raises(TypeError, match="dtype="):
+            pipe.optimize(enabled)
 
     @pytest.mark.parametrize("dtype", [torch.float16, "bfloat16"])
     def test_other_dtypes(self, pipe, dtype):

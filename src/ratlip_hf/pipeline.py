@@ -166,8 +166,10 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
 
         The networks are rewritten in memory (docs of `ratlip_hf.fast`); the components stay as they are and are what
         is saved, pushed or trained. In float32 pictures agree with the plain path to rounding. If weights change
-        later (`load_state_dict`, `.to(...)`, another component), the next call rewrites them again; after writes
-        through `tensor.data`, call this once more. Embeddings of prompts are kept for the next call.
+        later (`load_state_dict`, an optimizer's or an EMA's steps, `.to(...)`, another component), the next call
+        rewrites them again; after a write through `tensor.data` to a part of a tensor, call this once more. Adapters,
+        hooks or offloading that come later make the next call raise the ValueError below. Embeddings of prompts are
+        kept for the next call, except where gradients are wanted.
 
         Args:
             enabled (`bool`): False for the plain path.
@@ -178,8 +180,12 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             The pipeline itself.
 
         Raises:
-            ValueError: if the networks are not on the CPU, carry adapters, hooks or offloading, or for another dtype.
+            TypeError: if `enabled` is no bool, such as a dtype without its name.
+            ValueError: if the networks are not on the CPU, carry adapters, hooks or offloading, are compiled, or for
+                another dtype.
         """
+        if not isinstance(enabled, bool):
+            raise TypeError(f"enabled must be True or False, not {enabled!r}; a dtype goes into dtype=")
         self._fast = None
         if enabled:
             self._require("image_encoder", "generator")
@@ -207,7 +213,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         def encode(prompts: list[str]) -> torch.Tensor:
             return encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
 
-        if self._fast is None:
+        if self._fast is None or torch.is_grad_enabled():  # what is kept has no graph
             return encode(prompts)
         return self._fast.encode(prompts, self.tokenizer, self.text_encoder, encode)
 

@@ -1,6 +1,7 @@
 """`FastSession`: what an optimized pipeline holds: the fast networks and the text cache, renewed when weights change.
 Never registered as a component, so saving and training know nothing of it."""
 
+import threading
 import warnings
 
 import torch
@@ -16,7 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 class FastSession:
-    """Draws and encodes for a pipeline, always with its present weights.
+    """Draws and encodes for a pipeline, always with its present weights. Threads may share one.
 
     Args:
         dtype: of the computation; None follows the generator.
@@ -28,8 +29,10 @@ class FastSession:
     def __init__(self, dtype: torch.dtype | None = None):
         if dtype is not None:
             check_dtype(dtype)
-        self.dtype = dtype
-        self._forget()
+        self.dtype, self._lock = dtype, threading.Lock()
+        self.fast: FastGenerator | None = None
+        self.networks: Snapshot | None = None
+        self.texts = self.text = self.tokenizer = None
 
     def prepare(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> FastGenerator:
         """The fast networks for these plain ones: the last ones as long as no weight has changed, else new ones.
@@ -37,31 +40,28 @@ class FastSession:
         Raises:
             ValueError: for networks that are not plain, see [`~fast.staleness.check_plain`], or of another dtype.
         """
-        if self.fast is None or not self.networks.still_holds(generator, image_encoder):
-            self.fast = self.networks = None  # before there are new ones, for the sake of memory
-            check_plain(generator, image_encoder)
-            dtype = self.dtype or generator.dtype
-            check_dtype(dtype)
-            with torch.no_grad():
-                self.fast = FastGenerator(generator, image_encoder, dtype)
-            self.networks = Snapshot(generator, image_encoder)
-        return self.fast
+        with self._lock:
+            if self.fast is None or not self.networks.still_holds(generator, image_encoder):
+                self.fast = self.networks = None  # before there are new ones, for the sake of memory
+                check_plain(generator, image_encoder)
+                dtype = self.dtype or generator.dtype
+                check_dtype(dtype)
+                with torch.no_grad():
+                    self.fast = FastGenerator(generator, image_encoder, dtype)
+                self.networks = Snapshot(generator, image_encoder)
+            return self.fast
 
     def encode(self, prompts: list[str], tokenizer: object, text_encoder: nn.Module, encode) -> torch.Tensor:
         """Embeddings [P, D] of the prompts; `encode(prompts)` makes those that are not at hand."""
-        holds = self.text is not None and self.tokenizer is tokenizer and self.text.still_holds(text_encoder)
-        if not holds:
-            self.texts, self.tokenizer, self.text = TextCache(), tokenizer, Snapshot(text_encoder)
-        return self.texts(prompts, encode)
+        with self._lock:
+            holds = self.text is not None and self.tokenizer is tokenizer and self.text.still_holds(text_encoder)
+            if not holds:
+                self.texts, self.tokenizer, self.text = TextCache(), tokenizer, Snapshot(text_encoder)
+            return self.texts(prompts, encode)
 
     def __reduce__(self):
         # Packed weights can be neither copied nor pickled; a copy makes its own.
         return type(self), (self.dtype,)
-
-    def _forget(self) -> None:
-        self.fast: FastGenerator | None = None
-        self.networks: Snapshot | None = None
-        self.texts = self.text = self.tokenizer = None
 
 
 def check_dtype(dtype: torch.dtype) -> None:
