@@ -135,6 +135,11 @@ class TestRunner:
         assert torch.allclose(embeds, torch_pipe.encode_prompt([PROMPT, OTHER])[0], atol=1e-5)
         assert close(draw(runner, prompt_embeds=embeds[:1]), draw(runner))
 
+    def test_it_uses_torch_s_number_of_threads(self, exported, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        session = OnnxRunner(exported)._pipeline.generator.session
+        assert session.get_session_options().intra_op_num_threads == 3
+
     def test_words_lost_by_cutting_are_told(self, runner, caplog):
         with caplog.at_level(logging.WARNING, logger="ratlip_hf"):
             runner(TOO_LONG)
@@ -158,6 +163,10 @@ class TestRunner:
             OnnxRunner(tmp_path)
         (tmp_path / RECORD).write_text("{}")
         with pytest.raises(ValueError, match="not written by this version"):
+            OnnxRunner(tmp_path)
+        record = json.loads((exported / RECORD).read_text())
+        (tmp_path / RECORD).write_text(json.dumps({**record, "text_encoder": None}).replace("text_encoder", "gone"))
+        with pytest.raises(ValueError, match="lacks text_encoder"):
             OnnxRunner(tmp_path)
         (tmp_path / RECORD).write_text((exported / RECORD).read_text())
         (tmp_path / TEXT_GRAPH).write_bytes(b"half a graph")
@@ -237,6 +246,18 @@ class TestCommand:
         setattr(pipe, name, None)
         with pytest.raises(ValueError, match=f"has no {name}"):
             export_onnx(pipe, tmp_path / "out")
+
+    def test_networks_in_training_are_exported_as_in_eval_mode_and_stay_in_training(
+        self, instant_graphs, torch_pipe, tmp_path, monkeypatch
+    ):
+        write, modes = onnx_export.write_picture_graph, []
+        monkeypatch.setattr(
+            onnx_export, "write_picture_graph", lambda *args: (write(*args), modes.append(args[1].training))
+        )
+        parts = torch_pipe.tokenizer, torch_pipe.text_encoder, torch_pipe.image_encoder
+        pipe = RATLIPPipeline(*parts, copy.deepcopy(torch_pipe.generator).train())
+        export_onnx(pipe, tmp_path / "out")
+        assert modes == [False] and pipe.generator.training
 
     def test_half_precision_pipelines_are_refused(self, pipe, tmp_path):
         with pytest.raises(ValueError, match="must be in float32"):

@@ -15,11 +15,13 @@ CONV_FORMS = ("plain", "bn_act", "bn_act_sa")
 FUSIONS = [{"fusion": "cat"}, {}, {"recurrence": "per_layer"}, {"recurrence": "batch_as_time"}]
 
 
-def plain_and_fast(dtype: torch.dtype = torch.float64, compute: torch.dtype | None = None, **options):
+def plain_and_fast(
+    dtype: torch.dtype = torch.float64, compute: torch.dtype | None = None, hidden_act: str = "quick_gelu", **options
+):
     """The same pictures from both; a tower of three layers that fits the options."""
     options = {**TOY, **options}
     generator = shake(RATLIPGenerator(**options)).eval()
-    encoder = shake(tower(image_size=8 * options["clip_grid"]), seed=1)
+    encoder = shake(tower(image_size=8 * options["clip_grid"], hidden_act=hidden_act), seed=1)
     for module in (generator, encoder):  # nn.Module's own: diffusers would warn
         torch.nn.Module.to(module, dtype)
     noise, text = (value.to(dtype) for value in inputs(3))
@@ -55,6 +57,12 @@ def test_every_size_is_exact(size, grid, upsampling):
 def test_unusual_grids_are_exact(size, grid):
     options = {"sample_size": size, "clip_grid": grid, "base_channels": 4, "attention_groups": 1}
     assert error(*plain_and_fast(**options)) < 1e-12
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new"])
+def test_towers_with_another_activation_are_exact(hidden_act):
+    """As in CLIPs that were not trained by OpenAI."""
+    assert error(*plain_and_fast(hidden_act=hidden_act)) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:recurrence='batch_as_time'")
@@ -98,7 +106,7 @@ def test_upsampled_convolution_is_resize_then_convolution(size_in, size_out, kin
     torch.testing.assert_close(fast(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2), expected)
 
 
-def test_text_cache_encodes_new_prompts_once_and_forgets_the_oldest():
+def test_text_cache_encodes_new_prompts_once_and_forgets_what_was_not_used_for_longest():
     asked = []
 
     def encode(prompts):
@@ -109,4 +117,7 @@ def test_text_cache_encodes_new_prompts_once_and_forgets_the_oldest():
     assert cache(["a", "bb", "a"], encode).flatten().tolist() == [1, 2, 1]
     assert cache(["bb", "ccc"], encode).flatten().tolist() == [2, 3]
     assert cache(["a"], encode).flatten().tolist() == [1]
-    assert asked == [["a", "bb"], ["ccc"], ["a"]]
+    assert cache(["ccc"], encode).flatten().tolist() == [3]
+    assert cache(["dddd"], encode).flatten().tolist() == [4]
+    assert cache(["ccc"], encode).flatten().tolist() == [3]
+    assert asked == [["a", "bb"], ["ccc"], ["a"], ["dddd"]]

@@ -52,7 +52,9 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def tower(layers: int = 3, width: int = 32, image_size: int = 32, patch: int = 8) -> CLIPVisionModelWithProjection:
+def tower(
+    layers: int = 3, width: int = 32, image_size: int = 32, patch: int = 8, hidden_act: str = "quick_gelu"
+) -> CLIPVisionModelWithProjection:
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=width,
@@ -62,6 +64,7 @@ def tower(layers: int = 3, width: int = 32, image_size: int = 32, patch: int = 8
         image_size=image_size,
         patch_size=patch,
         projection_dim=16,
+        hidden_act=hidden_act,
     )
     return CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
 

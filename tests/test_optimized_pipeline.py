@@ -3,6 +3,7 @@ That the rewrites themselves are right is in `test_fast`."""
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from drawing import NETWORKS, OTHER, PROMPT, close, draw
+from drawing import NETWORKS, OTHER, PROMPT, close, draw, seeded
 from ratlip_hf import RATLIPPipeline
 
 
@@ -67,7 +68,7 @@ class TestWeights:
     def test_changes_in_place_show(self, optimized):
         before = draw(optimized)
         with torch.no_grad():
-            optimized.generator.to_rgb.bias.add_(0.3)
+            optimized.generator.to_rgb.bias[1:].add_(0.3)
         changed = draw(optimized)
         assert not close(changed, before, atol=1e-2)
         assert close(changed, draw(optimized.optimize(False)))
@@ -88,6 +89,7 @@ class TestWeights:
         expected = draw(optimized)
         optimized.to(torch.bfloat16)
         assert close(draw(optimized), expected, atol=0.1) and not close(draw(optimized), expected)
+        assert optimized._fast.fast.dtype == torch.bfloat16
 
     def test_rounded_weights_in_the_place_of_the_old_ones_show(self, optimized):
         before = draw(optimized)
@@ -135,6 +137,18 @@ class TestWeights:
         expected = draw(optimized)
         assert close(draw(copy.deepcopy(optimized)), expected)
         assert pickle.loads(pickle.dumps(optimized._fast)).dtype is None
+
+
+class TestThreads:
+    def test_draw_as_one_would(self, optimized):
+        """With the weights changed in between, so that all of them find the fast networks outdated at once."""
+        expected = [draw(optimized, generator=seeded(seed)) for seed in range(4)]
+        for _ in range(5):
+            with torch.no_grad():
+                optimized.generator.to_rgb.bias.add_(0)
+            with ThreadPoolExecutor(4) as pool:
+                drawn = list(pool.map(lambda seed: draw(optimized, generator=seeded(seed)), range(4)))
+            assert all(close(*pair) for pair in zip(drawn, expected, strict=True))
 
 
 class TestPrompts:

@@ -1,10 +1,8 @@
 """`RATLIPPipeline`: sentences in, pictures out, modelled on `DiffusionPipeline`; inference only.
 Owns the public call with its checks; noise is drawn in `latents`, sentences are encoded in `frozen_clip`."""
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
 from .registration import register
+from .utils.evaluating import evaluating
 from .utils.portable_config import PortableConfig
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -271,7 +270,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         batch_size = batch_size or (1 if self.generator.couples_batch else count)
         latents = latents.to(device, self.generator.dtype)
         prompt_embeds = prompt_embeds.to(device, self.generator.dtype)
-        with _evaluating(self.generator):
+        with evaluating(self.generator):
             draw = self._draw if self._fast is None else self._fast.prepare(self.generator, self.image_encoder)
             samples = [
                 draw(z, text)
@@ -329,18 +328,6 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 "prompt_embeds have length 1; this model reads CLIP's raw text_embeds, which are not normalised",
                 stacklevel=3,
             )
-
-
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Eval mode within the block; a training loop that samples from its own network gets it back as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 register(RATLIPPipeline, RATLIPGenerator, RATLIPDiscriminator)

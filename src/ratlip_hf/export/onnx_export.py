@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..pipeline import RATLIPPipeline
+from ..utils.evaluating import evaluating
 from ..utils.files import atomic_directory
 from .onnx_check import BATCHES, BOUNDS, compare, refuse_differences
 from .onnx_folder import PICTURE_GRAPH, TEXT_GRAPH, TOKENIZER, refuse_other_folders, write_record
@@ -46,7 +47,8 @@ def export_onnx(pipe: RATLIPPipeline, folder: str | os.PathLike, dtype: str = "f
     refuse_other_folders(folder)
     _check_pipeline(pipe)
     record = _describe(pipe, dtype)
-    with atomic_directory(folder) as staged:
+    networks = (pipe.text_encoder, pipe.image_encoder, pipe.generator)
+    with evaluating(*networks), atomic_directory(folder) as staged:
         _write_graphs(pipe, staged, getattr(torch, dtype))
         pipe.tokenizer.save_pretrained(staged / TOKENIZER)
         found = compare(
@@ -77,7 +79,6 @@ def _check_pipeline(pipe: RATLIPPipeline) -> None:
     for name, network in networks.items():
         if network.dtype != torch.float32 or network.device.type != "cpu":
             raise ValueError(f"the pipeline must be in float32 on the CPU, but {name} is {network.dtype} there")
-        network.eval()
 
 
 def _describe(pipe: RATLIPPipeline, dtype: str) -> dict:
