@@ -253,6 +253,8 @@ def test_files_and_links_are_refused(source, tmp_path, capsys, kind):
         (["--model", "{tmp}"], "no model_index.json"),
         (["--model", "no-such-user/no-such-model"], "cannot be loaded"),
         (["--repo_id", "birds"], "user/name"),
+        (["--repo_id", "user/"], "user/name"),
+        (["--repo_id", "ada/some birds"], "user/name"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, options, message):
@@ -260,6 +262,22 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, options, message):
     assert main(["export", "hub", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_name_for_a_repository_needs_one(source, tmp_path, capsys):
+    folder = tmp_path / "meine Vögel"
+    assert main(["export", "hub", str(folder), "--model", str(source)]) == 2
+    assert "--repo_id must be user/name" in capsys.readouterr().err and not folder.exists()
+    run_export(source, folder, "--repo_id", "ada/birds")
+    assert f"hf upload ada/birds '{folder}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["hub", "onnx"])
+def test_the_folder_that_one_is_in_is_refused(source, tmp_path, monkeypatch, capsys, target):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", target, ".", "--model", str(source)]) == 2
+    assert "the folder that you are in" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -2,7 +2,10 @@
 Owns the target's options and what it prints; the work is done in `export.hub`."""
 
 import argparse
+import shlex
 from pathlib import Path
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .. import bundled
 from ..export.hub import CODE, export_hub, refuse_other_folders
@@ -24,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    repository = options.repo_id or f"user/{options.folder.resolve().name}"
-    if repository.count("/") != 1:
-        raise UserError(f"--repo_id must be user/name, not {repository!r}")
     refuse_other_folders(options.folder)  # before minutes of work
+    repository = _repository(options)
     pipe = load_pipeline(options.model)
     files = export_hub(pipe, options.folder, repository, bundled.resolve(options.model), options.with_code)
     config = pipe.generator.config
@@ -38,6 +39,17 @@ def run(options: argparse.Namespace) -> int:
         f"discriminator  {'in discriminator/' if 'discriminator/config.json' in files else 'none with this model'}\n"
         f"code           {code if options.with_code else 'none: loads with ratlip_hf'}\n"
         f"written        {options.folder}: {len(files)} files, {size:.1f} MiB\n"
-        f"to publish     hf upload {repository} {options.folder}"
+        f"to publish     hf upload {repository} {shlex.quote(str(options.folder))}"
     )
     return 0
+
+
+def _repository(options: argparse.Namespace) -> str:
+    repository = options.repo_id or f"user/{options.folder.resolve().name}"
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"--repo_id must be user/name as the Hub allows it, not {repository!r}: {error}") from error
+    if repository.count("/") != 1:
+        raise UserError(f"--repo_id must be user/name, not {repository!r}")
+    return repository

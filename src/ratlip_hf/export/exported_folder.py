@@ -25,6 +25,8 @@ def refuse_foreign(folder: str | os.PathLike, record: str, what: str) -> None:
     `record` is the name of the file that [`write_record`] leaves, `what` is what such a folder holds, in words.
     """
     folder = Path(folder)
+    if folder.resolve() == Path.cwd():  # replaced as a whole, it would be gone for the shell that stands in it
+        raise ValueError(f"{folder} is the folder that you are in: choose another one, or start from elsewhere")
     if folder.is_symlink() or folder.is_mount():
         raise ValueError(f"{folder} is a link or a mount point: choose a folder inside it")
     if not folder.exists():
