@@ -14,9 +14,9 @@ def folded(block: ConvBlock) -> tuple[torch.Tensor, torch.Tensor, float | None]:
 
     Uses the running statistics of the norm, as in eval mode; the slope is None for the form "plain".
     """
-    weight, norm = block.conv.weight.detach().double(), block.norm
+    weight, norm = block.conv.weight.detach(), block.norm
     if norm is None:
-        return weight, block.conv.bias.detach().double(), None
+        return weight.double(), block.conv.bias.detach().double(), None
     scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
     bias = norm.bias.detach().double() - scale * norm.running_mean.double()
     return weight * scale[:, None, None, None], bias, NORM_SLOPE
@@ -31,6 +31,6 @@ def rearrange(
     weight: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [C_out, C_in, ...] and bias [C_out] with output channels `rows` and input channels `columns`."""
-    if rows is not None:
-        weight, bias = weight[rows], bias[rows]
-    return (weight if columns is None else weight[:, columns]), bias
+    if rows is None:
+        return (weight if columns is None else weight[:, columns]), bias
+    return (weight[rows] if columns is None else weight[rows[:, None], columns]), bias[rows]

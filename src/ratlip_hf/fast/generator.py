@@ -32,19 +32,20 @@ class FastGenerator:
         self.grid, self.residual_scale = config.clip_grid, config.residual_scale
         self.states = fast_states(generator.states)
 
-        order = order_of(bridge[0], config.bridge_channels)
-        self.noise_proj = _map_projection(generator.noise_proj, order, config.clip_grid, dtype)
-        self.bridge = [FastBridgeBlock(block, config.clip_grid, dtype) for block in bridge]
-        self.to_grid = Convolution(*reordered(generator.to_grid, None, order), dtype, config.clip_grid, padding=2)
-        self.prompt_proj = Linear(generator.prompt_proj.weight, generator.prompt_proj.bias, dtype)
-        self.tower = FastTower(image_encoder, config.prompt_layers, dtype)
-
+        # The image blocks first: what their folding leaves free in memory then serves the rest.
         order = order_of(blocks[0], generator.from_grid.out_channels)
         self.from_grid = Convolution(*reordered(generator.from_grid, order, None), dtype, config.clip_grid, padding=2)
         sizes = [config.clip_grid, *(block.size for block in blocks)]
         self.blocks = [FastImageBlock(block, size, dtype) for block, size in zip(blocks, sizes, strict=False)]
         order = order_of(blocks[-1], generator.to_rgb.in_channels)
         self.to_rgb = FastRGB(generator.to_rgb, order, config.sample_size, dtype)
+
+        order = order_of(bridge[0], config.bridge_channels)
+        self.noise_proj = _map_projection(generator.noise_proj, order, config.clip_grid, dtype)
+        self.bridge = [FastBridgeBlock(block, config.clip_grid, dtype) for block in bridge]
+        self.to_grid = Convolution(*reordered(generator.to_grid, None, order), dtype, config.clip_grid, padding=2)
+        self.prompt_proj = Linear(generator.prompt_proj.weight, generator.prompt_proj.bias, dtype, packed=False)
+        self.tower = FastTower(image_encoder, config.prompt_layers, dtype)
 
         self.bridge_affines = AffineBank(*affines_and_orders(bridge), dtype)
         self.image_affines = AffineBank(*affines_and_orders(blocks), dtype)

@@ -42,9 +42,9 @@ class FastTower:
 
 
 class _Norm:
-    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype):
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype, factor: float = 1):
         self.shape, self.eps = norm.normalized_shape, norm.eps
-        self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+        self.weight, self.bias = ((vector.detach() * factor).to(dtype) for vector in (norm.weight, norm.bias))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
@@ -56,14 +56,15 @@ class _Layer:
     def __init__(self, layer: nn.Module, dtype: torch.dtype):
         attention, mlp = layer.self_attn, layer.mlp
         self.heads, self.scale = attention.num_heads, attention.scale
-        self.norm1, self.norm2 = _Norm(layer.layer_norm1, dtype), _Norm(layer.layer_norm2, dtype)
-        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self.out = _linear(attention.out_proj, dtype)
         self.quick = type(mlp.activation_fn).__name__ == "QuickGELUActivation"
         self.activation = F.silu if self.quick else mlp.activation_fn
-        # x * sigmoid(a x) = silu(a x) / a, and silu is one pass.
-        self.fc1 = _linear(mlp.fc1, dtype, QUICK_GELU if self.quick else 1)
-        self.fc2 = _linear(mlp.fc2, dtype, weight_factor=1 / QUICK_GELU if self.quick else 1)
+        # x * sigmoid(a x) = silu(a x) / a, and silu is one pass. Norm and biases carry the factor, so that weights
+        # stay as they are and need no copy.
+        self.factor = QUICK_GELU if self.quick else 1
+        self.norm1, self.norm2 = _Norm(layer.layer_norm1, dtype), _Norm(layer.layer_norm2, dtype, self.factor)
+        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = _linear(attention.out_proj, dtype)
+        self.fc1, self.fc2 = (_linear(part, dtype, self.factor) for part in (mlp.fc1, mlp.fc2))
 
     def __call__(self, hidden: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
         """Tokens [B, N, width] and perhaps a prompt [B, 1, width] -> [B, N, width]."""
@@ -73,11 +74,15 @@ class _Layer:
         read = F.scaled_dot_product_attention(q[:, :, :count], k, v, scale=self.scale)
         hidden = hidden + self.out(read.transpose(1, 2).flatten(2))
         inner = self.fc1(self.norm2(hidden))
-        return self.fc2(F.silu(inner, inplace=True) if self.quick else self.activation(inner)).add_(hidden)
+        inner = F.silu(inner, inplace=True) if self.quick else self.activation(inner)
+        return torch.add(hidden, self.fc2(inner), alpha=1 / self.factor)
 
 
-def _linear(layer: nn.Linear, dtype: torch.dtype, factor: float = 1, weight_factor: float = 1) -> Linear:
-    return Linear(layer.weight.detach() * (factor * weight_factor), layer.bias.detach() * factor, dtype)
+def _linear(layer: nn.Linear, dtype: torch.dtype, bias_factor: float = 1) -> Linear:
+    """The layer with its bias multiplied. In the dtype that it has, it keeps its weight: a packed copy of the whole
+    tower would be most of what drawing a batch takes in memory."""
+    weight = layer.weight.detach()
+    return Linear(weight, layer.bias.detach() * bias_factor, dtype, packed=weight.dtype != dtype)
 
 
 def _joined(layers: list[nn.Linear], dtype: torch.dtype) -> Linear:
