@@ -28,6 +28,7 @@ def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
     shown = capsys.readouterr().out
     first, second = map(json.loads, out.read_text().splitlines())
     assert first["machine"]["threads"] == 1 and first["machine"]["torch"] == torch.__version__
+    assert sorted(first["command"].split()) == sorted(["ratlip", *command[:-2]])  # not where the record goes
     assert report.describe(second) in shown
 
     rows = {(row["path"], row["batch"]): row for row in second["drawing"]["rows"]}

@@ -59,6 +59,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _command(options: argparse.Namespace, sizes: tuple[int, ...]) -> str:
+    """What to type for the same, whatever was left to its default here and wherever the record went."""
+    words = ["ratlip", "benchmark", "--parts", *options.parts, "--preset", options.preset]
+    words += ["--batch_sizes", *map(str, sizes), "--training_batch", str(options.training_batch)]
+    return shlex.join([*words, "--repetitions", str(options.repetitions), "--threads", str(torch.get_num_threads())])
+
+
 def _measure(options: argparse.Namespace, device: torch.device, sizes: tuple[int, ...]) -> dict:
     try:
         from ..benchmark import beside_diffusion, drawing, measuring, start_up, training
@@ -71,8 +78,7 @@ def _measure(options: argparse.Namespace, device: torch.device, sizes: tuple[int
         "training": lambda: training.measure(training.Training(options.preset, options.training_batch, steps, device)),
         "diffusion": lambda: beside_diffusion.measure(options.preset, steps, device),
     }
-    command = shlex.join(["ratlip", *sys.argv[1:]])
-    record = {"command": command, "machine": measuring.machine(device)}
+    record = {"command": _command(options, sizes), "machine": measuring.machine(device)}
     for name, measure in parts.items():
         if name in options.parts:
             print(f"measuring {name.replace('_', '-')} ...", file=sys.stderr, flush=True)
