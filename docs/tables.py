@@ -26,6 +26,7 @@ _SCORES = {
     "accuracy_wing": "wing",
     "accuracy_direction": "direction",
     "accuracy_background": "background",
+    "accuracy_perch": "perch",
     "fid_judge": "FID (judge)",
     "kid_judge": "KID (judge)",
     "clip_score": "CLIP score (held out)",

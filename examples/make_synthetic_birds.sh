@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes everything under src/ratlip_hf/assets from nothing: the small CLIP, a second one to score with, three judges, and
-# RATLIP trained against the first CLIP. Took 2 x 16 + 3 x 5 + 67 minutes on one CPU core. Usage: examples/make_synthetic_birds.sh WORK_FOLDER
+# RATLIP trained against the first CLIP. Took 13 + 24 + 3 x 5 + 80 minutes, each on one CPU core of a busy machine.
+# Usage: examples/make_synthetic_birds.sh WORK_FOLDER
 set -euo pipefail
 work="${1:?usage: $0 WORK_FOLDER}"
 root="$(cd "$(dirname "$0")/.." && pwd)"

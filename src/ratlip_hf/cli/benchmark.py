@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_sizes", type=int, nargs="+", metavar="N", help="of drawing (default: 1 8, on GPUs more)"
     )
     parser.add_argument("--training_batch", type=int, default=4, metavar="N", help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=7, help="of each path, in turns (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each path, in turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="default: torch's choice")
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--out", type=Path, help="file to which the record is added, a line of JSON")
@@ -73,7 +73,7 @@ def _measure(options: argparse.Namespace, device: torch.device, sizes: tuple[int
         raise UserError(f"benchmarks need {error.name}: pip install 'ratlip_hf[train]'") from error
     steps = max(1, options.repetitions // 2)
     parts = {
-        "start_up": lambda: start_up.measure(options.repetitions),
+        "start_up": lambda: start_up.measure(steps),
         "drawing": lambda: drawing.measure(drawing.Drawing(options.preset, sizes, options.repetitions, device)),
         "training": lambda: training.measure(training.Training(options.preset, options.training_batch, steps, device)),
         "diffusion": lambda: beside_diffusion.measure(options.preset, steps, device),

@@ -44,7 +44,8 @@ class FastGenerator:
         self.noise_proj = _map_projection(generator.noise_proj, order, config.clip_grid, dtype)
         self.bridge = [FastBridgeBlock(block, config.clip_grid, dtype) for block in bridge]
         self.to_grid = Convolution(*reordered(generator.to_grid, None, order), dtype, config.clip_grid, padding=2)
-        self.prompt_proj = Linear(generator.prompt_proj.weight, generator.prompt_proj.bias, dtype, packed=False)
+        weight = generator.prompt_proj.weight
+        self.prompt_proj = Linear(weight, generator.prompt_proj.bias, dtype, packed=weight.dtype != dtype)
         self.tower = FastTower(image_encoder, config.prompt_layers, dtype)
 
         self.bridge_affines = AffineBank(*affines_and_orders(bridge), dtype)
