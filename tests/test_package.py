@@ -14,7 +14,8 @@ from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bund
 from ratlip_hf.convert.key_maps import discriminator_key_map, from_original, generator_key_map, to_original
 from ratlip_hf.synthetic_birds.alignment import measure_alignment
 from ratlip_hf.synthetic_birds.attributes import FIELD_VOCABULARIES
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts
+from ratlip_hf.synthetic_birds.captions import named_scene
+from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, prompt_bird
 from ratlip_hf.synthetic_birds.judge import BirdJudge
 
 ROOT = Path(__file__).parents[1]
@@ -59,26 +60,23 @@ def test_the_bundled_model_paints_held_out_colours_where_the_prompt_wants_them()
     assert result["real_renders"]["mean"] > 0.97, result
 
 
-@pytest.mark.parametrize(
-    ("scene", "words"),
-    [
-        ("facing left, on a rock, in the snow", {"direction": "left", "perch": "rock", "background": "snow"}),
-        ("facing right, on a branch, at sunset", {"direction": "right", "perch": "branch", "background": "sunset"}),
-        ("on the grass, looking left", {"direction": "left", "perch": "grass"}),
-    ],
-)
-def test_the_bundled_model_follows_the_scene(scene, words):
+def test_the_bundled_model_follows_the_scene_where_the_prompt_names_it():
     """As the judge of scenes reads it; chance is 0.5 for the direction and 0.25 for the others."""
     pipe, judge = (
         RATLIPPipeline.from_pretrained(bundled.model_dir()),
         BirdJudge.from_pretrained(bundled.scene_judge_dir()),
     )
-    seeds = [torch.Generator().manual_seed(seed) for seed in range(12)]
-    prompt = f"a red bird with a white belly and black wings, {scene}"
-    read = judge.read(pipe(prompt, num_images_per_prompt=12, generator=seeds, output_type="pt").images * 2 - 1)
-    for name, word in words.items():
-        found = read[:, judge.config.reads.index(name)] == FIELD_VOCABULARIES[name].index(word)
-        assert found.float().mean() >= 0.75, name
+    prompts = load_heldout_prompts()[:120]
+    seeds = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+    pictures = pipe([prompt["prompt"] for prompt in prompts], generator=seeds, output_type="pt").images * 2 - 1
+    hits = {"direction": [], "background": [], "perch": []}
+    for prompt, words in zip(prompts, judge.read(pictures).tolist(), strict=True):
+        bird = prompt_bird(prompt)
+        for name in named_scene(prompt["prompt"], bird):
+            found = words[judge.config.reads.index(name)]
+            hits[name].append(FIELD_VOCABULARIES[name][found] == getattr(bird, name))
+    for name, right in hits.items():
+        assert len(right) > 20 and sum(right) / len(right) >= 0.9, name
 
 
 def test_the_bundled_discriminator_fits_the_bundled_clip():

@@ -1,9 +1,10 @@
 """How fast noise and sentence embeddings become pictures: the plain path, `pipe.optimize()`, compiled, and a floor.
 Random weights serve; owns the paths of each device, their errors against the plain one, and where their time goes."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -161,9 +162,8 @@ def multiply_adds(path: str, generator: RATLIPGenerator, tower: Tower) -> int:
 def operations(call: Callable[[], object]) -> dict[str, float]:
     """Shares of the time of one call by operator, the largest first; the rest together."""
     call()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler reports on itself
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with profile(activities=activities, acc_events=True) as trace:
+    with _silent_stderr(), profile(activities=activities, acc_events=True) as trace:
         call()
     on_gpu = torch.cuda.is_available()
     events = trace.key_averages()
@@ -171,6 +171,19 @@ def operations(call: Callable[[], object]) -> dict[str, float]:
     total, ordered = sum(times.values()), sorted(times, key=times.get, reverse=True)
     shares = {name: times[name] / total for name in ordered[:_SHOWN_OPERATIONS]}
     return shares | {"others": 1 - sum(shares.values())}
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler reports on itself there, from outside of Python."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _call(draw: Callable, given: tuple) -> Callable[[], torch.Tensor]:
