@@ -17,6 +17,7 @@ from ratlip_hf.synthetic_birds import captions, small_clip
 from ratlip_hf.synthetic_birds.alignment import measure_alignment
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
+    FIELD_VOCABULARIES,
     PARTS,
     SCENE,
     BirdAttributes,
@@ -258,6 +259,21 @@ class TestSmallClip:
         distinct = small_clip.contrastive_loss(images, texts, ["a", "b", "c", "d"], 1.0)
         repeated = small_clip.contrastive_loss(images, texts, ["a", "a", "a", "a"], 1.0)
         assert repeated.abs() < 1e-6 < distinct
+
+    def test_labels_teach_every_field(self):
+        """A reader that knows all words but those of one field pays for that field alone: log(words) / fields."""
+        reader, labels = small_clip.LabelReader(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
+        images = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
+        first = 0
+        for index, vocabulary in enumerate(FIELD_VOCABULARIES.values()):
+            with torch.no_grad():
+                reader.linear.weight.zero_(), reader.linear.bias.zero_()
+                starts = torch.tensor(reader.words).cumsum(0) - torch.tensor(reader.words)
+                reader.linear.bias[starts] = 100.0  # the first word of each field
+                reader.linear.bias[first] = 0.0
+            expected = torch.tensor(len(vocabulary)).log() / len(FIELD_VOCABULARIES)
+            torch.testing.assert_close(reader(images, labels), expected)
+            first += len(vocabulary)
 
     def test_two_training_steps_give_a_loadable_model(self, tmp_path):
         sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
