@@ -265,7 +265,7 @@ class TestSmallClip:
         reader, labels = small_clip.LabelReader(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
         images = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
         first = 0
-        for index, vocabulary in enumerate(FIELD_VOCABULARIES.values()):
+        for vocabulary in FIELD_VOCABULARIES.values():
             with torch.no_grad():
                 reader.linear.weight.zero_(), reader.linear.bias.zero_()
                 starts = torch.tensor(reader.words).cumsum(0) - torch.tensor(reader.words)
