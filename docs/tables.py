@@ -83,12 +83,12 @@ def _figure(score: dict | None) -> str:
     return f"{score['value']:.{digits}f}{interval}"
 
 
-def speed(part: str, *tables: Callable[[dict], str]) -> str:
-    """Tables of the latest record of `ratlip benchmark` that has this part."""
+def speed(part: str, table: Callable[[dict], str], introduced: bool = True) -> str:
+    """A table of the latest record of `ratlip benchmark` that has this part, introduced by machine and command."""
     records = [json.loads(line) for line in SPEED.read_text().splitlines()]
     latest = next(record for record in reversed(records) if part in record)
-    facts = f"{report.describe_machine(latest['machine'])}; `{latest['command']}`"
-    return "\n\n".join([facts, *(table(latest[part]) for table in tables)])
+    facts = f"{report.describe_machine(latest['machine'])}; `{latest['command']}`\n\n"
+    return (facts if introduced else "") + table(latest[part])
 
 
 TABLE_MAKERS: dict[str, Callable[[], str]] = {
@@ -96,11 +96,11 @@ TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "study": study,
     "study-parts": study_parts,
     "drawing": lambda: speed("drawing", report.drawing_table),
-    "floor": lambda: speed("drawing", report.floor_table),
-    "operations": lambda: speed("drawing", report.operations_table),
-    "diffusion": lambda: speed("diffusion", report.diffusion_table),
-    "training-steps": lambda: speed("training", report.training_table),
-    "start-up": lambda: speed("start_up", report.start_up_table),
+    "floor": lambda: speed("drawing", report.floor_table, introduced=False),
+    "operations": lambda: speed("drawing", report.operations_table, introduced=False),
+    "diffusion": lambda: speed("diffusion", report.diffusion_table, introduced=False),
+    "training-steps": lambda: speed("training", report.training_table, introduced=False),
+    "start-up": lambda: speed("start_up", report.start_up_table, introduced=False),
 }
 
 
