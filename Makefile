@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SHOWN := '^(accelerate|datasets|diffusers|huggingface_hub|numpy|torch|transformers)=='
 OUT ?= outputs
 PROMPT ?=
 
@@ -10,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle worker threads that spin slow down everything else on small machines.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help generate test test-all test-wheel lint style accuracy tables figures clean
+.PHONY: help generate test test-all test-wheel test-oldest test-newest lint style accuracy tables figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -48,6 +49,23 @@ test-all: lint test-wheel  ## everything, the slow tests and the wheel included
 test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in a clean environment, draw and train with it
 	PYTHON=$(PYTHON) BUILDER=$(BIN)/python tests/wheel/run.sh
 
+$(VENV)-oldest/.installed: setup.py constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet -c constraints-oldest.txt -e ".[dev,plots]"
+	@touch $@
+
+test-oldest: $(VENV)-oldest/.installed  ## the fast tests with the oldest versions that setup.py allows
+	@$(VENV)-oldest/bin/pip freeze --exclude-editable | grep -E $(SHOWN)
+	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/pytest -n 2
+
+# torch is held: without a version pip takes the newest build for GPUs, a download of gigabytes.
+test-newest:  ## the fast tests with the newest releases of everything but torch
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager \
+		"$$(grep '^torch==' constraints.txt)" -e ".[dev,plots]"
+	@$(VENV)-newest/bin/pip freeze --exclude-editable | grep -E $(SHOWN)
+	HF_HUB_OFFLINE=1 $(VENV)-newest/bin/pytest -n 2
+
 accuracy: $(VENV)/.installed-dev  ## measure the bundled model's alignment with both judges
 	$(BIN)/python -m ratlip_hf.synthetic_birds.alignment
 
@@ -58,5 +76,5 @@ figures: $(VENV)/.installed-dev  ## draw the figures of docs/study.md anew from 
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[plots]"
 	$(BIN)/python docs/figures.py
 
-clean:  ## remove the environment and build products
-	rm -rf $(VENV) build dist src/*.egg-info
+clean:  ## remove the environments and build products
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist src/*.egg-info

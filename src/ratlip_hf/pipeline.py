@@ -20,6 +20,7 @@ from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
 from .registration import register
+from .utils.compat import for_diffusers
 from .utils.evaluating import evaluating
 from .utils.portable_config import PortableConfig
 
@@ -104,11 +105,16 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         refuse_string_dtypes(kwargs)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **for_diffusers(kwargs))
         for name in {"text_encoder", "image_encoder"} - kwargs.keys():
             if (tower := getattr(pipe, name)) is not None:
                 refuse_missing_weights(tower, pretrained_model_name_or_path, name, kwargs)
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """As in diffusers: parts are shared, not copied, and have `dtype` (float32 by default) in both pipelines."""
+        return super().from_pipe(pipeline, **for_diffusers(kwargs))
 
     @classmethod
     def from_single_file(
@@ -145,9 +151,9 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         return pipe if dtype is None else pipe.to(dtype)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file):
+    def _dict_from_json_file(cls, *args, **kwargs):
         """The index of a pipeline; this package's classes take the place of code that a repository ships for them."""
-        index = super()._dict_from_json_file(json_file)
+        index = super()._dict_from_json_file(*args, **kwargs)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = cls.__name__
         if (index.get("generator") or [None])[-1] == RATLIPGenerator.__name__:

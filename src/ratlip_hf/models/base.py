@@ -7,6 +7,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from transformers import CLIPVisionConfig
 
+from ..utils.compat import for_diffusers
 from ..utils.portable_config import PortableConfig
 from .checkpointing import checkpoint_module
 from .clip import grid_size
@@ -45,7 +46,8 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
         """As in diffusers, but a missing weight raises ValueError and so does a dtype given as a string."""
         refuse_string_dtypes(kwargs)
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        kwargs = for_diffusers({**kwargs, "output_loading_info": True})
+        model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(
