@@ -41,7 +41,8 @@ WITHOUT_PACKAGE = """
             raise AssertionError("code from a repository must not run unasked")
         pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
         pictures[name.replace(folder, "folder")] = draw(pipe)
-    half = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.float16)
+    # diffusers before 0.40 reads no other spelling
+    half = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.float16)
     pictures["half"] = draw(half)
     pictures["truncated"] = draw(pipe, truncation=0.5)
     assert pipe.generator.dtype == torch.float32 and half.generator.dtype == torch.float16

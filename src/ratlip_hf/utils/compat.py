@@ -12,4 +12,5 @@ def for_diffusers(options: dict) -> dict:
     release = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
     if release >= (0, 40):
         return options
-    return {"torch_dtype" if name == "dtype" else name: value for name, value in options.items()}
+    others = {name: value for name, value in options.items() if name != "dtype"}
+    return others if options.get("dtype") is None else {**others, "torch_dtype": options["dtype"]}
