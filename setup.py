@@ -14,7 +14,7 @@ EXTRAS = {
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
     "demo": ["gradio>=6"],
     "plots": ["matplotlib>=3.9.0"],
-    "export": ["onnx>=1.17.0", "onnxruntime>=1.20.0", "onnxscript>=0.5.0"],
+    "export": ["onnx>=1.19.0", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["train"],
@@ -50,12 +50,12 @@ setup(
     install_requires=[
         "torch>=2.13.0",
         "transformers>=5.0.0",
-        "diffusers>=0.36.0",
+        "diffusers>=0.37.0",
         "accelerate>=1.7.0",
-        "huggingface_hub>=1.3.0",
+        "huggingface_hub>=1.10.0",
         "safetensors>=0.5.0",
         "Jinja2>=3.1.2",
-        "Pillow>=10.1.0",
+        "Pillow>=11.1.0",
         "numpy>=1.26.4",
     ],
     extras_require=EXTRAS,

@@ -29,6 +29,7 @@ DRAWING = """
     from diffusers import DiffusionPipeline
 
     from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
+    from ratlip_hf.utils.compat import for_diffusers
     from ratlip_hf.frozen_clip import load_clip
     from ratlip_hf.utils.fingerprints import weights_sha256
 
@@ -58,7 +59,7 @@ ONLINE = """
         "generator alone": RATLIPPipeline(**{**local.components, "generator": generator}),
         "clip repository": RATLIPPipeline.from_clip("ada/clip", generator),
         "half precision": RATLIPPipeline.from_pretrained("ada/birds", **HALF, cache_dir=other_cache),
-        "half precision, diffusers' class": DiffusionPipeline.from_pretrained("ada/birds", **HALF),
+        "half precision, diffusers' class": DiffusionPipeline.from_pretrained("ada/birds", **for_diffusers(HALF)),
         "half precision, older spelling": RATLIPPipeline.from_pretrained("ada/birds", torch_dtype=torch.float16),
         "stored in half precision": RATLIPPipeline.from_pretrained("ada/birds", variant="fp16"),
     }

@@ -156,7 +156,7 @@ def test_batches_change_nothing(pipe, material, small_clip):
     few = material.first(40)
     one, other = (evaluation(few, small_clip, batch_size=size).score(model) for size in (40, 3))
     assert one.protocol == other.protocol
-    assert values(one) == pytest.approx(values(other), rel=1e-5, abs=1e-5)
+    assert values(one) == pytest.approx(values(other), rel=1e-4, abs=1e-5)
 
 
 def test_shares_of_several_processes_come_together(small_clip):

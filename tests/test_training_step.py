@@ -74,7 +74,7 @@ def test_a_lazy_penalty_counts_for_the_steps_without_it(nets):
         gradients = [p.grad - q.grad for p, q in zip(*map(moving, (each, plain)), strict=True)]
         each.penalty_gradient = torch.cat([gradient.flatten() for gradient in gradients]) / times
     torch.testing.assert_close(lazy.penalty_gradient, nets.penalty_gradient, rtol=1e-4, atol=1e-5)
-    assert nets.penalty_gradient.norm() > 1
+    assert nets.penalty_gradient.norm() > 0.1
 
 
 def moving(nets: Networks) -> list[torch.nn.Parameter]:
