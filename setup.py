@@ -10,7 +10,7 @@ VERSION: dict[str, str] = {}
 exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 
 EXTRAS = {
-    "train": ["datasets>=4.0.0", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
+    "train": ["datasets>=4.0.0", "pyarrow>=26.0.1", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
     "demo": ["gradio>=6"],
     "plots": ["matplotlib>=3.9.0"],
@@ -48,15 +48,15 @@ setup(
         ]
     },
     install_requires=[
-        "torch>=2.13.0",
+        "torch>=2.8",
         "transformers>=5.0.0",
-        "diffusers>=0.37.0",
+        "diffusers>=0.38.0",
         "accelerate>=1.7.0",
         "huggingface_hub>=1.10.0",
-        "safetensors>=0.5.0",
+        "safetensors>=0.8.0",
         "Jinja2>=3.1.2",
-        "Pillow>=11.1.0",
-        "numpy>=1.26.4",
+        "Pillow>=12.0.0",
+        "numpy>=2.0.0",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["ratlip=ratlip_hf.cli.main:main"]},

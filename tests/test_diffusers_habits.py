@@ -12,7 +12,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.utils.source_code_parsing_utils import ReturnNameVisitor
 from torch._dynamo.testing import CompileCounter
 
-from drawing import NETWORKS, PROMPT, close, draw, dtypes
+from drawing import NETWORKS, PROMPT, close, draw, dtypes, needs_group_offloading
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from training_toys import DISCRIMINATOR
 
@@ -87,6 +87,7 @@ class TestMoving:
 class TestOffloading:
     """Without an accelerator an offloaded weight is as good as any other; on disk it is gone, and set to NaN here."""
 
+    @needs_group_offloading
     @pytest.mark.parametrize("level", LEVELS, ids=["blocks", "leaves"])
     @pytest.mark.parametrize("name", NETWORKS)
     def test_groups_come_back_before_they_are_used(self, pipe, tmp_path, level, name):
@@ -97,6 +98,7 @@ class TestOffloading:
         for picture in (draw(pipe), draw(pipe)):
             assert close(picture, expected)
 
+    @needs_group_offloading
     @pytest.mark.parametrize("level", LEVELS, ids=["blocks", "leaves"])
     def test_of_a_whole_pipeline(self, pipe, level):
         expected = draw(pipe)

@@ -5,6 +5,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from ratlip_hf import RATLIPPipeline
+from ratlip_hf.utils.compat import validate_card
 
 GENERIC = "This is the model card of a 🧨 diffusers model that has been pushed on the Hub. This model card has been "
 GENERIC += "automatically generated."
@@ -37,7 +38,7 @@ def push(request, pipe, tmp_path):
 def test_the_card_describes_the_pipeline_and_is_valid(online, push):
     push("ada/new-birds")
     card = pushed_card(online, "ada/new-birds")
-    card.validate()
+    validate_card(card)
     assert card.data.to_dict() == {
         "language": ["en"],
         "library_name": "ratlip_hf",

@@ -13,7 +13,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from drawing import NETWORKS, OTHER, PROMPT, close, draw, seeded
+from drawing import NETWORKS, OTHER, PROMPT, close, draw, needs_group_offloading, seeded
 from ratlip_hf import RATLIPPipeline
 
 
@@ -218,6 +218,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="merge adapters"):
             draw(optimized)
 
+    @needs_group_offloading
     @pytest.mark.parametrize("name", ["generator", "image_encoder"])
     @pytest.mark.parametrize("level", ["block_level", "leaf_level"])
     def test_group_offloading(self, pipe, name, level):

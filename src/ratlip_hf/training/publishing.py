@@ -21,6 +21,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from ..utils.compat import validate_card
 from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_write, link_files
 from .config import TrainingConfig
@@ -72,7 +73,7 @@ class HubRepository:
                 name = f"{api.whoami()['name']}/{name}"
         with _refusals_as_user_errors(name):
             _ensure_writable(api, name, config.hub_private_repo)
-            model_card(config, name).validate()
+            validate_card(model_card(config, name))
         for left in Path(config.output_dir).glob(f"{_STAGE}*"):  # by a killed run
             shutil.rmtree(left, ignore_errors=True)
         return cls(name, config, api)

@@ -2,6 +2,8 @@
 Owns every look at an installed version, so that raising a floor means deleting lines here."""
 
 import diffusers
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.utils import HfHubHTTPError, get_session, hf_raise_for_status
 
 
 def for_diffusers(options: dict) -> dict:
@@ -14,3 +16,20 @@ def for_diffusers(options: dict) -> dict:
         return options
     others = {name: value for name, value in options.items() if name != "dtype"}
     return others if options.get("dtype") is None else {**others, "torch_dtype": options["dtype"]}
+
+
+def validate_card(card: ModelCard) -> None:
+    """Let the Hub check a card's metadata: before huggingface_hub 2.4 the card itself asks huggingface.co, also where
+    HF_ENDPOINT names another Hub.
+
+    Raises:
+        ValueError: with what the Hub says of metadata that it refuses.
+        HfHubHTTPError: when the Hub cannot be asked.
+    """
+    body = {"repoType": card.repo_type, "content": str(card)}
+    url = f"{constants.ENDPOINT}/api/validate-yaml"
+    response = get_session().post(url, json=body, headers={"Accept": "text/plain"})
+    try:
+        hf_raise_for_status(response)
+    except HfHubHTTPError as error:
+        raise ValueError(response.text) if response.status_code == 400 else error from None
