@@ -14,7 +14,7 @@ EXTRAS = {
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
     "demo": ["gradio>=6"],
     "plots": ["matplotlib>=3.9.0"],
-    "export": ["onnx>=1.19.0", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
+    "export": ["torch>=2.13", "onnx>=1.19.0", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["train"],
