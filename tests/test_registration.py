@@ -28,16 +28,20 @@ def test_importing_the_package_imports_nothing_heavy():
     [
         "import ratlip_hf; from diffusers import DiffusionPipeline",
         "from diffusers import DiffusionPipeline; import ratlip_hf",
-        "import ratlip_hf.models; from diffusers import DiffusionPipeline",
-        "from ratlip_hf import RATLIPPipeline; from diffusers import DiffusionPipeline",
-        "from ratlip_hf.pipeline import RATLIPPipeline as DiffusionPipeline",
+        pytest.param("import ratlip_hf.models; from diffusers import DiffusionPipeline", marks=pytest.mark.slow),
+        pytest.param(
+            "from ratlip_hf import RATLIPPipeline; from diffusers import DiffusionPipeline", marks=pytest.mark.slow
+        ),
+        pytest.param("from ratlip_hf.pipeline import RATLIPPipeline as DiffusionPipeline", marks=pytest.mark.slow),
     ],
 )
 def test_diffusers_finds_the_pipeline(imports):
     run(imports + LOADS.format(folder=str(bundled.model_dir())))
 
 
-@pytest.mark.parametrize("imports", ["import diffusers, ratlip_hf", "import ratlip_hf, diffusers"])
+@pytest.mark.parametrize(
+    "imports", ["import ratlip_hf, diffusers", pytest.param("import diffusers, ratlip_hf", marks=pytest.mark.slow)]
+)
 def test_automodel_finds_the_generator(imports):
     run(f"""
 {imports}
