@@ -52,12 +52,19 @@ def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
     )
 
 
-def test_operations_are_counted_exactly():
-    """By hand, the 1x1 convolution to tokens: C_in * C_out * grid^2 multiply-adds are in both arrangements."""
+@pytest.mark.slow
+def test_the_paper_sized_model_has_the_known_number_of_operations():
+    """65.7 GFLOP per picture of 224 pixels, as the released code has."""
+    work = drawing.multiply_adds("plain fp32", *drawing.build_networks("ratlip", CPU))
+    assert round(2 * work / 1e9, 1) == 65.7
+
+
+def test_both_arrangements_are_counted_and_hold_the_tower():
     generator, tower = drawing.build_networks("tiny", CPU)
     with torch.no_grad():
         plain, fast = (drawing.multiply_adds(f"{kind} fp32", generator, tower) for kind in ("plain", "optimized"))
     assert plain == drawing.multiply_adds("plain bf16", generator, tower)
+    # By hand: what both must do at least.
     tower_only = 6 * (4 * 96**2 + 2 * 96 * 384) * 65  # layers of the tower on 64 patches and a class token
     assert tower_only < fast < plain
 
@@ -145,9 +152,12 @@ def test_start_up_is_measured():
         (["--parts", "flying"], "flying"),
         (["--device", "nonsense"], "--device nonsense is not available"),
         (["--out", "{tmp}"], "is a folder"),
+        (["--out", "{tmp}/notes.txt/speed.jsonl"], "cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):
+def test_mistakes_are_one_line_before_anything_is_measured(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measuring, "machine", lambda device: pytest.fail("measured"))
+    (tmp_path / "notes.txt").touch()
     assert main(["benchmark", *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from ratlip_hf.utils.errors import CommandParser, UserError, command_line, one_line
-from ratlip_hf.utils.files import atomic_directory, atomic_write, link_files, staged_files
+from ratlip_hf.utils.files import (
+    append_line,
+    atomic_directory,
+    atomic_write,
+    check_appendable,
+    link_files,
+    staged_files,
+)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -100,3 +107,15 @@ def test_what_another_library_says_becomes_one_line():
     assert one_line(ValueError("  one\n\n  two ")) == "one two"
     assert one_line(KeyError()) == "KeyError"
     assert len(one_line(ValueError("word " * 1000))) <= 300
+
+
+def test_a_line_is_added_to_whatever_was_there(tmp_path):
+    path = tmp_path / "new" / "lines.txt"
+    check_appendable(path)
+    assert not path.parent.exists()
+    append_line(path, "one")
+    append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+    path.write_text("no end of line")
+    append_line(path, "three")
+    assert path.read_text() == "no end of line\nthree\n"

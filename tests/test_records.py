@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ratlip_hf.evaluation import Record, append_record, compare, read_records
-from ratlip_hf.evaluation.records import check_appendable
+from ratlip_hf.evaluation.records import check_place_for_records
 from ratlip_hf.version import __version__
 
 PROTOCOL = {"name": "kid_birds", "num_real": 3000, "num_fake": 3000, "resize": (64, 64), "seed": 0}
@@ -80,15 +80,15 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
 
 
 def test_a_file_that_could_not_be_written_is_refused_beforehand(tmp_path):
-    check_appendable(tmp_path / "new" / "results.jsonl")
+    check_place_for_records(tmp_path / "new" / "results.jsonl")
     assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match="is a folder"):
-        check_appendable(tmp_path)
+        check_place_for_records(tmp_path)
     (tmp_path / "notes.txt").write_text("no record")
     with pytest.raises(ValueError, match=r"notes\.txt"):
-        check_appendable(tmp_path / "notes.txt")
+        check_place_for_records(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="cannot be written"):
-        check_appendable(tmp_path / "notes.txt" / "results.jsonl")
+        check_place_for_records(tmp_path / "notes.txt" / "results.jsonl")
 
 
 def test_a_training_signal_is_pointed_out():

@@ -53,6 +53,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module) -> None:

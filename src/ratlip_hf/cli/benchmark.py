@@ -11,7 +11,7 @@ import torch
 
 from ..models import PRESETS
 from ..utils.errors import UserError
-from ..utils.files import atomic_write
+from ..utils.files import append_line, check_appendable
 from .loading import find_device, quiet_libraries
 
 PARTS = ("drawing", "diffusion", "training", "start_up")
@@ -43,16 +43,14 @@ def run(options: argparse.Namespace) -> int:
         if count < 1:
             least = 2 if name == "training_batch" else 1  # mismatched captions are those of the next picture
             raise UserError(f"--{name} must be at least {least}")
-    if options.out and options.out.is_dir():
-        raise UserError(f"{options.out} is a folder: name a file for the records")
+    if options.out:
+        check_appendable(options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     quiet_libraries()
     record = _measure(options, device, tuple(sizes))
     if options.out:
-        before = options.out.read_text() if options.out.exists() else ""
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(options.out, before + json.dumps(record) + "\n")
+        append_line(options.out, json.dumps(record))
     from ..benchmark.report import describe
 
     print(describe(record))

@@ -64,11 +64,11 @@ def _evaluate(options: argparse.Namespace, protocol, material) -> int:
     from accelerate import PartialState
 
     from ..evaluation.evaluate import Evaluation, Sources, load_networks
-    from ..evaluation.records import append_record, check_appendable
+    from ..evaluation.records import append_record, check_place_for_records
     from ..evaluation.subjects import REAL_RENDERS, Folder, FreshRenders, Model
 
     if options.out:
-        check_appendable(options.out)
+        check_place_for_records(options.out)
     state = PartialState(cpu=options.device == "cpu")
     device = state.device if state.num_processes > 1 else find_device(options.device)
     model = options.model or bundled.NAME

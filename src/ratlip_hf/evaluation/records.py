@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from ..utils.files import atomic_write
+from ..utils.files import append_line, check_appendable
 from ..version import __version__
 
 # Below this many pictures a Fréchet distance of 2048 features is mostly bias.
@@ -72,21 +72,14 @@ class Record:
 
 def append_record(path: str | os.PathLike, record: Record) -> None:
     """Add a line to a file of records, which is created if there is none; a failure leaves the file as it was."""
-    path = Path(path)
-    before = path.read_text() if path.exists() else ""
-    atomic_write(path, before + json.dumps(asdict(record), allow_nan=False) + "\n")
+    append_line(path, json.dumps(asdict(record), allow_nan=False))
 
 
-def check_appendable(path: str | os.PathLike) -> None:
+def check_place_for_records(path: str | os.PathLike) -> None:
     """Raise ValueError or OSError, before hours of work, if [`append_record`] could not add to this file."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file for the records")
-    if path.exists():
+    check_appendable(path)
+    if Path(path).exists():
         read_records(path)
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"{path} cannot be written: {nearest} is no folder that can be written to")
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:

@@ -30,6 +30,23 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     return path
 
 
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Add a line to a text file, which is created if there is none; a failure leaves the file as it was."""
+    path = Path(path)
+    before = path.read_text() if path.exists() else ""
+    atomic_write(path, f"{before}\n{line}\n" if before and not before.endswith("\n") else f"{before}{line}\n")
+
+
+def check_appendable(path: str | os.PathLike) -> None:
+    """Raise ValueError, before hours of work, if [`append_line`] could not add to this file. Makes nothing."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file for the records")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {nearest} is no folder that can be written to")
+
+
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends well, and vanishes when it raises.
