@@ -43,10 +43,12 @@ def test_diffusers_finds_the_pipeline(imports):
     "imports", ["import ratlip_hf, diffusers", pytest.param("import diffusers, ratlip_hf", marks=pytest.mark.slow)]
 )
 def test_automodel_finds_the_generator(imports):
+    """Alone, and where a model_index.json names this library."""
     run(f"""
 {imports}
-model = diffusers.AutoModel.from_pretrained({str(bundled.model_dir())!r}, subfolder="generator")
-assert type(model) is ratlip_hf.RATLIPGenerator
+alone = diffusers.AutoModel.from_pretrained({str(bundled.model_dir() / "generator")!r})
+part = diffusers.AutoModel.from_pretrained({str(bundled.model_dir())!r}, subfolder="generator")
+assert type(alone) is type(part) is ratlip_hf.RATLIPGenerator
 """)
 
 

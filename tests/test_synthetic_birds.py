@@ -275,9 +275,19 @@ class TestSmallClip:
             torch.testing.assert_close(reader(images, labels), expected)
             first += len(vocabulary)
 
-    def test_two_training_steps_give_a_loadable_model(self, tmp_path):
+    def test_two_training_steps_teach_by_labels_too_and_give_a_loadable_model(self, tmp_path, monkeypatch):
+        class WatchedReader(small_clip.LabelReader):
+            gradients = []
+
+            def forward(self, images, labels):
+                read = images * 1  # of its own, so that the gradient is that of the labels alone
+                read.register_hook(self.gradients.append)
+                return super().forward(read, labels)
+
+        monkeypatch.setattr(small_clip, "LabelReader", WatchedReader)
         sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
         model, tokenizer, report = small_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
+        assert len(WatchedReader.gradients) == 2 and all(each.any() for each in WatchedReader.gradients)
         assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1 and 0 <= report["crown_in_caption"] <= 1
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)

@@ -102,9 +102,11 @@ def test_half_precision_steps_stay_close_to_float32(nets, precision, tolerance):
             setattr(half, name, Optimization(getattr(half, name).optimizer, half=True))
     figures, half_figures = (training_step(each, [step_inputs()]) for each in (nets, half))
     assert half_figures["d_penalty"] == pytest.approx(figures["d_penalty"].item(), rel=tolerance)
-    for name in ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm"):
+    names = ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm")
+    for name in names:
         assert half_figures[name].item() == pytest.approx(figures[name].item(), rel=10 * tolerance), name
-        assert half_figures[name].item() != figures[name].item(), name
+    # One of them may round to the same number.
+    assert sum(half_figures[name].item() == figures[name].item() for name in names) <= 1
 
 
 @pytest.mark.parametrize("penalise", [True, False])
