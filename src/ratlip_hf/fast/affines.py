@@ -66,23 +66,23 @@ def _stacked(layers: list[tuple[nn.Linear, torch.Tensor | None]], dtype: torch.d
     return weight, bias[:, None].to(dtype)
 
 
-def modulate(
-    x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor], factor: torch.Tensor | None = None
-) -> torch.Tensor:
-    """gamma * factor * x + beta of x [B, H, W, C]; gamma, beta and factor are [B, C]."""
-    gamma, beta = pair
-    gamma = gamma if factor is None else gamma * factor
-    return torch.addcmul(beta[:, None, None], gamma[:, None, None], x)
+def modulate(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """gamma * x + beta of x [B, H, W, C], which stays as it is; gamma and beta are [B, C]."""
+    gamma, beta = (vector[:, None, None] for vector in pair)
+    return torch.addcmul(beta, gamma, x)
 
 
-def fuse(
+def fuse_(
     x: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], factor: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """A fusion unit on factor * x: affine -> LeakyReLU(0.2) -> affine -> LeakyReLU(0.2). Leaves x as it is."""
-    return finish_fusion(modulate(x, pairs[0], factor), pairs[1])
+    """A fusion unit on factor * x, in place: affine -> LeakyReLU(0.2) -> affine -> LeakyReLU(0.2)."""
+    gamma, beta = pairs[0]
+    gamma = gamma if factor is None else gamma * factor
+    torch.addcmul(beta[:, None, None], gamma[:, None, None], x, out=x)
+    return finish_fusion_(x, pairs[1])
 
 
-def finish_fusion(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def finish_fusion_(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """The fusion unit after its first affine, in place."""
     gamma, beta = (vector[:, None, None] for vector in pair)
     F.leaky_relu_(x, FUSION_SLOPE)

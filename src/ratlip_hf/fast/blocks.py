@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.blocks import BridgeBlock, ConvBlock, ImageBlock
 from ..models.modulation import Affine
-from .affines import finish_fusion, fuse, modulate
+from .affines import finish_fusion_, fuse_, modulate
 from .attention import FastAttention, channel_order, rows_before_attention
 from .folding import folded, rearrange, reordered
 from .layers import Convolution, Linear, resize
@@ -60,9 +60,9 @@ class FastBridgeBlock:
 
     def __call__(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
         """x [B, g, g, C] and four (gamma, beta) -> [B, g, g, C]."""
-        residual = self.conv2(fuse(self.conv1(x), pairs[:2]))
+        residual = self.conv2(fuse_(self.conv1(x), pairs[:2]))
         factor = None if self.attention is None else self.attention(residual)
-        return fuse(residual, pairs[2:], factor).add_(x)
+        return fuse_(residual, pairs[2:], factor).add_(x)
 
 
 class FastImageBlock:
@@ -92,20 +92,30 @@ class FastImageBlock:
 
     def __call__(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
         """x [B, h, h, C_in] and four (gamma, beta) -> [B, size, size, C_out]."""
-        residual = self._first_half(x, pairs[:2])
+        residual = self.conv1(self._modulated(x, pairs[:2]))
         factor = None if self.attention1 is None else self.attention1(residual)
-        residual = self.conv2(fuse(residual, pairs[2:], factor))
+        residual = self.conv2(fuse_(residual, pairs[2:], factor))
         factor = None if self.attention2 is None else self.attention2(residual)
-        shortcut = resize(x if self.shortcut is None else self.shortcut(x), self.size, self.mode)
-        if factor is None:
-            return residual.add_(shortcut)
-        return torch.addcmul(shortcut, factor[:, None, None], residual, out=residual)
+        return self._sum_(residual, factor, x if self.shortcut is None else self.shortcut(x))
 
-    def _first_half(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
-        if self.mode == "nearest":
-            return self.conv1(fuse(x, pairs))
-        large = resize(modulate(x, pairs[0]), self.size, self.mode)
-        return self.conv1(finish_fusion(large, pairs[1]))
+    def _modulated(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
+        first = modulate(x, pairs[0])
+        return finish_fusion_(first if self.mode == "nearest" else resize(first, self.size, self.mode), pairs[1])
+
+    def _sum_(self, residual: torch.Tensor, factor: torch.Tensor | None, shortcut: torch.Tensor) -> torch.Tensor:
+        """factor * residual + the resized shortcut, in place of the residual."""
+        small, whole = shortcut.shape[1], residual
+        if self.mode == "nearest" and self.size == 2 * small:
+            # Four places of the residual meet one of the shortcut, which need not be written out four times.
+            residual, shortcut = residual.unflatten(2, (small, 2)).unflatten(1, (small, 2)), shortcut[:, :, None, :, None]
+        else:
+            shortcut = resize(shortcut, self.size, self.mode)
+        if factor is None:
+            residual.add_(shortcut)
+        else:
+            factor = factor.view(len(factor), *[1] * (residual.ndim - 2), -1)
+            torch.addcmul(shortcut, factor, residual, out=residual)
+        return whole
 
 
 class FastRGB:

@@ -62,6 +62,7 @@ class _Layer:
         # stay as they are and need no copy.
         self.factor = QUICK_GELU if self.quick else 1
         self.norm1, self.norm2 = _Norm(layer.layer_norm1, dtype), _Norm(layer.layer_norm2, dtype, self.factor)
+        self.width = attention.embed_dim
         self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self.out = _linear(attention.out_proj, dtype)
         self.fc1, self.fc2 = (_linear(part, dtype, self.factor) for part in (mlp.fc1, mlp.fc2))
@@ -70,7 +71,9 @@ class _Layer:
         """Tokens [B, N, width] and perhaps a prompt [B, 1, width] -> [B, N, width]."""
         count = hidden.shape[1]
         tokens = hidden if prompt is None else torch.cat([hidden, prompt], dim=1)
-        q, k, v = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        tokens = self.norm1(tokens)
+        read = [piece for product in self.qkv for piece in product(tokens).split(self.width, dim=2)]
+        q, k, v = (piece.unflatten(2, (self.heads, -1)).transpose(1, 2) for piece in read)
         read = F.scaled_dot_product_attention(q[:, :, :count], k, v, scale=self.scale)
         hidden = hidden + self.out(read.transpose(1, 2).flatten(2))
         inner = self.fc1(self.norm2(hidden))
@@ -85,9 +88,9 @@ def _linear(layer: nn.Linear, dtype: torch.dtype, bias_factor: float = 1) -> Lin
     return Linear(weight, layer.bias.detach() * bias_factor, dtype, packed=weight.dtype != dtype)
 
 
-def _joined(layers: list[nn.Linear], dtype: torch.dtype) -> Linear:
-    return Linear(
-        torch.cat([layer.weight.detach() for layer in layers]),
-        torch.cat([layer.bias.detach() for layer in layers]),
-        dtype,
-    )
+def _joined(layers: list[nn.Linear], dtype: torch.dtype) -> list[Linear]:
+    """One product for several layers where their weights must be copied anyway; else the layers, as [`_linear`]."""
+    if all(layer.weight.dtype == dtype for layer in layers):
+        return [_linear(layer, dtype) for layer in layers]
+    weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+    return [Linear(weight, bias, dtype)]
