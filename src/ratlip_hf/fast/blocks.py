@@ -107,7 +107,8 @@ class FastImageBlock:
         small, whole = shortcut.shape[1], residual
         if self.mode == "nearest" and self.size == 2 * small:
             # Four places of the residual meet one of the shortcut, which need not be written out four times.
-            residual, shortcut = residual.unflatten(2, (small, 2)).unflatten(1, (small, 2)), shortcut[:, :, None, :, None]
+            residual = residual.unflatten(2, (small, 2)).unflatten(1, (small, 2))
+            shortcut = shortcut[:, :, None, :, None]
         else:
             shortcut = resize(shortcut, self.size, self.mode)
         if factor is None:
