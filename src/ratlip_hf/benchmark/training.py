@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection
 
 from .. import bundled
 from ..models import RATLIPGenerator
+from ..training.arrangement import resize_late
 from ..training.config import TrainingConfig
 from ..training.ema import EMA
 from ..training.loop import averaged
@@ -83,6 +84,7 @@ def stepper(path: str, what: Training) -> Callable[[], object]:
     with torch.no_grad():
         text = text_encoder(input_ids).text_embeds
     if path == RELEASED:
+        resize_late(nets.bare(nets.generator), late=False)
         given = ReleasedInputs(images, noise, input_ids)
         take = lambda: released_step(nets, text_encoder, given)  # noqa: E731
     else:

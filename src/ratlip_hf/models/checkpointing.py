@@ -2,16 +2,20 @@
 Plain checkpointing would move the running statistics a second time during the recomputation."""
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpoint_module(module: nn.Module, *args) -> torch.Tensor:
-    """module(*args) with its activations recomputed in the backward pass; BatchNorm buffers move only once."""
+def checkpoint_module(module: nn.Module, *args, call: Callable[..., torch.Tensor] | None = None) -> torch.Tensor:
+    """module(*args), or what `call`, a part of it, gives, with its activations recomputed in the backward pass.
+
+    BatchNorm buffers of the module move only once.
+    """
     return checkpoint(
-        module,
+        call or module,
         *args,
         use_reentrant=False,
         context_fn=lambda: (contextlib.nullcontext(), untracked_statistics(module)),
@@ -29,10 +33,11 @@ class untracked_statistics:
         self.momenta = [norm.momentum for norm in self.norms]
 
     def __enter__(self) -> None:
+        self.counts = [norm.num_batches_tracked.clone() for norm in self.norms]
         for norm in self.norms:
             norm.momentum = 0.0
 
     def __exit__(self, *_) -> None:
-        for norm, momentum in zip(self.norms, self.momenta, strict=True):
+        for norm, momentum, count in zip(self.norms, self.momenta, self.counts, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+            norm.num_batches_tracked.copy_(count)  # not one less: perhaps only some of the norms were called

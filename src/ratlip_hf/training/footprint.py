@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..frozen_clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
+from .arrangement import arrange
 from .config import TrainingConfig
 from .optimization import Optimization
 from .step import Networks, StepInputs, training_step
@@ -107,10 +108,7 @@ def step_peak_bytes(
     fake = FakeTensorMode()
     with FakeCopyMode(fake):
         copies = [copy.deepcopy(module) for module in (generator, discriminator, clip.image_encoder)]
-    for network in copies[:2]:
-        network.train()
-        if config.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+    arrange(*copies[:2], config.gradient_checkpointing)
     with fake, torch.device(generator.device), _PeakOfLiveBytes() as tracked:
         unmoved = [_Unmoved(torch.optim.SGD(network.parameters())) for network in copies[:2]]
         nets = Networks(*copies[:2], *unmoved, copies[2], accelerator, config)

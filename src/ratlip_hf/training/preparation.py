@@ -19,6 +19,7 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..models.clip import image_features
 from ..utils.errors import UserError
+from .arrangement import arrange
 from .augmentation import draw
 from .config import TrainingConfig
 from .data import Batch, CaptionedImages
@@ -132,10 +133,7 @@ def wrap(
     config: TrainingConfig,
 ) -> tuple[nn.Module, nn.Module]:
     """Both networks as training runs them; what is given here stays bare, and is what gets saved."""
-    generator.train(), discriminator.train()
-    if config.gradient_checkpointing:
-        generator.enable_gradient_checkpointing()
-        discriminator.enable_gradient_checkpointing()
+    arrange(generator, discriminator, config.gradient_checkpointing)
     if accelerator.num_processes > 1:
         synchronize_batch_norm(generator)
     if config.torch_compile:
