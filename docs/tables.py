@@ -83,24 +83,37 @@ def _figure(score: dict | None) -> str:
     return f"{score['value']:.{digits}f}{interval}"
 
 
-def speed(part: str, table: Callable[[dict], str], introduced: bool = True) -> str:
-    """A table of the latest record of `ratlip benchmark` that has this part, introduced by machine and command."""
+def speed(part: str, table: Callable[[dict], str]) -> str:
+    """A table of the latest record of `ratlip benchmark` that has this part."""
+    return table(_speed_records(part)[-1][part])
+
+
+def speed_everywhere(part: str, table: Callable[[dict], str]) -> str:
+    """The same for every processor or GPU, the last measured first, each introduced by machine and command."""
+    latest = {record["machine"]["device"]: record for record in _speed_records(part)}
+    ordered = sorted(latest.values(), key=lambda record: record["machine"]["date"], reverse=True)
+    facts = "{}; `{}`\n\n{}"
+    return "\n\n".join(
+        facts.format(report.describe_machine(record["machine"]), record["command"], table(record[part]))
+        for record in ordered
+    )
+
+
+def _speed_records(part: str) -> list[dict]:
     records = [json.loads(line) for line in SPEED.read_text().splitlines()]
-    latest = next(record for record in reversed(records) if part in record)
-    facts = f"{report.describe_machine(latest['machine'])}; `{latest['command']}`\n\n"
-    return (facts if introduced else "") + table(latest[part])
+    return [record for record in records if part in record]
 
 
 TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "study": study,
     "study-parts": study_parts,
-    "drawing": lambda: speed("drawing", report.drawing_table),
-    "floor": lambda: speed("drawing", report.floor_table, introduced=False),
-    "operations": lambda: speed("drawing", report.operations_table, introduced=False),
-    "diffusion": lambda: speed("diffusion", report.diffusion_table, introduced=False),
-    "training-steps": lambda: speed("training", report.training_table, introduced=False),
-    "start-up": lambda: speed("start_up", report.start_up_table, introduced=False),
+    "drawing": lambda: speed_everywhere("drawing", report.drawing_table),
+    "floor": lambda: speed_everywhere("drawing", report.floor_table),
+    "operations": lambda: speed("drawing", report.operations_table),
+    "diffusion": lambda: speed("diffusion", report.diffusion_table),
+    "training-steps": lambda: speed_everywhere("training", report.training_table),
+    "start-up": lambda: speed("start_up", report.start_up_table),
 }
 
 
