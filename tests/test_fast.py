@@ -121,3 +121,18 @@ def test_text_cache_encodes_new_prompts_once_and_forgets_what_was_not_used_for_l
     assert cache(["dddd"], encode).flatten().tolist() == [4]
     assert cache(["ccc"], encode).flatten().tolist() == [3]
     assert asked == [["a", "bb"], ["ccc"], ["a"], ["dddd"]]
+
+
+def test_the_tower_keeps_one_set_of_weights_in_the_dtype_that_they_have():
+    """A second one would be most of what drawing a batch takes in memory."""
+    generator, encoder = RATLIPGenerator(**TOY).eval(), tower()
+    for dtype, shared in ((torch.float32, True), (torch.bfloat16, False)):
+        fast = FastGenerator(generator, encoder, dtype)
+        for layer, plain in zip(fast.tower.layers, encoder.vision_model.encoder.layers, strict=True):
+            linears = [*layer.qkv, layer.out, layer.fc1, layer.fc2]
+            attention, mlp = plain.self_attn, plain.mlp
+            sources = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
+            known = {source.weight.data_ptr() for source in sources}
+            assert all(linear.weight.dtype == dtype for linear in linears)
+            assert len(linears) == (6 if shared else 4)
+            assert not shared or {linear.weight.data_ptr() for linear in linears} == known
