@@ -88,15 +88,17 @@ def speed(part: str, table: Callable[[dict], str]) -> str:
     return table(_speed_records(part)[-1][part])
 
 
-def speed_everywhere(part: str, table: Callable[[dict], str]) -> str:
-    """The same for every processor or GPU, the last measured first, each introduced by machine and command."""
+def speed_everywhere(part: str, table: Callable[[dict], str], in_full: bool = False) -> str:
+    """The same for every processor or GPU, the last measured first, introduced by its name and, in full, by versions
+    and command."""
     latest = {record["machine"]["device"]: record for record in _speed_records(part)}
     ordered = sorted(latest.values(), key=lambda record: record["machine"]["date"], reverse=True)
-    facts = "{}; `{}`\n\n{}"
-    return "\n\n".join(
-        facts.format(report.describe_machine(record["machine"]), record["command"], table(record[part]))
-        for record in ordered
-    )
+    return "\n\n".join(f"{_introduced(record, in_full)}:\n\n{table(record[part])}" for record in ordered)
+
+
+def _introduced(record: dict, in_full: bool) -> str:
+    machine = record["machine"]
+    return f"{report.describe_machine(machine)}; `{record['command']}`" if in_full else machine["device"]
 
 
 def _speed_records(part: str) -> list[dict]:
@@ -108,7 +110,7 @@ TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "study": study,
     "study-parts": study_parts,
-    "drawing": lambda: speed_everywhere("drawing", report.drawing_table),
+    "drawing": lambda: speed_everywhere("drawing", report.drawing_table, in_full=True),
     "floor": lambda: speed_everywhere("drawing", report.floor_table),
     "operations": lambda: speed("drawing", report.operations_table),
     "diffusion": lambda: speed("diffusion", report.diffusion_table),
