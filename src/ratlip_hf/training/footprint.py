@@ -84,8 +84,8 @@ def memory_use(
     """Memory of one training process at its peak, from tensor sizes alone.
 
     On a CPU (torch 2.13, one thread, float32) it gave 229 MB for `tiny` at batch 16 and 2,946 MB for `ratlip` at batch
-    2 with a ViT-B/32; the allocator's own record said 230 and 2,982. The process grew by 327 and 3,630 MB: kernels'
-    scratch space and fragments come on top.
+    2 with a ViT-B/32; the allocator's own record said 230 and 2,982 (before resizes came late, which takes less). The
+    process grew by 327 and 3,630 MB: kernels' scratch space and fragments come on top.
     """
     trained = sum(weight_bytes(network, trainable_only=True) for network in (generator, discriminator))
     towers = weight_bytes(clip.image_encoder) + weight_bytes(clip.text_encoder)
