@@ -1,6 +1,7 @@
 """`ratlip benchmark`: a record with every figure, a step arranged as released that computes what ours does, mistakes.
 Nothing here looks at how long anything took."""
 
+import functools
 import json
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 from ratlip_hf.benchmark import beside_diffusion, drawing, measuring, report, start_up, training
 from ratlip_hf.cli.main import main
+from ratlip_hf.models.blocks import ImageBlock
+from ratlip_hf.training.arrangement import LateResizing
+from ratlip_hf.training.config import TrainingConfig
 
 CPU = torch.device("cpu")
 
@@ -67,6 +71,20 @@ def test_both_arrangements_are_counted_and_hold_the_tower():
     # By hand: what both must do at least.
     tower_only = 6 * (4 * 96**2 + 2 * 96 * 384) * 65  # layers of the tower on 64 patches and a class token
     assert tower_only < fast < plain
+
+
+@pytest.mark.parametrize(
+    ("path", "taken", "kind"),
+    [(training.RELEASED, "released_step", ImageBlock), (training.OURS, "training_step", LateResizing)],
+)
+def test_only_the_yardstick_resizes_where_that_is_defined(path, taken, kind, monkeypatch):
+    seen = []
+    nearest = functools.partial(TrainingConfig, generator={"upsampling": "nearest"})
+    monkeypatch.setattr(training, "TrainingConfig", nearest)
+    monkeypatch.setattr(training, taken, lambda nets, *_: seen.append(nets.bare(nets.generator).blocks) or {})
+    monkeypatch.setattr(training, "averaged", lambda figures, nets: figures)
+    training.stepper(path, training.Training("tiny", 2, 1, CPU))()
+    assert all(type(block) is kind for blocks in seen for block in blocks) and len(seen) == 1
 
 
 def test_paths_draw_the_same_pictures():
