@@ -157,6 +157,8 @@ def _peak_of_nothing() -> int:
 def test_start_up_is_measured():
     found = start_up.measure(1)
     assert found["with ratlip_hf"] > 0 and found["generate"] > found["torch and diffusers"]
+    assert 0 < found["picture"] < found["generate"] and 0 < found["optimized picture"] < found["generate"]
+    assert report.start_up_table(found).count("\n") == 5
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from ..models.checkpointing import checkpoint_module
 
 
 class LateResizing(ImageBlock):
-    """[`ImageBlock`] with its first fusion unit and its shortcut on the small map: a third or a quarter of the work
-    and of what the backward pass keeps. Only for nearest neighbours, which repeat places and mix none."""
+    """[`ImageBlock`] with its first fusion unit and its shortcut on the small map: where the side doubles, at a
+    quarter of their cost. Only for nearest neighbours, which repeat places and mix none."""
 
     def forward(self, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """x [B, C_in, h, w] and four states [B, S] -> [B, C_out, size, size]."""
