@@ -25,11 +25,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-generate: $(VENV)/.installed  ## draw pictures with the bundled model; PROMPT="a red bird with white wings" overrides
+generate: $(VENV)/.installed  ## draw images with the bundled model; PROMPT="a red bird with white wings" overrides
 ifeq ($(strip $(PROMPT)),)
-	$(BIN)/ratlip generate --prompts_file examples/prompts.txt --num_images 4 --out $(OUT)
+	$(BIN)/ratlip generate --prompts_file examples/prompts.txt --num_images 4 --output_dir $(OUT)
 else
-	$(BIN)/ratlip generate "$$PROMPT" --num_images 8 --out $(OUT)
+	$(BIN)/ratlip generate "$$PROMPT" --num_images 8 --output_dir $(OUT)
 endif
 
 lint: $(VENV)/.installed-dev  ## ruff, check and format

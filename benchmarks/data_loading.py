@@ -1,4 +1,4 @@
-"""How fast training pictures come from shards and from original JPEGs, and what streaming and large corpora take.
+"""How fast training images come from shards and from original JPEGs, and what streaming and large corpora take.
 Owns the measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|memory|corpus`."""
 
 import argparse
@@ -17,17 +17,16 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from ratlip_hf.data.block_jpeg import open_picture
-from ratlip_hf.data.corpus import SourceOptions
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.rows import Columns, MapRows, Row, ShardRows, find_shards
-from ratlip_hf.data.shards import ROW_GROUP, Storage
-from ratlip_hf.data.sources import birds
-from ratlip_hf.data.transforms import ANTIALIASED, RELEASED, frame
+from ratlip_hf.data.block_jpeg import open_image
+from ratlip_hf.data.prepare.importers import birds
+from ratlip_hf.data.prepare.records import SourceOptions
+from ratlip_hf.data.prepare.shards import ROW_GROUP, Storage, prepare
+from ratlip_hf.data.read.rows import Columns, MapRows, Row, ShardRows, find_shards
+from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.data import load_training_data
+from ratlip_hf.training.samples import load_training_data
 
-SIZE = 224  # side of the training pictures
+SIZE = 224  # side of the training images
 GPU_RATE = 500  # images per second that a GPU is taken to consume
 _MEMORY_MARKS = 10
 _FULL = 1000  # rows of a full shard
@@ -55,7 +54,7 @@ def rate(rows: Iterator[Row], images: int, variant: str) -> float:
     next(rows)  # opens and indexes
     started = time.process_time()
     for row in islice(rows, images):
-        frame(open_picture(row.content), SIZE, row.box, variant, rng, mirror=bool(rng.integers(2)))
+        frame(open_image(row.content), SIZE, row.box, variant, rng, mirror=bool(rng.integers(2)))
     return images / (time.process_time() - started)
 
 
@@ -109,7 +108,7 @@ def measure_corpus(options: argparse.Namespace) -> None:
         seconds = [timed(lambda first=number * _FULL: rows.row(first)) for number in range(1, 20)]
         print(f"reading a shard: {np.median(seconds):.3f} s of a core")
     seconds = timed(lambda: np.random.default_rng(0).permutation(len(rows)))
-    print(f"order of as many rows of a map-style data set: {seconds:.1f} s of a core")
+    print(f"order of as many rows of a map-style dataset: {seconds:.1f} s of a core")
     measure_captions(options.captions)
 
 
@@ -125,7 +124,7 @@ def link_shards(prepared: Path, folder: Path, count: int) -> list[str]:
 
 
 def measure_captions(count: int) -> None:
-    """Reading the five captions of each row of a map-style data set, and keeping them."""
+    """Reading the five captions of each row of a map-style dataset, and keeping them."""
     captions = [[f"a bird with {row} feathers, {number} of them red" for number in range(5)] for row in range(count)]
     dataset = datasets.Dataset.from_dict({"image": [b""] * count, "captions": captions})
     rows = MapRows(dataset.cast_column("image", datasets.Image(decode=False)), Columns(), seed=0)

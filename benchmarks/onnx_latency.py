@@ -1,4 +1,4 @@
-"""How long a sentence takes to become a picture on the CPU, in PyTorch and as ONNX graphs, by batch size.
+"""How long a sentence takes to become an image on the CPU, in PyTorch and as ONNX graphs, by batch size.
 `python benchmarks/onnx_latency.py --model synthetic-birds` prints it; exporting, which comes first, is left out."""
 
 import datetime
@@ -16,12 +16,12 @@ import torch
 
 from ratlip_hf import bundled
 from ratlip_hf.benchmark.measuring import device_name
-from ratlip_hf.cli.loading import load_pipeline
+from ratlip_hf.cli.options import load_pipeline
 from ratlip_hf.export.onnx_export import DTYPES, export_onnx
 from ratlip_hf.export.onnx_runner import OnnxRunner
 from ratlip_hf.utils.errors import CommandParser, UserError, command_line
 
-_HEAD = ("program", "batch", "median", "best", "pictures/s")
+_HEAD = ("program", "batch", "median", "best", "images/s")
 _SENTENCE = "a small red bird with black wings"
 
 

@@ -9,10 +9,10 @@ import torch
 
 from ratlip_hf.benchmark.measuring import in_fresh_process, interleaved, machine, peak_bytes, summary
 from ratlip_hf.benchmark.report import describe_machine
-from ratlip_hf.benchmark.training import Training, stepper
+from ratlip_hf.benchmark.training_speed import Training, stepper
 from ratlip_hf.models import PRESETS
+from ratlip_hf.utils.display import as_size
 from ratlip_hf.utils.errors import CommandParser, UserError, command_line
-from ratlip_hf.utils.shown import as_size
 
 _HEAD = ("preset", "batch", "step", "steps/s", "images/s", "peak memory")
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from ratlip_hf.evaluation.records import Record, read_records
 from ratlip_hf.study.plan import TABLES, Arm
-from ratlip_hf.study.reading import by_seed
+from ratlip_hf.study.results import by_seed
 
 DOCS = Path(__file__).parent
 RECORDS, IMAGES = DOCS / "records", DOCS / "images"

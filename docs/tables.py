@@ -11,8 +11,8 @@ from pathlib import Path
 from ratlip_hf.benchmark import report
 from ratlip_hf.evaluation.records import Record, read_records
 from ratlip_hf.study.plan import EXTRAS, TABLES
-from ratlip_hf.study.reading import contrast, describe_table
-from ratlip_hf.utils.shown import as_markdown
+from ratlip_hf.study.results import contrast, describe_table
+from ratlip_hf.utils.display import as_markdown
 
 DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"

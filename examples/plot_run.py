@@ -1,5 +1,5 @@
 """Plots what a training run has logged, with the healthy ranges shaded: log.jsonl, evaluations.jsonl, sample grids.
-Usage: python examples/plot_run.py RUN_DIR --out FIGURES.png [--samples GRIDS.jpg]  (needs ratlip_hf[plots])"""
+Usage: python examples/plot_run.py RUN_DIR --output_file FIGURES.png [--samples GRIDS.jpg]  (needs ratlip_hf[plots])"""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.health import WINDOW, healthy_ranges
+from ratlip_hf.training.monitor import WINDOW, healthy_ranges
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#888888"
 PANELS = (
@@ -24,7 +24,7 @@ PANELS = (
     ("Differences of its answers", {"d_real - d_fake": ORANGE, "d_real - d_mismatch": GREEN}),
     ("Loss of the discriminator", {"d_loss": BLUE}),
     ("Its gradient penalty", {"d_penalty": BLUE}),
-    ("CLIP similarity of generated pictures", {"clip_similarity": BLUE}),
+    ("CLIP similarity of generated images", {"clip_similarity": BLUE}),
     ("Adversarial term of the generator", {"g_adversarial": BLUE}),
 )
 GRIDS, ROWS = 4, 3
@@ -133,9 +133,9 @@ def plot_samples(run: Path, out: Path) -> None:
     per_step = {line["step"]: line["images"] for line in read_lines(run / "log.jsonl")}
     figure, grid = plt.subplots(1, GRIDS, figsize=(11, 2.4), layout="constrained")
     for axes, path in zip(grid, chosen, strict=True):
-        picture = Image.open(path)
-        side = picture.width // 8
-        axes.imshow(picture.crop((0, 0, 4 * side, ROWS * side)), interpolation="nearest")
+        image = Image.open(path)
+        side = image.width // 8
+        axes.imshow(image.crop((0, 0, 4 * side, ROWS * side)), interpolation="nearest")
         step = int(path.stem.removeprefix("step-"))
         axes.set_title(f"{per_step[step]:,} images" if step in per_step else f"step {step:,}", fontsize=10)
         axes.set_axis_off()
@@ -145,10 +145,10 @@ def plot_samples(run: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="picture of the figures")
-    parser.add_argument("--samples", type=Path, help="picture of sample grids over the run")
+    parser.add_argument("--output_file", type=Path, required=True, help="image of the figures")
+    parser.add_argument("--samples", type=Path, help="image of sample grids over the run")
     options = parser.parse_args()
-    plot_figures(options.run_dir, options.out)
+    plot_figures(options.run_dir, options.output_file)
     print_medians(options.run_dir)
     if options.samples:
         plot_samples(options.run_dir, options.samples)

@@ -1,4 +1,4 @@
-"""Draws the picture at the top of the README: six sentences, four pictures each, with the sentence beside them.
+"""Draws the image at the top of the README: six sentences, four images each, with the sentence beside them.
 Usage: python examples/readme_grid.py docs/images/grid.png"""
 
 import sys
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ratlip_hf import RATLIPPipeline, bundled
-from ratlip_hf.images import grid_image
+from ratlip_hf.utils.display import grid_image
 
 PROMPTS = (
     "a small red bird with black wings",
@@ -22,7 +22,7 @@ SIDE, TEXT_WIDTH, PER_PROMPT, COLUMNS = 96, 150, 4, 2
 
 
 def caption(text: str) -> Image.Image:
-    """The sentence as a picture as wide as a column and as high as a row."""
+    """The sentence as an image as wide as a column and as high as a row."""
     image = Image.new("RGB", (TEXT_WIDTH, SIDE), "white")
     lines = "\n".join(textwrap.wrap(text, 21))
     font = ImageFont.load_default(size=13)
@@ -36,11 +36,11 @@ def main(path: str) -> None:
     for index, prompt in enumerate(PROMPTS):
         seeds = range(PER_PROMPT * index, PER_PROMPT * (index + 1))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        pictures = pipe(prompt, num_images_per_prompt=PER_PROMPT, generator=generators).images
-        pictures = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in pictures]
+        images = pipe(prompt, num_images_per_prompt=PER_PROMPT, generator=generators).images
+        images = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
         row = Image.new("RGB", (TEXT_WIDTH + PER_PROMPT * (SIDE + 2), SIDE), "white")
         row.paste(caption(prompt), (0, 0))
-        row.paste(grid_image(pictures, PER_PROMPT), (TEXT_WIDTH, 0))
+        row.paste(grid_image(images, PER_PROMPT), (TEXT_WIDTH, 0))
         rows.append(row)
     grid_image(rows, COLUMNS, gap=4).save(path, optimize=True)
 

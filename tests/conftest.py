@@ -23,8 +23,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLI
 import ratlip_hf
 from hub_server import HubServer
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
-from ratlip_hf.frozen_clip import FrozenCLIP
-from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer, small_clip_config
+from ratlip_hf.clip import FrozenCLIP
+from ratlip_hf.synthetic_birds.small_clip import build_tokenizer, small_clip_config
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.step import Networks
@@ -41,7 +41,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_datasets_cache(tmp_path_factory) -> Iterator[None]:
-    """Data sets that tests load leave nothing in the user's cache, and find nothing there."""
+    """Datasets that tests load leave nothing in the user's cache, and find nothing there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
         yield
@@ -74,7 +74,7 @@ def _is_loopback(host: str) -> bool:
 
 @pytest.fixture(scope="session")
 def clip_model() -> CLIPModel:
-    """A random CLIP: width 32, 3 layers, 32-px pictures in 4 x 4 patches, projection 16. Not to be modified."""
+    """A random CLIP: width 32, 3 layers, 32-px images in 4 x 4 patches, projection 16. Not to be modified."""
     config = small_clip_config(build_tokenizer(SENTENCES), image_size=32).to_dict()
     for part in ("text_config", "vision_config"):
         config[part].update(CLIP_SIZES)

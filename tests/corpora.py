@@ -1,5 +1,5 @@
 """Small raw corpora with the layouts and the defects of the real ones, and ways to look at what was prepared.
-Pictures are of one colour each; nothing here is taken from a real corpus."""
+Images are of one colour each; nothing here is taken from a real corpus."""
 
 import io
 import json
@@ -13,10 +13,10 @@ from PIL import Image
 CLASSES = ["001.Red_bird", "002.Green_bird", "010.Blue_bird"]  # the first is a test class in "stackgan" only
 
 
-def picture(
+def encoded_image(
     index: int = 0, size: tuple[int, int] = (60, 40), mode: str = "RGB", kind: str = "JPEG", **options
 ) -> bytes:
-    """An encoded picture whose colour tells `index`."""
+    """An encoded image whose colour tells `index`."""
     image = Image.new("RGB", size, (index * 7 % 256, 100, 200)).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -27,7 +27,7 @@ def turned(orientation: int) -> bytes:
     """A JPEG that EXIF says to turn."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return picture(exif=exif)
+    return encoded_image(exif=exif)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -46,7 +46,7 @@ def make_birds(root: Path, per_class: int = 4, newline: str = "\n") -> Path:
             number += 1
             stem = f"{name}/{name[4:]}_{index:04d}"
             files.append(stem)
-            write(cub / "images" / f"{stem}.jpg", picture(number))
+            write(cub / "images" / f"{stem}.jpg", encoded_image(number))
             write(root / "text" / f"{stem}.txt", "".join(f"bird {number} sentence {k}{newline}" for k in range(10)))
             tables["images.txt"].append(f"{number} {stem}.jpg")
             tables["image_class_labels.txt"].append(f"{number} {int(name[:3])}")
@@ -73,10 +73,10 @@ def make_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def make_folder(root: Path, count: int = 6, captions: int = 2) -> Path:
-    """Pictures with .txt files beside them."""
+    """Images with .txt files beside them."""
     for index in range(count):
-        write(root / f"{index}.jpg", picture(index))
-        write(root / f"{index}.txt", "\n".join(f"picture {index} sentence {k}" for k in range(captions)))
+        write(root / f"{index}.jpg", encoded_image(index))
+        write(root / f"{index}.txt", "\n".join(f"image {index} sentence {k}" for k in range(captions)))
     return root
 
 
@@ -89,14 +89,14 @@ def make_coco(root: Path) -> Path:
             root / "annotations" / f"captions_{short}2017.json", json.dumps({"images": images, "annotations": notes})
         )
         for image in images:
-            write(root / f"{short}2017" / image["file_name"], picture(image["id"]))
+            write(root / f"{short}2017" / image["file_name"], encoded_image(image["id"]))
     return root
 
 
 def make_faces(root: Path, count: int = 10) -> Path:
     """Numbered faces with caption files."""
     for index in range(count):
-        write(root / "CelebA-HQ-img" / f"{index}.jpg", picture(index))
+        write(root / "CelebA-HQ-img" / f"{index}.jpg", encoded_image(index))
         write(root / "text" / "celeba-caption" / f"{index}.txt", f"face {index}\n")
     return root
 

@@ -1,4 +1,4 @@
-"""What the pipeline tests have in common: drawing with defaults, comparing pictures, reading off settings.
+"""What the pipeline tests have in common: drawing with defaults, comparing images, reading off settings.
 The components come from the fixtures in `conftest`."""
 
 import json
@@ -27,13 +27,13 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def draw(pipe: RATLIPPipeline, **options) -> np.ndarray:
-    """Pictures as an array; one of PROMPT from seed 0 unless told otherwise."""
+    """Images as an array; one of PROMPT from seed 0 unless told otherwise."""
     given = {"prompt": PROMPT} if "prompt_embeds" not in options else {}
     return pipe(**{**given, "generator": seeded(), "output_type": "np", **options}).images
 
 
-def close(pictures: np.ndarray, others: np.ndarray, atol: float = 1e-5) -> bool:
-    return pictures.shape == others.shape and np.allclose(pictures, others, rtol=0, atol=atol)
+def close(images: np.ndarray, others: np.ndarray, atol: float = 1e-5) -> bool:
+    return images.shape == others.shape and np.allclose(images, others, rtol=0, atol=atol)
 
 
 def dtypes(pipe: RATLIPPipeline) -> list[torch.dtype]:

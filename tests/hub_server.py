@@ -1,4 +1,4 @@
-"""An in-memory server for as much of the Hub's HTTP protocol as publishing and loading models and data sets need.
+"""An in-memory server for as much of the Hub's HTTP protocol as publishing and loading models and datasets need.
 Nothing leaves the machine, nothing is written to disk."""
 
 import base64
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 USER = "ada"
-LICENCES = ("apache-2.0", "cc-by-4.0", "mit", "unknown")
+LICENSES = ("apache-2.0", "cc-by-4.0", "mit", "unknown")
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet")
 Files = dict[str, bytes]
 
@@ -189,9 +189,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send_json({"url": self.page_url(kind, name), "name": name, "id": name}, 200 if created else 409)
 
     def validate_card(self) -> None:
-        """Metadata of a card: YAML without nulls and with a licence that is known here."""
+        """Metadata of a card: YAML without nulls and with a license that is known here."""
         metadata = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
-        if metadata.get("license", "unknown") not in LICENCES or "null" in json.dumps(metadata):
+        if metadata.get("license", "unknown") not in LICENSES or "null" in json.dumps(metadata):
             raise HubError(400, "BadMetadata")
         self.send_json({"errors": [], "warnings": []})
 

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from ratlip_hf.training import loop, run
-from ratlip_hf.training.options import load_config
+from ratlip_hf.training.config import load_config
 
 
 def double_clip(*arguments, load=run.load_frozen_clip):

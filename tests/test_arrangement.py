@@ -1,4 +1,4 @@
-"""The generator as training arranges it against its definition: the same pictures and gradients in float64.
+"""The generator as training arranges it against its definition: the same images and gradients in float64.
 Checkpointing by halves is held to the same, statistics included."""
 
 import copy
@@ -15,18 +15,18 @@ SIZES = {"nearest": (32, 64, 224), "bilinear": (64,)}
 
 
 def drawn(generator: RATLIPGenerator) -> torch.Tensor:
-    """Pictures from a tower in float64; gradients lie in the parameters afterwards."""
+    """Images from a tower in float64; gradients lie in the parameters afterwards."""
     encoder = torch.nn.Module.to(shake(tower(image_size=8 * TOY["clip_grid"]), seed=1), torch.float64)
     noise, text = (value.double() for value in inputs(3))
-    pictures = generator(noise, text, encoder).sample
-    pictures.square().mean().backward()
-    return pictures
+    images = generator(noise, text, encoder).sample
+    images.square().mean().backward()
+    return images
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("form", ["plain", "bn_act", "bn_act_sa"])
 @pytest.mark.parametrize(("mode", "size"), [(mode, size) for mode, sizes in SIZES.items() for size in sizes])
-def test_pictures_gradients_and_statistics_are_those_of_the_definition(mode, size, form, checkpointing):
+def test_images_gradients_and_statistics_are_those_of_the_definition(mode, size, form, checkpointing):
     options = {
         **TOY,
         "sample_size": size,

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from ratlip_hf.benchmark import beside_diffusion, drawing, measuring, report, start_up, training
+from ratlip_hf.benchmark import inference, measuring, report, training_speed
 from ratlip_hf.cli.main import main
 from ratlip_hf.models.blocks import ImageBlock
 from ratlip_hf.training.arrangement import LateResizing
@@ -19,8 +19,10 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def no_processes(monkeypatch):
     """Peaks of fresh processes take seconds each; here, only that they are asked for."""
-    monkeypatch.setattr(drawing, "in_fresh_process", lambda work, path, *_: 300 if path == drawing.PLAIN else 150)
-    monkeypatch.setattr(training, "in_fresh_process", lambda work, path, *_: 300 if path == training.RELEASED else 150)
+    monkeypatch.setattr(inference, "in_fresh_process", lambda work, path, *_: 300 if path == inference.PLAIN else 150)
+    monkeypatch.setattr(
+        training_speed, "in_fresh_process", lambda work, path, *_: 300 if path == training_speed.RELEASED else 150
+    )
 
 
 def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
@@ -28,7 +30,7 @@ def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
     command = ["benchmark", "--preset", "tiny", "--parts", "drawing", "training", "--batch_sizes", "1", "3"]
     command += ["--training_batch", "2", "--repetitions", "2", "--threads", "1", "--device", "cpu"]
     for _ in range(2):
-        assert main([*command, "--out", str(out)]) == 0
+        assert main([*command, "--output_file", str(out)]) == 0
     shown = capsys.readouterr().out
     first, second = map(json.loads, out.read_text().splitlines())
     assert first["machine"]["threads"] == 1 and torch.__version__.startswith(first["machine"]["torch"])
@@ -43,7 +45,7 @@ def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
         assert row["least_s"] <= row["median_s"] <= row["greatest_s"]
         assert row["faster"] == pytest.approx(rows["plain fp32", batch]["median_s"] / row["median_s"])
         rate = second["drawing"]["matrix_product_rate"][path.split()[1]]
-        work = second["drawing"]["multiply_adds_per_picture"][path]
+        work = second["drawing"]["multiply_adds_per_image"][path]
         assert row["of_floor"] == pytest.approx(row["median_s"] * rate / work / batch)
         assert row["of_plain_peak"] == (1 if path == "plain fp32" else 0.5)
         assert f"| {batch} | {path} | {row['median_s']:.3g} |" in shown
@@ -58,16 +60,16 @@ def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_paper_sized_model_has_the_known_number_of_operations():
-    """65.7 GFLOP per picture of 224 pixels, as the released code has."""
-    work = drawing.multiply_adds("plain fp32", *drawing.build_networks("ratlip", CPU))
+    """65.7 GFLOP per image of 224 pixels, as the released code has."""
+    work = inference.multiply_adds("plain fp32", *inference.build_networks("ratlip", CPU))
     assert round(2 * work / 1e9, 1) == 65.7
 
 
 def test_both_arrangements_are_counted_and_hold_the_tower():
-    generator, tower = drawing.build_networks("tiny", CPU)
+    generator, tower = inference.build_networks("tiny", CPU)
     with torch.no_grad():
-        plain, fast = (drawing.multiply_adds(f"{kind} fp32", generator, tower) for kind in ("plain", "optimized"))
-    assert plain == drawing.multiply_adds("plain bf16", generator, tower)
+        plain, fast = (inference.multiply_adds(f"{kind} fp32", generator, tower) for kind in ("plain", "optimized"))
+    assert plain == inference.multiply_adds("plain bf16", generator, tower)
     # By hand: what both must do at least.
     tower_only = 6 * (4 * 96**2 + 2 * 96 * 384) * 65  # layers of the tower on 64 patches and a class token
     assert tower_only < fast < plain
@@ -75,37 +77,37 @@ def test_both_arrangements_are_counted_and_hold_the_tower():
 
 @pytest.mark.parametrize(
     ("path", "taken", "kind"),
-    [(training.RELEASED, "released_step", ImageBlock), (training.OURS, "training_step", LateResizing)],
+    [(training_speed.RELEASED, "released_step", ImageBlock), (training_speed.OURS, "training_step", LateResizing)],
 )
 def test_only_the_yardstick_resizes_where_that_is_defined(path, taken, kind, monkeypatch):
     seen = []
     nearest = functools.partial(TrainingConfig, generator={"upsampling": "nearest"})
-    monkeypatch.setattr(training, "TrainingConfig", nearest)
-    monkeypatch.setattr(training, taken, lambda nets, *_: seen.append(nets.bare(nets.generator).blocks) or {})
-    monkeypatch.setattr(training, "averaged", lambda figures, nets: figures)
-    training.stepper(path, training.Training("tiny", 2, 1, CPU))()
+    monkeypatch.setattr(training_speed, "TrainingConfig", nearest)
+    monkeypatch.setattr(training_speed, taken, lambda nets, *_: seen.append(nets.bare(nets.generator).blocks) or {})
+    monkeypatch.setattr(training_speed, "averaged", lambda figures, nets: figures)
+    training_speed.stepper(path, training_speed.Training("tiny", 2, 1, CPU))()
     assert all(type(block) is kind for blocks in seen for block in blocks) and len(seen) == 1
 
 
-def test_paths_draw_the_same_pictures():
-    networks = drawing.build_networks("tiny", CPU)
-    given = drawing.inputs_of(networks[0], 2)
+def test_paths_draw_the_same_images():
+    networks = inference.build_networks("tiny", CPU)
+    given = inference.inputs_of(networks[0], 2)
     plain, *others = (
         drawer(*given)
         for drawer in (
-            drawing.drawer(path, *networks)
+            inference.drawer(path, *networks)
             for path in ("plain fp32", "optimized fp32", "plain bf16", "optimized bf16")
         )
     )
-    exact, *halves = (drawing.errors(pictures, plain) for pictures in others)
+    exact, *halves = (inference.errors(images, plain) for images in others)
     assert exact["max_error"] < 1e-5 and all(found["psnr_db"] > 35 for found in halves)
-    assert drawing.errors(plain, plain) == {"max_error": 0.0}
+    assert inference.errors(plain, plain) == {"max_error": 0.0}
 
 
 def test_the_step_arranged_as_released_computes_what_ours_does():
     """The same losses before the first move and after it, so that only the arrangement differs."""
-    what = training.Training("tiny", batch=3, steps=1, device=CPU)
-    ours, released = (training.stepper(path, what) for path in (training.OURS, training.RELEASED))
+    what = training_speed.Training("tiny", batch=3, steps=1, device=CPU)
+    ours, released = (training_speed.stepper(path, what) for path in (training_speed.OURS, training_speed.RELEASED))
     for _ in range(3):
         expected, found = ours(), released()
         for name in ("d_loss", "g_loss"):
@@ -113,12 +115,12 @@ def test_the_step_arranged_as_released_computes_what_ours_does():
 
 
 def test_the_step_arranged_as_released_wastes_what_it_is_said_to_waste(monkeypatch):
-    """Its pass over real pictures keeps a graph that reaches the pixels; ours does not."""
-    from ratlip_hf.benchmark import released_step
+    """Its pass over real images keeps a graph that reaches the pixels; ours does not."""
+    from ratlip_hf.benchmark import training_speed
     from ratlip_hf.training import step
 
     seen = {}
-    for module in (released_step, step):
+    for module in (training_speed, step):
         reading = module.image_features_and_embeds
         monkeypatch.setattr(
             module,
@@ -128,18 +130,18 @@ def test_the_step_arranged_as_released_wastes_what_it_is_said_to_waste(monkeypat
                 reading(tower, images, *rest),
             )[1],
         )
-    what = training.Training("tiny", batch=2, steps=1, device=CPU)
-    for path in (training.OURS, training.RELEASED):
-        training.stepper(path, what)()
-    assert seen == {released_step: [True, True], step: [True]}
+    what = training_speed.Training("tiny", batch=2, steps=1, device=CPU)
+    for path in (training_speed.OURS, training_speed.RELEASED):
+        training_speed.stepper(path, what)()
+    assert seen == {training_speed: [True, True], step: [True]}
 
 
 def test_the_diffusion_model_has_the_published_shape():
     """866 million weights in the denoiser of Stable Diffusion 2.1, 49 million in its decoder."""
     with torch.device("meta"):
-        denoiser, decoder = beside_diffusion.build(torch.device("meta"), torch.float32)
-    assert round(drawing.parameters_of(denoiser) / 1e6) == 866
-    assert round(drawing.parameters_of(decoder.decoder) / 1e6) == 49
+        denoiser, decoder = inference.build_diffusion(torch.device("meta"), torch.float32)
+    assert round(inference.parameters_of(denoiser) / 1e6) == 866
+    assert round(inference.parameters_of(decoder.decoder) / 1e6) == 49
 
 
 def test_memory_is_that_of_the_process_itself():
@@ -155,9 +157,9 @@ def _peak_of_nothing() -> int:
 
 @pytest.mark.slow
 def test_start_up_is_measured():
-    found = start_up.measure(1)
+    found = measuring.measure_start_up(1)
     assert found["with ratlip_hf"] > 0 and found["generate"] > found["torch and diffusers"]
-    assert 0 < found["picture"] < found["generate"] and 0 < found["optimized picture"] < found["generate"]
+    assert 0 < found["image"] < found["generate"] and 0 < found["optimized image"] < found["generate"]
     assert report.start_up_table(found).count("\n") == 5
 
 
@@ -171,8 +173,8 @@ def test_start_up_is_measured():
         (["--preset", "ratlip-released"], "ratlip-released"),
         (["--parts", "flying"], "flying"),
         (["--device", "nonsense"], "--device nonsense is not available"),
-        (["--out", "{tmp}"], "is a folder"),
-        (["--out", "{tmp}/notes.txt/speed.jsonl"], "cannot be written"),
+        (["--output_file", "{tmp}"], "is a folder"),
+        (["--output_file", "{tmp}/notes.txt/speed.jsonl"], "cannot be written"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_measured(arguments, message, tmp_path, capsys, monkeypatch):

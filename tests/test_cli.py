@@ -16,36 +16,36 @@ RED = "a small red bird with black wings"
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return tmp_path / "pictures"
+def images(tmp_path):
+    return tmp_path / "images"
 
 
-def test_pictures_grid_and_manifest(pictures, tmp_path, capsys):
+def test_images_grid_and_manifest(images, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a white bird\n\n  a blue bird  \n")
-    arguments = ["generate", RED, "--prompts_file", prompts, "--num_images", 2, "--seed", 5, "--out", pictures]
+    arguments = ["generate", RED, "--prompts_file", prompts, "--num_images", 2, "--seed", 5, "--output_dir", images]
     assert main([str(argument) for argument in arguments]) == 0
-    assert str(pictures) in capsys.readouterr().out
+    assert str(images) in capsys.readouterr().out
 
-    records = [json.loads(line) for line in (pictures / "manifest.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (images / "manifest.jsonl").read_text().splitlines()]
     assert [record["prompt"] for record in records] == [RED] * 2 + ["a white bird"] * 2 + ["a blue bird"] * 2
     assert [record["seed"] for record in records] == [5, 6, 7, 8, 9, 10]
-    assert {path.name for path in pictures.iterdir()} == {"grid.png", "manifest.jsonl", *(r["file"] for r in records)}
+    assert {path.name for path in images.iterdir()} == {"grid.png", "manifest.jsonl", *(r["file"] for r in records)}
     for record in records:
-        with Image.open(pictures / record["file"]) as image:
+        with Image.open(images / record["file"]) as image:
             assert image.size == (64, 64)
             assert image.text == {key: str(record[key]) for key in ("prompt", "seed", "model")}
 
     pipe = RATLIPPipeline.from_pretrained(bundled.model_dir())
     again = pipe("a white bird", generator=torch.Generator().manual_seed(7)).images[0]
-    assert again.tobytes() == Image.open(pictures / records[2]["file"]).tobytes()
+    assert again.tobytes() == Image.open(images / records[2]["file"]).tobytes()
 
 
-def test_a_second_run_keeps_other_files(pictures):
-    pictures.mkdir()
-    (pictures / "mine.txt").write_text("keep")
-    assert main(["generate", RED, "--out", str(pictures)]) == 0
-    assert (pictures / "mine.txt").read_text() == "keep"
+def test_a_second_run_keeps_other_files(images):
+    images.mkdir()
+    (images / "mine.txt").write_text("keep")
+    assert main(["generate", RED, "--output_dir", str(images)]) == 0
+    assert (images / "mine.txt").read_text() == "keep"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_a_second_run_keeps_other_files(pictures):
         ([RED, "--steps", "50"], "unrecognized"),
     ],
 )
-def test_mistakes_end_in_one_line_and_exit_code_2(arguments, message, pictures, tmp_path, capsys):
+def test_mistakes_end_in_one_line_and_exit_code_2(arguments, message, images, tmp_path, capsys):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    assert main(["generate", *arguments, "--out", str(pictures)]) == 2
+    assert main(["generate", *arguments, "--output_dir", str(images)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
@@ -80,15 +80,15 @@ def test_binary_prompts_broken_models_and_files_as_folders_are_refused(tmp_path,
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model_index.json").write_text('{"_class_name": "RATLIPPipeline"')
-    for arguments in (["--prompts_file", binary], ["--out", binary], ["--model", broken]):
+    for arguments in (["--prompts_file", binary], ["--output_dir", binary], ["--model", broken]):
         assert main(["generate", RED, *map(str, arguments)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_nothing_is_left_when_drawing_fails(pictures, tmp_path, monkeypatch):
+def test_nothing_is_left_when_drawing_fails(images, tmp_path, monkeypatch):
     monkeypatch.setattr(RATLIPPipeline, "__call__", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["generate", RED, "--out", str(pictures)])
+        main(["generate", RED, "--output_dir", str(images)])
     assert not list(tmp_path.iterdir())
 
 

@@ -18,12 +18,10 @@ from drawing import PROMPT, dtypes
 from originals import FAMILIES, FEATURE_LAYERS, original_content, small_networks, wrapped
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.cli.main import main
-from ratlip_hf.convert.checkpoint import convert_original
-from ratlip_hf.convert.clip_tower import original_tower
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.convert.folder import original_networks, save_conversion, save_original
-from ratlip_hf.convert.original import read_original
-from ratlip_hf.frozen_clip import FrozenCLIP
-from ratlip_hf.training.preparation import build_networks
+from ratlip_hf.convert.original import convert_original, original_tower, read_original
+from ratlip_hf.training.run import build_networks
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 NESTINGS = ("trainer", "networks", "module", "generator", "bare", "bare module")
@@ -144,14 +142,14 @@ def test_variants_between_the_families(form, fusion, make_generator, written, co
     assert torch.equal(draw(converted.generator, 1), draw(generator, 1))
 
 
-def test_pictures_are_the_original_s_one_by_one_or_coupled(networks, family, make_generator, written, convert, draw):
+def test_images_are_the_original_s_one_by_one_or_coupled(networks, family, make_generator, written, convert, draw):
     generator = small_networks(family, make_generator)[0]
     path = written(networks)
     apart, coupled = convert(path).generator, convert(path, coupled=True).generator
     assert torch.equal(draw(apart, 1), draw(generator, 1))
     assert torch.equal(draw(coupled, 3), draw(generator, 3))
     assert apart.couples_batch is False and coupled.couples_batch is (family == "ratlip")
-    # Float rounding differs between batch sizes; coupling moves pictures by a hundred times as much and more.
+    # Float rounding differs between batch sizes; coupling moves images by a hundred times as much and more.
     torch.testing.assert_close(draw(apart, 3)[:1], draw(apart, 1), rtol=0, atol=1e-4)
     if family == "ratlip":
         assert (draw(coupled, 3)[:1] - draw(coupled, 1)).abs().max() > 1e-2
@@ -175,11 +173,11 @@ def test_from_single_file_is_the_converted_folder(networks, written, convert, sm
         warnings.simplefilter("ignore")
         pipes = [RATLIPPipeline.from_single_file(path, clip=small_clip)]
     pipes += [cls.from_pretrained(tmp_path / "out") for cls in (RATLIPPipeline, DiffusionPipeline)]
-    pictures = [
+    images = [
         pipe(PROMPT, num_images_per_prompt=2, generator=torch.Generator().manual_seed(0), output_type="np").images
         for pipe in pipes
     ]
-    assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
 
 
 @pytest.mark.filterwarnings("ignore:the program that trained")

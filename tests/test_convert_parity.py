@@ -1,4 +1,4 @@
-"""Converted checkpoints of full size draw the pictures of the original RATLIP and GALIP programs, to 1e-4.
+"""Converted checkpoints of full size draw the images of the original RATLIP and GALIP programs, to 1e-4.
 Recorded excerpts are always compared; the complete golden file, and files of its own writer, where it is at hand."""
 
 import runpy
@@ -8,11 +8,11 @@ import torch
 from recipe import excerpt, seeded_discriminator, seeded_generator, seeded_towers
 from safetensors.torch import load_file
 
-from ratlip_hf.convert.checkpoint import convert_original
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.convert.folder import original_networks, save_conversion, save_original
-from ratlip_hf.frozen_clip import FrozenCLIP
+from ratlip_hf.convert.original import convert_original
 from ratlip_hf.pipeline import RATLIPPipeline
-from ratlip_hf.synthetic_birds.small_clip_model import build_tokenizer
+from ratlip_hf.synthetic_birds.small_clip import build_tokenizer
 from test_parity import FAMILIES, GOLDEN, RECORDED, agree
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -36,8 +36,8 @@ def draw(generator, clip, noise, text):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_pictures(family, clip, tmp_path):
-    """The file's names and weights follow from the recipe; its pictures were recorded from the original programs."""
+def test_recorded_images(family, clip, tmp_path):
+    """The file's names and weights follow from the recipe; its images were recorded from the original programs."""
     generator, discriminator = seeded_generator(family), seeded_discriminator(family)
     file = tmp_path / "original.pth"
     torch.save({"model": original_networks(generator, discriminator, clip.image_encoder), "epoch": 7}, file)
@@ -49,7 +49,7 @@ def test_recorded_pictures(family, clip, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_golden_pictures_there_and_back(family, clip, golden, tmp_path):
+def test_golden_images_there_and_back(family, clip, golden, tmp_path):
     file = tmp_path / "original.pth"
     # Run, not imported: importing would leave compiled code beside the golden file.
     runpy.run_path(str(GOLDEN.with_name("seeded_weights.py")))["original_checkpoint"](str(file), family)
@@ -67,8 +67,8 @@ def test_golden_pictures_there_and_back(family, clip, golden, tmp_path):
 
     save_conversion(converted, tmp_path / "out")
     pipe = RATLIPPipeline.from_pretrained(tmp_path / "out")
-    pictures = pipe(prompt_embeds=text, latents=noise, output_type="pt").images
-    agree(pictures, (golden[f"{family}_images_each_alone"].clamp(-1, 1) + 1) / 2)
+    images = pipe(prompt_embeds=text, latents=noise, output_type="pt").images
+    agree(images, (golden[f"{family}_images_each_alone"].clamp(-1, 1) + 1) / 2)
     save_original(tmp_path / "out", tmp_path / "again.pth", with_tower=False)
     first, again = (torch.load(path, weights_only=True)["model"] for path in (file, tmp_path / "again.pth"))
     for network, tensors in first.items():

@@ -8,14 +8,13 @@ from pathlib import Path
 import datasets
 import pytest
 
-from corpora import make_birds, make_folder, picture, write
+from corpora import encoded_image, make_birds, make_folder, write
 from hub_server import hub_environment
 from ratlip_hf.cli.main import main
-from ratlip_hf.data.check import check
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.shards import Storage
+from ratlip_hf.data.prepare.check import check
+from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.utils.errors import UserError
-from ratlip_hf.utils.fingerprints import file_sha256
+from ratlip_hf.utils.files import file_sha256
 
 
 def problems(folder: Path) -> dict[str, int]:
@@ -64,17 +63,17 @@ def test_every_kind_of_problem_is_found(tmp_path, capsys):
         return {"image": image, "captions": captions, "label": label, "image_id": name}
 
     train = [
-        row("same", picture(1), ["shared words"]),
-        row("again", picture(1), ["shared words"]),
+        row("same", encoded_image(1), ["shared words"]),
+        row("again", encoded_image(1), ["shared words"]),
         row("page", b"<html>", ["a page"]),
         row("gone", None, ["gone"]),
-        row("silent", picture(2), []),
-        row("empty", picture(3), [" "]),
-        row("twice", picture(4), ["said twice", "said twice"]),
-        row("long", picture(5), ["word " * 76]),
-        row("odd", picture(6), ["odd \ufffd", "bell \a"], label=1),
+        row("silent", encoded_image(2), []),
+        row("empty", encoded_image(3), [" "]),
+        row("twice", encoded_image(4), ["said twice", "said twice"]),
+        row("long", encoded_image(5), ["word " * 76]),
+        row("odd", encoded_image(6), ["odd \ufffd", "bell \a"], label=1),
     ]
-    rewrite(tmp_path / "out", {"train": train, "test": [row("leak", picture(6), ["leaked"], label=1)]})
+    rewrite(tmp_path / "out", {"train": train, "test": [row("leak", encoded_image(6), ["leaked"], label=1)]})
     assert problems(tmp_path / "out") == {
         "caption of more than 75 words and marks: CLIP reads its beginning only": 1,
         "caption that several images share": 2,
@@ -127,7 +126,7 @@ SESSION = """
 
     from ratlip_hf.cli.main import main
     from ratlip_hf.training.config import TrainingConfig
-    from ratlip_hf.training.data import load_training_data
+    from ratlip_hf.training.samples import load_training_data
 
     first, second = sys.argv[1:]
     for folder in (first, second):

@@ -1,5 +1,5 @@
 """One odd item in a raw corpus is skipped or mended and counted; it never stops the rest.
-Defects of pictures as such are in `test_data_prepare`, those of a whole kind of source in `test_data_sources`."""
+Defects of images as such are in `test_data_prepare`, those of a whole kind of source in `test_data_sources`."""
 
 import json
 import math
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from corpora import (
+    encoded_image,
     make_birds,
     make_coco,
     make_faces,
     make_folder,
     make_tar,
-    picture,
     repaired,
     rows_of,
     skipped,
@@ -25,10 +25,9 @@ from corpora import (
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode, to_rgb
 from ratlip_hf.data.manifest import read_manifest
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.shards import Storage
-from ratlip_hf.data.sources.common import natural_key
-from ratlip_hf.data.transforms import object_region
+from ratlip_hf.data.prepare.importers.common import natural_key
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.read.transforms import object_region
 from ratlip_hf.utils.errors import UserError
 
 
@@ -45,7 +44,7 @@ def test_boxes_that_are_none_are_left_empty(box, tmp_path):
 
 
 def test_links_do_not_lead_names_in_metadata_out_of_the_source(tmp_path):
-    write(tmp_path / "elsewhere/s.jpg", picture())
+    write(tmp_path / "elsewhere/s.jpg", encoded_image())
     source = make_birds(tmp_path / "birds")
     (source / "CUB_200_2011/images/link").symlink_to(tmp_path / "elsewhere")
     with (source / "CUB_200_2011/images.txt").open("a") as table:
@@ -55,10 +54,10 @@ def test_links_do_not_lead_names_in_metadata_out_of_the_source(tmp_path):
 
 def test_text_that_cannot_be_written_is_mended(tmp_path):
     source = make_folder(tmp_path / "source", count=2)
-    write(source / "half.jpg", picture(5))
+    write(source / "half.jpg", encoded_image(5))
     write(source / "half.json", '{"text": "half \\ud83d a\\u0000bird"}')
-    (source / os.fsdecode(b"caf\xe9.jpg")).write_bytes(picture(6))
-    write(source / "wide.jpg", picture(7))
+    (source / os.fsdecode(b"caf\xe9.jpg")).write_bytes(encoded_image(6))
+    write(source / "wide.jpg", encoded_image(7))
     (source / "wide.txt").write_bytes("a wide bird".encode("utf-16"))
     manifest = prepare("folder", source, tmp_path / "out")
     captions = {row["image_id"]: row["captions"] for row in rows_of(tmp_path / "out")}
@@ -69,11 +68,12 @@ def test_text_that_cannot_be_written_is_mended(tmp_path):
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"text": ' + "9" * 5000 + "}", "{"])
 def test_json_that_cannot_be_read_is_skipped(text, tmp_path):
     source = make_folder(tmp_path / "source", count=2)
-    write(source / "a.jpg", picture())
+    write(source / "a.jpg", encoded_image())
     write(source / "a.json", text)
     assert skipped(prepare("folder", source, tmp_path / "out"))["metadata that is not valid JSON"] == 1
     make_tar(
-        tmp_path / "tars/a.tar", {"1.jpg": picture(), "1.txt": b"fine", "2.jpg": picture(), "2.json": text.encode()}
+        tmp_path / "tars/a.tar",
+        {"1.jpg": encoded_image(), "1.txt": b"fine", "2.jpg": encoded_image(), "2.json": text.encode()},
     )
     assert skipped(prepare("webdataset", tmp_path / "tars", tmp_path / "out2"))["metadata that is not valid JSON"] == 1
 
@@ -101,7 +101,7 @@ def test_odd_coco_entries_are_skipped(tmp_path):
 
 def test_an_image_too_narrow_to_be_scaled_is_skipped_before_memory_is_asked_for(tmp_path):
     source = make_folder(tmp_path / "source", count=2)
-    write(source / "thin.png", picture(size=(1, 60_000), kind="PNG"))
+    write(source / "thin.png", encoded_image(size=(1, 60_000), kind="PNG"))
     write(source / "thin.txt", "a line")
     manifest = prepare("folder", source, tmp_path / "out", storage=Storage(size=304))
     assert skipped(manifest) == {"image too narrow for its shorter side to be stored at that size": 1}
@@ -110,7 +110,7 @@ def test_an_image_too_narrow_to_be_scaled_is_skipped_before_memory_is_asked_for(
 def test_classes_of_the_same_name_are_numbered(tmp_path):
     source = tmp_path / "flowers"
     for number in (1, 2):
-        write(source / f"{number}/image.jpg", picture(number))
+        write(source / f"{number}/image.jpg", encoded_image(number))
     write(source / "cat_to_name.json", '{"1": "rose", "2": "rose"}')
     manifest = prepare("flowers", source, tmp_path / "out")
     assert manifest["label_names"] == ["rose", "rose (2)"]
@@ -123,7 +123,7 @@ def test_classes_of_the_same_name_are_numbered(tmp_path):
 
 def test_flower_captions_in_a_flat_folder_are_no_class_and_pointers_no_labels(tmp_path):
     source = tmp_path / "flowers"
-    write(source / "jpg/image_00001.jpg", picture(1))
+    write(source / "jpg/image_00001.jpg", encoded_image(1))
     write(source / "text/image_00001.txt", "a yellow flower")
     write(source / "imagelabels.npy", "version https://git-lfs.github.com/spec/v1\n")
     manifest = prepare("flowers", source, tmp_path / "out")
@@ -133,7 +133,7 @@ def test_flower_captions_in_a_flat_folder_are_no_class_and_pointers_no_labels(tm
 
 def test_faces_of_the_same_number_are_drawn_once(tmp_path):
     source = make_faces(tmp_path / "faces", count=4)
-    write(source / "CelebA-HQ-img/sub/1.jpg", picture(9))
+    write(source / "CelebA-HQ-img/sub/1.jpg", encoded_image(9))
     prepare("faces", source, tmp_path / "out")
     rows = rows_of(tmp_path / "out") + rows_of(tmp_path / "out", "test")
     assert sorted(row["image_id"] for row in rows) == ["0", "1", "2", "3", "sub/1"]
@@ -150,7 +150,7 @@ def test_birds_listed_twice_are_kept_once(tmp_path):
 
 def test_separators_of_unicode_do_not_cut_rows(tmp_path):
     source = tmp_path / "source"
-    write(source / "a.jpg", picture())
+    write(source / "a.jpg", encoded_image())
     write(
         source / "metadata.jsonl", '{"file_name": "a.jpg", "text": "a bird\N{LINE SEPARATOR}with\N{NEXT LINE}wings"}\n'
     )
@@ -171,7 +171,7 @@ def test_the_manifest_does_not_depend_on_the_order_of_sets(tmp_path):
     manifests = []
     for seed in ("1", "2"):
         command = [sys.executable, "-c", script, "data", "prepare", "birds", "--workers", "1"]
-        command += ["--source", str(source), "--out", str(tmp_path / seed)]
+        command += ["--source", str(source), "--output_dir", str(tmp_path / seed)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed})
         manifests.append((tmp_path / seed / "manifest.json").read_bytes())
     assert manifests[0] == manifests[1]
@@ -206,12 +206,12 @@ def test_a_damaged_manifest_is_one_line(content, tmp_path):
         read_manifest(tmp_path)
 
 
-def test_pictures_that_xmp_says_to_turn_are_turned():
+def test_images_that_xmp_says_to_turn_are_turned():
     packet = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
     )
-    assert to_rgb(decode(picture(size=(40, 30), xmp=packet.encode()))).size == (30, 40)
+    assert to_rgb(decode(encoded_image(size=(40, 30), xmp=packet.encode()))).size == (30, 40)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_pictures_that_xmp_says_to_turn_are_turned():
 )
 def test_mistaken_options_are_one_line(arguments, message, tmp_path, capsys):
     source = make_folder(tmp_path / "source")
-    command = ["data", "prepare", "folder", "--source", str(source), "--out", str(tmp_path / "out"), *arguments]
+    command = ["data", "prepare", "folder", "--source", str(source), "--output_dir", str(tmp_path / "out"), *arguments]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error

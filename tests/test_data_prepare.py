@@ -1,4 +1,4 @@
-"""`ratlip data prepare`, whatever the source: defects of pictures and captions, storage, resuming, the command.
+"""`ratlip data prepare`, whatever the source: defects of images and captions, storage, resuming, the command.
 Corpora are made on the spot."""
 
 import hashlib
@@ -14,9 +14,9 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from corpora import (
+    encoded_image,
     make_birds,
     make_folder,
-    picture,
     repaired,
     rows_of,
     skipped,
@@ -25,15 +25,14 @@ from corpora import (
 )
 from ratlip_hf.cli import data as command
 from ratlip_hf.cli.main import main
-from ratlip_hf.data import prepare as preparing
-from ratlip_hf.data import shards
 from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.shards import Storage
-from ratlip_hf.data.sources import KINDS
+from ratlip_hf.data.prepare import shards
+from ratlip_hf.data.prepare import shards as preparing
+from ratlip_hf.data.prepare.importers import KINDS
+from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.utils.errors import UserError
 
-# Defects of pictures and captions
+# Defects of images and captions
 
 DEFECTS = {
     "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "web page instead of an image"),
@@ -41,13 +40,13 @@ DEFECTS = {
     "lfs.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     "annex.jpg": (b"/annex/objects/SHA256E-s1--00.jpg\n", "git-annex pointer"),
     "empty.jpg": (b"", "empty file"),
-    "cut.jpg": (picture(size=(300, 300))[:-600], "damaged or cut image"),
+    "cut.jpg": (encoded_image(size=(300, 300))[:-600], "damaged or cut image"),
     "unknown.jpg": (bytes(range(256)) * 4, "no known image format"),
 }
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_files_that_are_no_pictures_are_skipped_with_their_reason(name, tmp_path):
+def test_files_that_are_no_images_are_skipped_with_their_reason(name, tmp_path):
     content, reason = DEFECTS[name]
     source = make_folder(tmp_path / "folder", count=2)
     write(source / name, content)
@@ -58,13 +57,13 @@ def test_files_that_are_no_pictures_are_skipped_with_their_reason(name, tmp_path
     assert manifest["splits"]["train"]["rows"] == 2
 
 
-def test_a_picture_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
-    header = bytearray(picture(kind="PNG"))
+def test_a_image_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
+    header = bytearray(encoded_image(kind="PNG"))
     header[16:24] = (60_000).to_bytes(4) + (60_000).to_bytes(4)
     with pytest.raises(BadImage, match=r"megapixels|no known|damaged"):
         decode(bytes(header))
     with pytest.raises(BadImage, match="more than 64 megapixels"):
-        decode(picture(size=(9000, 8000), mode="1", kind="PNG"))
+        decode(encoded_image(size=(9000, 8000), mode="1", kind="PNG"))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
@@ -72,8 +71,8 @@ def test_every_mode_is_kept_counted_and_seen_as_rgb(mode, tmp_path):
     source = make_folder(tmp_path / "folder", count=1)
     kind = "JPEG" if mode == "CMYK" else "PNG"
     name = "odd.jpg" if mode == "CMYK" else "odd.png"
-    write(source / name, picture(mode=mode, kind=kind))
-    write(source / "odd.txt", "an odd picture")
+    write(source / name, encoded_image(mode=mode, kind=kind))
+    write(source / "odd.txt", "an odd image")
     for size in (None, 32):
         manifest = prepare("folder", source, tmp_path / f"out{size}", storage=Storage(size))
         assert manifest["splits"]["train"]["rows"] == 2
@@ -91,7 +90,7 @@ def test_transparent_parts_are_white_and_16_bit_grey_is_scaled():
     assert to_rgb(grey).getpixel((0, 0))[0] in (127, 128)
 
 
-def test_exif_rotation_is_applied_to_the_picture_and_to_its_box(tmp_path):
+def test_exif_rotation_is_applied_to_the_image_and_to_its_box(tmp_path):
     source = make_birds(tmp_path / "birds", per_class=1)
     write(source / "CUB_200_2011/images/002.Green_bird/Green_bird_0000.jpg", turned(6))  # stored 60 x 40, seen 40 x 60
     manifest = prepare("birds", source, tmp_path / "out", storage=Storage(size=20))
@@ -102,7 +101,7 @@ def test_exif_rotation_is_applied_to_the_picture_and_to_its_box(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_as_pillow_turns_pictures(orientation):
+def test_boxes_turn_as_pillow_turns_images(orientation):
     image = Image.new("RGB", (60, 40))
     image.paste((255, 255, 255), (10, 5, 30, 35))
     image.getexif()[0x0112] = orientation
@@ -115,11 +114,11 @@ def test_boxes_turn_as_pillow_turns_pictures(orientation):
 
 def test_captions_are_cleaned_and_every_change_is_counted(tmp_path):
     source = make_folder(tmp_path / "folder", count=1)
-    write(source / "a.jpg", picture(1))
+    write(source / "a.jpg", encoded_image(1))
     write(source / "a.txt", "\ufeffa  red\tbird \r\na red bird\r\n\r\na bird\ufffds wing\r\n")
-    write(source / "b.jpg", picture(2))
+    write(source / "b.jpg", encoded_image(2))
     write(source / "b.txt", "caf\xe9 bird".encode("cp1252"))
-    write(source / "c.jpg", picture(3))
+    write(source / "c.jpg", encoded_image(3))
     write(source / "c.txt", "\n \n")
     manifest = prepare("folder", source, tmp_path / "out")
     captions = {row["image_id"]: row["captions"] for row in rows_of(tmp_path / "out")}
@@ -193,7 +192,7 @@ def test_shards_of_another_plan_are_not_taken_over(tmp_path, monkeypatch):
         patch.setattr(preparing, "_name_shards", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare("folder", source, tmp_path / "out", storage=Storage(images_per_shard=2))
-    write(source / "0.jpg", picture(99, size=(80, 80)))
+    write(source / "0.jpg", encoded_image(99, size=(80, 80)))
     prepare("folder", source, tmp_path / "out", storage=Storage(images_per_shard=2))
     assert decode(rows_of(tmp_path / "out")[0]["image"]["bytes"]).size == (80, 80)
 
@@ -217,7 +216,7 @@ def test_a_corpus_is_not_mistaken_for_another_at_the_same_place(tmp_path):
     """`datasets` caches by name and card: corpora of equal shape must differ in the card."""
     seen = []
     for name in ("red", "tan"):
-        write(tmp_path / name / "a.jpg", picture())
+        write(tmp_path / name / "a.jpg", encoded_image())
         write(tmp_path / name / "a.txt", f"a {name} bird")
         prepare("folder", tmp_path / name, tmp_path / "out")
         seen += datasets.load_dataset(str(tmp_path / "out"), split="train")["captions"]
@@ -225,7 +224,7 @@ def test_a_corpus_is_not_mistaken_for_another_at_the_same_place(tmp_path):
     assert seen == [["a red bird"], ["a tan bird"]]
 
 
-def test_a_shard_without_any_usable_picture_leaves_no_gap(tmp_path):
+def test_a_shard_without_any_usable_image_leaves_no_gap(tmp_path):
     source = make_folder(tmp_path / "folder", count=3)
     write(source / "1.jpg", "<html>")
     manifest = prepare("folder", source, tmp_path / "out", storage=Storage(images_per_shard=1))
@@ -246,7 +245,15 @@ def test_the_command_names_every_kind_that_can_be_read():
 def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_path, capsys):
     write(tmp_path / "folder/a.jpg", "<html>")
     write(tmp_path / "folder/a.txt", "a page")
-    arguments = ["data", "prepare", "folder", "--source", str(tmp_path / "folder"), "--out", str(tmp_path / "out")]
+    arguments = [
+        "data",
+        "prepare",
+        "folder",
+        "--source",
+        str(tmp_path / "folder"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--workers", "1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "1 x web page instead of an image" in error
@@ -270,7 +277,7 @@ def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "prepare", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert main(["data", "prepare", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,5 @@
 """Training rows from prepared corpora: map-style, streamed, mixed; cursors, ranks, crops, memory.
-Each picture has a colour of its own, so that what was shown can be told from the pixels."""
+Each image has a colour of its own, so that what was shown can be told from the pixels."""
 
 import json
 import shutil
@@ -15,14 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from corpora import make_folder, picture, write
-from ratlip_hf.data.embeddings import embed_captions
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
-from ratlip_hf.data.shards import Storage
+from corpora import encoded_image, make_folder, write
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.read.embeddings import embed_captions
+from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.data import CaptionedImages, load_training_data
+from ratlip_hf.training.samples import CaptionedImages, load_training_data
 from ratlip_hf.utils.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -31,7 +30,7 @@ COUNT = 23
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """23 pictures with two captions each, in 6 shards."""
+    """23 images with two captions each, in 6 shards."""
     folder = tmp_path_factory.mktemp("corpus")
     prepare("folder", make_folder(folder / "raw", COUNT), folder / "out", storage=Storage(images_per_shard=4))
     return folder / "out"
@@ -46,7 +45,7 @@ def shard_rows(folder: Path, seed: int = 0, window: int = 2) -> ShardRows:
 
 
 def names(rows, visits: range) -> list[str]:
-    """Which pictures the visits show: the second word of their captions."""
+    """Which images the visits show: the second word of their captions."""
     return [rows.row(visit).captions[0].split()[1] for visit in visits]
 
 
@@ -125,9 +124,9 @@ def test_places_number_the_rows_in_the_order_of_storage(prepared):
 
 @pytest.fixture
 def mixture(prepared, tmp_path) -> MixedRows:
-    """Pictures 0 to 22 and, three times as often, one called 99."""
-    write(tmp_path / "raw/a.jpg", picture(99))
-    write(tmp_path / "raw/a.txt", "picture 99 alone")
+    """Images 0 to 22 and, three times as often, one called 99."""
+    write(tmp_path / "raw/a.jpg", encoded_image(99))
+    write(tmp_path / "raw/a.txt", "image 99 alone")
     prepare("folder", tmp_path / "raw", tmp_path / "out")
     return MixedRows([map_rows(prepared), shard_rows(tmp_path / "out")], [1, 3], seed=0)
 
@@ -190,14 +189,14 @@ def test_any_columns_and_any_number_of_captions(captions, tmp_path):
 
 @pytest.mark.parametrize("captions", [[], None, [None]])
 def test_a_row_without_captions_is_named(captions):
-    rows = {"image": [Image.new("RGB", (8, 8))] * 2, "captions": [["picture 0"], captions]}
+    rows = {"image": [Image.new("RGB", (8, 8))] * 2, "captions": [["image 0"], captions]}
     features = {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))}
     data = MapRows(datasets.Dataset.from_dict(rows, datasets.Features(features)), Columns(), 0)
     with pytest.raises(UserError, match="row 1 has no captions"):
         names(data, range(2))
 
 
-def test_a_damaged_picture_is_named(tmp_path, config):
+def test_a_damaged_image_is_named(tmp_path, config):
     features = datasets.Features({"image": datasets.Image(), "captions": datasets.Value("string")})
     rows = {"image": [{"bytes": b"<html>", "path": None}] * 2, "captions": ["a", "b"]}
     data = MapRows(datasets.Dataset.from_dict(rows, features), Columns(), 0)
@@ -207,7 +206,7 @@ def test_a_damaged_picture_is_named(tmp_path, config):
 
 def test_classes_stand_in_for_missing_captions(tmp_path):
     for folder in ("1", "2", "10"):
-        write(tmp_path / folder / "a.jpg", picture(int(folder)))
+        write(tmp_path / folder / "a.jpg", encoded_image(int(folder)))
     write(tmp_path / "cat_to_name.json", json.dumps({"1": "aster", "2": "rose", "10": "iris"}))
     data = load_training_data(TrainingConfig(train_data_dir=str(tmp_path)), 16, 3)
     assert set(data.batch(range(3)).captions) == {"a photo of an aster", "a photo of a rose", "a photo of an iris"}
@@ -340,10 +339,10 @@ def test_a_mixture_takes_stored_embeddings_and_makes_the_others(embedded, small_
     shutil.copytree(embedded.train_data_dir, stored)
     clip = Encoder()
     embed_captions(stored, clip.encode, clip.describe()["weights_sha256"])
-    pictures = [{"file_name": f"{index}.jpg", "captions": [f"other {index}", "b" * index]} for index in range(1, 4)]
-    for index, row in enumerate(pictures):
-        write(folder / row["file_name"], picture(index))
-    write(folder / "metadata.jsonl", "\n".join(map(json.dumps, pictures)))
+    images = [{"file_name": f"{index}.jpg", "captions": [f"other {index}", "b" * index]} for index in range(1, 4)]
+    for index, row in enumerate(images):
+        write(folder / row["file_name"], encoded_image(index))
+    write(folder / "metadata.jsonl", "\n".join(map(json.dumps, images)))
     embedded.train_data_dir, embedded.data_mixture = None, {str(stored): 1, str(folder): 2}
     clip = Encoder()
     data = load_training_data(embedded, 16, 3, clip)
@@ -370,9 +369,9 @@ def test_streams_without_stored_embeddings_are_refused_in_dry_runs_too(embedded,
         load_training_data(embedded, 16, 3, Encoder())
 
 
-def test_captions_are_read_without_their_pictures(prepared):
+def test_captions_are_read_without_their_images(prepared):
     rows = map_rows(prepared)
-    rows.dataset.set_transform(lambda values: pytest.fail("pictures were read") if "image" in values else values)
+    rows.dataset.set_transform(lambda values: pytest.fail("images were read") if "image" in values else values)
     assert len(list(rows.captions(COUNT))) == COUNT
 
 

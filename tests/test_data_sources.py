@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import corpora
-from corpora import make_birds, make_coco, make_faces, make_tar, picture, repaired, rows_of, skipped, write
+from corpora import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
 from ratlip_hf.cli.main import main
-from ratlip_hf.data.corpus import SourceOptions
 from ratlip_hf.data.images import decode
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.splits import BIRD_SPLITS
-from ratlip_hf.data.untrusted import RefusedPickle, load_plain_pickle, path_inside
+from ratlip_hf.data.prepare.importers.birds import BIRD_SPLITS
+from ratlip_hf.data.prepare.records import SourceOptions
+from ratlip_hf.data.prepare.shards import prepare
+from ratlip_hf.data.prepare.text import RefusedPickle, load_plain_pickle, path_inside
 from ratlip_hf.utils.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -81,7 +81,7 @@ def test_incomplete_birds_are_counted_and_the_rest_is_prepared(tmp_path):
     cub = source / "CUB_200_2011"
     (cub / "images/001.Red_bird/Red_bird_0000.jpg").unlink()
     (source / "text/001.Red_bird/Red_bird_0001.txt").unlink()
-    write(cub / "images/001.Red_bird/extra.jpg", picture())
+    write(cub / "images/001.Red_bird/extra.jpg", encoded_image())
     with open(cub / "images.txt", "a") as file:
         file.write("99 ../../../../etc/passwd\nnonsense\n")
     with open(cub / "bounding_boxes.txt", "a") as file:
@@ -165,7 +165,7 @@ def test_paths_that_leave_the_folder_are_no_paths(name, tmp_path):
 
 def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_sentences_from_them(tmp_path):
     for folder in ("1", "2", "10"):
-        write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", picture(int(folder)))
+        write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", encoded_image(int(folder)))
     write(tmp_path / "flowers/cat_to_name.json", json.dumps({"10": "iris", "2": "aster", "1": "pink primrose"}))
     manifest = prepare("flowers", tmp_path / "flowers", tmp_path / "out")
     assert manifest["label_names"] == ["pink primrose", "aster", "iris"]
@@ -177,7 +177,7 @@ def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_sentences_fr
 
 def test_flowers_without_names_keep_numbers_in_numeric_order(tmp_path):
     for folder in ("1", "2", "10"):
-        write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", picture(int(folder)))
+        write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", encoded_image(int(folder)))
     manifest = prepare("flowers", tmp_path / "flowers", tmp_path / "out")
     assert manifest["label_names"] == ["1", "2", "10"]
 
@@ -185,7 +185,7 @@ def test_flowers_without_names_keep_numbers_in_numeric_order(tmp_path):
 def test_flowers_of_the_original_archive_with_caption_folders_and_class_lists(tmp_path):
     source = tmp_path / "flowers"
     for index, name in ((1, "class_00001"), (2, "class_00002")):
-        write(source / "jpg" / f"image_{index:05d}.jpg", picture(index))
+        write(source / "jpg" / f"image_{index:05d}.jpg", encoded_image(index))
         write(source / "text_c10" / name / f"image_{index:05d}.txt", f"flower {index}\nagain {index}\n")
     write(source / "trainvalclasses.txt", "class_00001\n")
     write(source / "testclasses.txt", "class_00002\n")
@@ -219,7 +219,7 @@ def test_coco_joins_images_and_captions_and_counts_what_does_not_fit(tmp_path):
 def test_a_folder_takes_captions_from_rows_json_and_text(tmp_path):
     source = tmp_path / "folder"
     for name in ("train/rows.jpg", "train/json.png", "val/text.jpg", "train/alone.jpg"):
-        write(source / name, picture(kind="PNG" if name.endswith("png") else "JPEG"))
+        write(source / name, encoded_image(kind="PNG" if name.endswith("png") else "JPEG"))
     rows = [
         {"file_name": "rows.jpg", "text": "one string"},
         {"file_name": "gone.jpg", "text": "x"},
@@ -245,19 +245,24 @@ def test_a_folder_takes_captions_from_rows_json_and_text(tmp_path):
 
 def test_tar_files_are_read_in_place_and_a_cut_one_as_far_as_it_goes(tmp_path):
     source = tmp_path / "tars"
-    members = {"a.jpg": picture(1), "a.txt": b"first\nsecond", "b.jpg": picture(2), "b.json": b'{"caption": "third"}'}
+    members = {
+        "a.jpg": encoded_image(1),
+        "a.txt": b"first\nsecond",
+        "b.jpg": encoded_image(2),
+        "b.json": b'{"caption": "third"}',
+    }
     make_tar(source / "train-0.tar", {**members, "c.txt": b"no image"})
     make_tar(source / "val-0.tar", members)
     cut = source / "train-1.tar"
     cut.write_bytes(make_tar(cut, members).read_bytes()[:1500])
     manifest = prepare("webdataset", source, tmp_path / "out")
     assert [row["captions"] for row in rows_of(tmp_path / "out")] == [["first", "second"], ["third"]]
-    assert rows_of(tmp_path / "out", "validation")[0]["image"]["bytes"] == picture(1)
+    assert rows_of(tmp_path / "out", "validation")[0]["image"]["bytes"] == encoded_image(1)
     assert skipped(manifest)["captions without an image"] == 1
 
 
 def test_synthetic_birds_need_no_source(tmp_path, capsys):
-    arguments = ["--num_images", "20", "--out", str(tmp_path / "out"), "--workers", "1"]
+    arguments = ["--num_images", "20", "--output_dir", str(tmp_path / "out"), "--workers", "1"]
     assert main(["data", "prepare", "synthetic-birds", *arguments]) == 0
     assert "2 test, 20 train" in capsys.readouterr().out
     image = decode(rows_of(tmp_path / "out")[0]["image"]["bytes"])

@@ -95,8 +95,8 @@ class TestOffloading:
         apply_group_offloading(part, torch.device("cpu"), offload_to_disk_path=str(tmp_path), **level)
         offloaded = _overwrite_what_is_on_disk(part)
         assert offloaded
-        for picture in (draw(pipe), draw(pipe)):
-            assert close(picture, expected)
+        for image in (draw(pipe), draw(pipe)):
+            assert close(image, expected)
 
     @needs_group_offloading
     @pytest.mark.parametrize("level", LEVELS, ids=["blocks", "leaves"])
@@ -175,7 +175,7 @@ class TestModels:
 class TestCompile:
     @pytest.mark.slow
     def test_one_graph_serves_all_batch_sizes_above_one(self, pipe, make_generator):
-        """Two graphs until the batch size is known to vary, one for single pictures; `fullgraph` allows no break."""
+        """Two graphs until the batch size is known to vary, one for single images; `fullgraph` allows no break."""
         pipe.generator = make_generator(bridge_blocks=1, prompt_layers=(0,))
         expected = {count: draw(pipe, prompt=count * [PROMPT]) for count in (1, 2, 3, 5)}
         backend = CompileCounter()

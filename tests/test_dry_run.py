@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
-from ratlip_hf.frozen_clip import FrozenCLIP
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.training import loop
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.footprint import memory_use, step_peak_bytes, weight_bytes
@@ -45,7 +45,7 @@ def test_a_dry_run_tells_the_figures_and_leaves_nothing(config, dry, capsys, mon
     assert report["CLIP text tower"].split(", ")[1] == report["CLIP image tower"].split(", ")[1] == "0 trained"
     assert report["memory"].startswith("about ")
     assert report["data"] == "12 images, 120 captions, 10.0 per image"
-    assert report["pictures"].startswith("trained at 64 x 64; of 12 looked at: 64 to 64 wide, 64 to 64 high")
+    assert report["images"].startswith("trained at 64 x 64; of 12 looked at: 64 to 64 wide, 64 to 64 high")
     assert report["captions"].count("'; '") == 2
     assert report["length"] == "5 steps of 4 images are 20 images, 1.67 epochs"
     assert "(2 kept)" in report["files"]

@@ -35,8 +35,8 @@ def evaluate(*arguments) -> int:
 def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path, capsys):
     where = ["--protocol", "clip", "--data", birds, "--scorer", bundled.model_dir(), "--max_images", 24]
     model, files = tmp_path / "model.jsonl", tmp_path / "files.jsonl"
-    assert evaluate("--model", saved, *where, "--out", model) == 0
-    assert "protocol clip: 24 pictures against 12 real ones" in capsys.readouterr().out
+    assert evaluate("--model", saved, *where, "--output_file", model) == 0
+    assert "protocol clip: 24 images against 12 real ones" in capsys.readouterr().out
     prompts = tmp_path / "prompts.jsonl"
     assert evaluate("--write_prompts", prompts, *where) == 0
 
@@ -44,9 +44,9 @@ def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path
     assert [entry["file"] for entry in entries] == [f"{index:06d}.png" for index in range(24)]
     texts = tmp_path / "prompts.txt"
     texts.write_text("\n".join(entry["prompt"] for entry in entries))
-    pictures = tmp_path / "pictures"
-    assert main(["generate", "--model", saved, "--prompts_file", str(texts), "--out", str(pictures)]) == 0
-    assert evaluate("--images", pictures, *where, "--out", files) == 0
+    images = tmp_path / "images"
+    assert main(["generate", "--model", saved, "--prompts_file", str(texts), "--output_dir", str(images)]) == 0
+    assert evaluate("--images", images, *where, "--output_file", files) == 0
 
     capsys.readouterr()
     assert evaluate("--compare", model, files) == 0
@@ -54,10 +54,10 @@ def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path
     assert "cmmd" in shown and "clip_score" in shown and "below 2048" in shown
     first, second = (read_records(path)[0] for path in (model, files))
     assert first.scores["clip_score"]["value"] == pytest.approx(second.scores["clip_score"]["value"], abs=1e-3)
-    assert first.subject["weights_sha256"] and second.subject == {"images": str(pictures)}
+    assert first.subject["weights_sha256"] and second.subject == {"images": str(images)}
     assert first.protocol["num_fake"] == 24 and first.protocol["scorer_sha256"]
 
-    assert evaluate("--images", pictures, *where[:-1], 20, "--out", files) == 0
+    assert evaluate("--images", images, *where[:-1], 20, "--output_file", files) == 0
     assert evaluate("--compare", model, files) == 2
     assert "num_fake (24 against 20)" in capsys.readouterr().err
 
@@ -81,8 +81,8 @@ def same_scores(first, second):
 
 def test_two_processes_score_as_one(saved, birds, tmp_path):
     where = ["--model", saved, "--protocol", "clip", "--data", birds, "--scorer", bundled.model_dir()]
-    assert evaluate(*where, "--out", tmp_path / "one.jsonl") == 0
-    shown = launched(2, *where, "--out", tmp_path / "two.jsonl")
+    assert evaluate(*where, "--output_file", tmp_path / "one.jsonl") == 0
+    shown = launched(2, *where, "--output_file", tmp_path / "two.jsonl")
     assert shown.count("protocol clip") == 1
     (one,), (two,) = read_records(tmp_path / "one.jsonl"), read_records(tmp_path / "two.jsonl")
     same_scores(one, two)
@@ -91,11 +91,11 @@ def test_two_processes_score_as_one(saved, birds, tmp_path):
 @pytest.mark.slow
 def test_two_processes_score_the_bundled_model_as_one(tmp_path):
     for processes in (1, 2):
-        launched(processes, "--max_images", "250", "--out", tmp_path / f"{processes}.jsonl")
+        launched(processes, "--max_images", "250", "--output_file", tmp_path / f"{processes}.jsonl")
     (one,), (two,) = (read_records(tmp_path / f"{processes}.jsonl") for processes in (1, 2))
     same_scores(one, two)
     assert {"attribute_accuracy", "fid_judge", "kid_judge", "clip_score", "cmmd", "diversity"} - one.scores.keys() == {
-        "diversity"  # one picture of each prompt so far
+        "diversity"  # one image of each prompt so far
     }
 
 
@@ -109,7 +109,7 @@ def test_two_processes_score_the_bundled_model_as_one(tmp_path):
         (["--protocol", "clip", "--data", "{tmp}"], "cannot load the data"),
         (["--protocol", "clip", "--data", "{birds}", "--split", "validation"], "cannot load the data"),
         (["--images", "{tmp}/nothing"], "is no folder"),
-        (["--images", "{tmp}"], "holds no pictures"),
+        (["--images", "{tmp}"], "holds no images"),
         (["--model", "{tmp}"], "no model_index.json"),
         (["--model", "x", "--images", "y"], "not allowed with"),
         (["--scorer", "{tmp}"], "no CLIP could be loaded"),
@@ -117,7 +117,7 @@ def test_two_processes_score_the_bundled_model_as_one(tmp_path):
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**62)], "--seed"),
-        (["--out", "{tmp}"], "is a folder"),
+        (["--output_file", "{tmp}"], "is a folder"),
         (["--dtype", "int8"], "--dtype"),
         (["--compare", "{tmp}/a.jsonl", "{tmp}/b.jsonl"], "a.jsonl"),
     ],

@@ -69,7 +69,7 @@ for name, module in modules.items():
     found = module.compute(**given)
     assert found == wanted, (name, found, wanted)
 
-# Sets of different sizes, batch by batch and picture by picture, in any order.
+# Sets of different sizes, batch by batch and image by image, in any order.
 fid = modules["fid"]
 fid.add_batch(references=real[:17])
 fid.add_batch(predictions=fake[:8].numpy(), references=real[17:])

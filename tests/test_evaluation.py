@@ -1,5 +1,5 @@
 """The quick evaluation during a run: its scores, what it leaves untouched, and the best weights it keeps.
-Runs take a few steps of a toy generator on rendered birds; known answers come from pictures put in its place."""
+Runs take a few steps of a toy generator on rendered birds; known answers come from images put in its place."""
 
 import copy
 import json
@@ -16,8 +16,8 @@ from ratlip_hf.synthetic_birds import alignment
 from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts
 from ratlip_hf.training import loop
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.data import load_training_data
-from ratlip_hf.training.evaluation import Best, QuickEvaluation
+from ratlip_hf.training.samples import load_training_data
+from ratlip_hf.training.validation import Best, QuickEvaluation
 from ratlip_hf.utils.errors import UserError
 from training_toys import corpus
 
@@ -60,16 +60,16 @@ def test_features_of_other_shapes_are_refused(shapes):
 
 
 class Projector:
-    """In a generator's place: shows given pictures in order, and remembers the sizes of the batches."""
+    """In a generator's place: shows given images in order, and remembers the sizes of the batches."""
 
-    def __init__(self, pictures: torch.Tensor):
-        self.pictures, self.sizes = pictures, []
+    def __init__(self, images: torch.Tensor):
+        self.images, self.sizes = images, []
 
     def __call__(self, noise, prompt_embeds, image_encoder, return_dict):
         assert not torch.is_grad_enabled()
         start = sum(self.sizes)
         self.sizes.append(len(noise))
-        return (self.pictures[start : start + len(noise)],)
+        return (self.images[start : start + len(noise)],)
 
 
 @pytest.fixture
@@ -88,14 +88,14 @@ def evaluation(config, data, small_clip) -> QuickEvaluation:
     return QuickEvaluation(config, data, copy.copy(small_clip))
 
 
-def test_real_pictures_in_the_generators_place_score_as_real_ones(evaluation, data):
+def test_real_images_in_the_generators_place_score_as_real_ones(evaluation, data):
     reals = data.batch(range(10)).images
     prompts = load_heldout_prompts()[:10]
     renders = alignment._real_renders(prompts)
     perfect = Projector(torch.cat([reals, renders]))
     scores = evaluation.run(perfect)
     assert scores["attribute_accuracy"] > 0.95
-    assert scores["kid"] < 0  # the same pictures: less than between two samples of one distribution
+    assert scores["kid"] < 0  # the same images: less than between two samples of one distribution
     assert perfect.sizes == [4, 4, 2, 4, 4, 2]
     noise = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     poor = evaluation.run(Projector(noise))
@@ -108,7 +108,7 @@ def test_real_pictures_in_the_generators_place_score_as_real_ones(evaluation, da
 
 def test_the_similarity_is_the_cosine_with_the_captions(evaluation, data, small_clip):
     batch = data.batch(range(10))
-    scores = evaluation.run(Projector(3 * torch.cat([batch.images] * 2)))  # clamped as a saved picture is
+    scores = evaluation.run(Projector(3 * torch.cat([batch.images] * 2)))  # clamped as a saved image is
     with torch.no_grad():
         pixels = (batch.images * 3).clamp(-1, 1)
         embeds = evaluation._embed(pixels)
@@ -119,7 +119,7 @@ def test_the_similarity_is_the_cosine_with_the_captions(evaluation, data, small_
 
 
 def _clip_pixels(images: torch.Tensor) -> torch.Tensor:
-    from ratlip_hf.models.clip import prepare_pixels
+    from ratlip_hf.clip import prepare_pixels
 
     return prepare_pixels(images, 32)
 
@@ -147,7 +147,7 @@ def test_without_judges_the_kernel_distance_decides(config, small_clip, make_gen
     assert set(evaluation.run(make_generator(noise_dim=3))) == {"kid", "clip_similarity"}
 
 
-def test_the_judges_read_pictures_of_64_pixels_only(config, small_clip):
+def test_the_judges_read_images_of_64_pixels_only(config, small_clip):
     evaluation = QuickEvaluation(config, load_training_data(config, 128, 8), small_clip)
     assert evaluation.protocol["decisive"] == "kid"
 
@@ -168,7 +168,7 @@ def _embeds(evaluation: QuickEvaluation, images: torch.Tensor) -> torch.Tensor:
 
 def test_one_sample_is_too_few(config, data, small_clip):
     config.evaluation_samples = 1
-    with pytest.raises(UserError, match="at least two pictures"):
+    with pytest.raises(UserError, match="at least two images"):
         QuickEvaluation(config, data, small_clip)
 
 

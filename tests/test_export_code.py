@@ -1,5 +1,5 @@
 """The code that `ratlip export hub --with_code` ships: word for word that of the package, complete, and nothing else.
-Whether it draws the same pictures is seen in `test_export_hub`."""
+Whether it draws the same images is seen in `test_export_hub`."""
 
 import ast
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ratlip_hf.export.code import PACKAGE, Import, Sources, self_contained
-from ratlip_hf.export.hub import CODE, code_files
+from ratlip_hf.export.repository import CODE, code_files
+from ratlip_hf.export.single_file import PACKAGE, Import, Sources, self_contained
 
 THERE = {"torch", "diffusers", "transformers", "safetensors", "huggingface_hub"} | sys.stdlib_module_names
 

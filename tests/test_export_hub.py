@@ -14,7 +14,7 @@ from drawing import PROMPT, draw
 from hub_server import hub_environment
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline, __version__, bundled
 from ratlip_hf.cli.main import main
-from ratlip_hf.export import hub as export
+from ratlip_hf.export import repository as export
 from training_toys import DISCRIMINATOR
 
 WITHOUT_PACKAGE = """
@@ -31,7 +31,7 @@ WITHOUT_PACKAGE = """
         options = {"generator": torch.Generator().manual_seed(0), "output_type": "np", **options}
         return pipe(prompt, **options).images
 
-    pictures = {}
+    images = {}
     for name in (folder, "ada/coded"):
         try:
             DiffusionPipeline.from_pretrained(name)
@@ -40,17 +40,17 @@ WITHOUT_PACKAGE = """
         else:
             raise AssertionError("code from a repository must not run unasked")
         pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
-        pictures[name.replace(folder, "folder")] = draw(pipe)
+        images[name.replace(folder, "folder")] = draw(pipe)
     # diffusers before 0.40 reads no other spelling
     half = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.float16)
-    pictures["half"] = draw(half)
-    pictures["truncated"] = draw(pipe, truncation=0.5)
+    images["half"] = draw(half)
+    images["truncated"] = draw(pipe, truncation=0.5)
     assert pipe.generator.dtype == torch.float32 and half.generator.dtype == torch.float16
     for part in (pipe, pipe.generator):
         assert type(part).__module__.startswith("diffusers_modules."), type(part)
     assert not [name for name, module in sys.modules.items() if name.startswith("ratlip_hf") and module is not None]
     pipe.save_pretrained(out + "-saved")
-    np.savez(out, **pictures)
+    np.savez(out, **images)
 """
 WITH_PACKAGE = """
     import hashlib
@@ -62,22 +62,22 @@ WITH_PACKAGE = """
 
     import ratlip_hf
     from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
-    from ratlip_hf.export.hub import code_files
+    from ratlip_hf.export.repository import code_files
 
     folder, prompt, out, cache = sys.argv[1:]
-    pictures = {}
+    images = {}
     for name in (folder, "ada/coded"):
         pipe = RATLIPPipeline.from_pretrained(name, cache_dir=cache)
         assert type(pipe) is RATLIPPipeline and type(pipe.generator) is RATLIPGenerator
         generator = torch.Generator().manual_seed(0)
-        pictures[name.replace(folder, "folder")] = pipe(prompt, generator=generator, output_type="np").images
+        images[name.replace(folder, "folder")] = pipe(prompt, generator=generator, output_type="np").images
     fetched = [path.parent.name for path in Path(cache).rglob("*.safetensors")]
     assert sorted(fetched) == ["generator", "image_encoder", "text_encoder"], fetched
     RATLIPGenerator.from_pretrained("ada/coded", subfolder="generator")
     RATLIPDiscriminator.from_pretrained("ada/coded", subfolder="discriminator")
     for path, text in code_files().items():
         assert (Path(folder) / path).read_text() == text, path
-    np.savez(out, **pictures)
+    np.savez(out, **images)
 """
 
 
@@ -109,16 +109,16 @@ def files(folder: Path) -> dict[str, bytes]:
 # Loading
 
 
-def test_without_the_package_the_pictures_are_the_same(hub, source, coded, run_python, tmp_path):
+def test_without_the_package_the_images_are_the_same(hub, source, coded, run_python, tmp_path):
     hub.store.publish(coded, "ada/coded")
     environment = hub_environment(hub.url, tmp_path / "home")
-    run_python(textwrap.dedent(WITHOUT_PACKAGE), coded, PROMPT, tmp_path / "pictures.npz", env=environment)
-    pictures, pipe = np.load(tmp_path / "pictures.npz"), RATLIPPipeline.from_pretrained(source)
+    run_python(textwrap.dedent(WITHOUT_PACKAGE), coded, PROMPT, tmp_path / "images.npz", env=environment)
+    images, pipe = np.load(tmp_path / "images.npz"), RATLIPPipeline.from_pretrained(source)
     for name in ("folder", "ada/coded"):
-        assert np.abs(pictures[name] - draw(pipe)).max() <= 1e-6
-    assert np.abs(pictures["truncated"] - draw(pipe, truncation=0.5)).max() <= 1e-6
-    assert np.abs(pictures["half"] - draw(pipe)).max() <= 2e-2
-    saved = RATLIPPipeline.from_pretrained(f"{tmp_path / 'pictures.npz'}-saved")
+        assert np.abs(images[name] - draw(pipe)).max() <= 1e-6
+    assert np.abs(images["truncated"] - draw(pipe, truncation=0.5)).max() <= 1e-6
+    assert np.abs(images["half"] - draw(pipe)).max() <= 2e-2
+    saved = RATLIPPipeline.from_pretrained(f"{tmp_path / 'images.npz'}-saved")
     assert np.abs(draw(saved) - draw(pipe)).max() <= 1e-6
 
 
@@ -128,15 +128,15 @@ def test_with_the_package_the_same_repository_loads_and_runs_none_of_its_code(
     hub.store.publish(coded, "ada/coded")
     # Another order of sets, to see that the code does not depend on it.
     environment = hub_environment(hub.url, tmp_path / "home") | {"PYTHONHASHSEED": "1"}
-    arguments = (coded, PROMPT, tmp_path / "pictures.npz", tmp_path / "cache")
+    arguments = (coded, PROMPT, tmp_path / "images.npz", tmp_path / "cache")
     run_python(textwrap.dedent(WITH_PACKAGE), *arguments, env=environment)
-    pictures, expected = np.load(tmp_path / "pictures.npz"), draw(RATLIPPipeline.from_pretrained(source))
+    images, expected = np.load(tmp_path / "images.npz"), draw(RATLIPPipeline.from_pretrained(source))
     for name in ("folder", "ada/coded"):
-        assert np.abs(pictures[name] - expected).max() <= 1e-6
+        assert np.abs(images[name] - expected).max() <= 1e-6
 
 
 def test_commands_take_a_folder_with_code(coded, tmp_path):
-    assert main(["generate", PROMPT, "--model", str(coded), "--out", str(tmp_path / "pictures")]) == 0
+    assert main(["generate", PROMPT, "--model", str(coded), "--output_dir", str(tmp_path / "images")]) == 0
     again = run_export(coded, tmp_path / "again")
     assert "Without ratlip_hf" not in (again / "README.md").read_text()
     assert not list(again.rglob("*.py"))

@@ -18,12 +18,10 @@ from drawing import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, draw, s
 from ratlip_hf import RATLIPPipeline
 from ratlip_hf.cli.main import main
 from ratlip_hf.export import onnx_export, onnx_graphs
-from ratlip_hf.export.onnx_check import BOUNDS, Difference, refuse_differences
-from ratlip_hf.export.onnx_export import export_onnx
-from ratlip_hf.export.onnx_folder import PICTURE_GRAPH, RECORD, TEXT_GRAPH
+from ratlip_hf.export.onnx_export import BOUNDS, Difference, export_onnx, refuse_differences
 from ratlip_hf.export.onnx_graphs import one_by_one
-from ratlip_hf.export.onnx_runner import OnnxRunner
-from ratlip_hf.latents import draw_latents
+from ratlip_hf.export.onnx_runner import IMAGE_GRAPH, RECORD, TEXT_GRAPH, OnnxRunner
+from ratlip_hf.pipeline import prepare_latents
 
 SMALL = {"bridge_blocks": 1, "prompt_layers": (1,)}
 
@@ -60,7 +58,7 @@ def instant_graphs(exported, monkeypatch):
         path.write_bytes((exported / path.name).read_bytes())
 
     monkeypatch.setattr(onnx_export, "write_text_graph", copy)
-    monkeypatch.setattr(onnx_export, "write_picture_graph", copy)
+    monkeypatch.setattr(onnx_export, "write_image_graph", copy)
 
 
 @pytest.fixture
@@ -80,23 +78,23 @@ class TestGraphs:
         assert np.allclose(embeds, torch_pipe.encode_prompt(sentences)[0].detach(), atol=1e-5)
 
     @pytest.mark.parametrize("batch", [1, 5])
-    def test_pictures_are_those_of_the_generator_one_by_one(self, exported, torch_pipe, batch):
+    def test_images_are_those_of_the_generator_one_by_one(self, exported, torch_pipe, batch):
         noise, embeds = torch.randn(batch, NOISE_DIM, generator=seeded()), torch.randn(batch, TEXT_DIM)
         inputs = {"noise": noise.numpy(), "prompt_embeds": embeds.numpy()}
-        (samples,) = onnxruntime.InferenceSession(exported / PICTURE_GRAPH).run(["sample"], inputs)
+        (samples,) = onnxruntime.InferenceSession(exported / IMAGE_GRAPH).run(["sample"], inputs)
         with torch.no_grad():
             pairs = zip(noise[:, None], embeds[:, None], strict=True)
             alone = [torch_pipe.generator(z, text, torch_pipe.image_encoder).sample for z, text in pairs]
         assert np.allclose(samples, torch.cat(alone), atol=1e-4)
 
     def test_graphs_do_not_name_the_machine_s_files(self, exported):
-        for name in (TEXT_GRAPH, PICTURE_GRAPH):
+        for name in (TEXT_GRAPH, IMAGE_GRAPH):
             assert b".py" not in (exported / name).read_bytes()
             assert onnx.checker.check_model(onnx.load(exported / name)) is None
 
     def test_a_coupled_generator_is_refused_where_its_graph_is_made(self, torch_pipe, tmp_path):
         with pytest.raises(ValueError, match="depend on each other"):
-            onnx_graphs.write_picture_graph(tmp_path / "x", torch_pipe.generator, torch_pipe.image_encoder)
+            onnx_graphs.write_image_graph(tmp_path / "x", torch_pipe.generator, torch_pipe.image_encoder)
 
     def test_independent_generators_are_exported_as_they_are(self, small_generator):
         assert one_by_one(small_generator) is small_generator
@@ -123,11 +121,11 @@ class TestRunner:
             {"prompt": TOO_LONG},
         ],
     )
-    def test_same_prompts_and_seeds_give_the_pipeline_s_pictures(self, runner, torch_pipe, options):
+    def test_same_prompts_and_seeds_give_the_pipeline_s_images(self, runner, torch_pipe, options):
         wanted = draw(torch_pipe, **{"batch_size": 1, **options})
         assert close(draw(runner, **options), wanted, atol=1e-4)
 
-    def test_pictures_are_pil_by_default(self, runner):
+    def test_images_are_pil_by_default(self, runner):
         assert runner(PROMPT).images[0].size == (32, 32)
         assert runner(PROMPT, return_dict=False)[0][0].mode == "RGB"
 
@@ -188,9 +186,9 @@ class TestCommand:
     def test_it_writes_checks_and_tells(self, instant_graphs, model, tmp_path, capsys):
         assert main(["export", "onnx", str(tmp_path / "out"), "--model", model]) == 0
         output = capsys.readouterr().out
-        assert "batches of 1 and 5" in output and "every picture by itself" in output
+        assert "batches of 1 and 5" in output and "every image by itself" in output
         record = json.loads((tmp_path / "out" / RECORD).read_text())
-        assert 0 < record["difference_to_torch"]["pictures"]["largest"] < 1e-4
+        assert 0 < record["difference_to_torch"]["images"]["largest"] < 1e-4
         assert str(tmp_path) not in json.dumps(record)
         assert OnnxRunner(tmp_path / "out")(PROMPT).images
 
@@ -213,7 +211,7 @@ class TestCommand:
         torch.nn.init.normal_(other.to_rgb.weight)
         parts = torch_pipe.tokenizer, torch_pipe.text_encoder, torch_pipe.image_encoder
         wrong = RATLIPPipeline(*parts, other)
-        with pytest.raises(ValueError, match=r"graphs are wrong: pictures differ"):
+        with pytest.raises(ValueError, match=r"graphs are wrong: images differ"):
             export_onnx(wrong, tmp_path / "out")
         assert (tmp_path / "out" / RECORD).read_text() == before
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -251,9 +249,9 @@ class TestCommand:
     def test_networks_in_training_are_exported_as_in_eval_mode_and_stay_in_training(
         self, instant_graphs, torch_pipe, tmp_path, monkeypatch
     ):
-        write, modes = onnx_export.write_picture_graph, []
+        write, modes = onnx_export.write_image_graph, []
         monkeypatch.setattr(
-            onnx_export, "write_picture_graph", lambda *args: (write(*args), modes.append(args[1].training))
+            onnx_export, "write_image_graph", lambda *args: (write(*args), modes.append(args[1].training))
         )
         parts = torch_pipe.tokenizer, torch_pipe.text_encoder, torch_pipe.image_encoder
         pipe = RATLIPPipeline(*parts, copy.deepcopy(torch_pipe.generator).train())
@@ -298,10 +296,10 @@ def test_every_option_exports_and_agrees(options, dtype, small_clip, make_genera
     generator = make_generator(**{**SMALL, **options})
     pipe = RATLIPPipeline(small_clip.tokenizer, small_clip.text_encoder, small_clip.image_encoder, generator)
     export_onnx(pipe, tmp_path / "out", dtype)  # compares with PyTorch, or raises
-    pictures = draw(OnnxRunner(tmp_path / "out"), prompt=[PROMPT, OTHER], generator=[seeded(0), seeded(1)])
+    images = draw(OnnxRunner(tmp_path / "out"), prompt=[PROMPT, OTHER], generator=[seeded(0), seeded(1)])
     wanted = draw(pipe, prompt=[PROMPT, OTHER], generator=[seeded(0), seeded(1)])
-    # The bounds are parts of the largest value, which for random weights is far outside of what pictures show.
-    noise = draw_latents(2, generator.config.noise_dim, [seeded(0), seeded(1)])
+    # The bounds are parts of the largest value, which for random weights is far outside of what images show.
+    noise = prepare_latents(2, generator.config.noise_dim, [seeded(0), seeded(1)])
     with torch.no_grad():
         values = generator(noise, pipe.encode_prompt([PROMPT, OTHER])[0], pipe.image_encoder).sample
-    assert close(pictures, wanted, atol=BOUNDS[dtype].largest * max(1, values.abs().max().item()))
+    assert close(images, wanted, atol=BOUNDS[dtype].largest * max(1, values.abs().max().item()))

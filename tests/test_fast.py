@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ratlip_hf import RATLIPGenerator
-from ratlip_hf.fast.generator import FastGenerator
-from ratlip_hf.fast.text_cache import TextCache
-from ratlip_hf.fast.upsampled_convolution import Doubling, Periodic, Resizing, upsampled_convolution
+from ratlip_hf.fast.networks import FastGenerator
+from ratlip_hf.fast.session import TextCache
+from ratlip_hf.fast.upsampling import Doubling, Periodic, Resizing, upsampled_convolution
 from test_models import TOY, inputs, shake, tower
 
 CONV_FORMS = ("plain", "bn_act", "bn_act_sa")
@@ -18,7 +18,7 @@ FUSIONS = [{"fusion": "cat"}, {}, {"recurrence": "per_layer"}, {"recurrence": "b
 def plain_and_fast(
     dtype: torch.dtype = torch.float64, compute: torch.dtype | None = None, hidden_act: str = "quick_gelu", **options
 ):
-    """The same pictures from both; a tower of three layers that fits the options."""
+    """The same images from both; a tower of three layers that fits the options."""
     options = {**TOY, **options}
     generator = shake(RATLIPGenerator(**options)).eval()
     encoder = shake(tower(image_size=8 * options["clip_grid"], hidden_act=hidden_act), seed=1)
@@ -31,7 +31,7 @@ def plain_and_fast(
 
 
 def error(plain: torch.Tensor, fast: torch.Tensor) -> float:
-    """Largest difference relative to the pictures' range."""
+    """Largest difference relative to the images' range."""
     assert plain.shape == fast.shape
     return ((plain - fast).abs().max() / (plain.max() - plain.min())).item()
 
@@ -80,7 +80,7 @@ def test_presets_keep_their_promises_in_float32_and_bfloat16(preset):
     assert -10 * mean_square.log10() > 35
 
 
-def test_without_onednn_the_pictures_are_the_same():
+def test_without_onednn_the_images_are_the_same():
     with torch.backends.mkldnn.flags(enabled=False):
         assert error(*plain_and_fast(torch.float32, sample_size=224, base_channels=4, attention_groups=1)) < 1e-5
 

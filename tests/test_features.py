@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from ratlip_hf import bundled
+from ratlip_hf.evaluation.inception import WEIGHTS_NAME, InceptionNetwork, resize_like_tensorflow1
 from ratlip_hf.features import BirdJudgeFeatures, CLIPFeatures, DINOv2Features, InceptionFeatures
-from ratlip_hf.features.inception import WEIGHTS_NAME
-from ratlip_hf.features.inception_network import InceptionNetwork, resize_like_tensorflow1
 from ratlip_hf.synthetic_birds.judge import BirdJudge
-from ratlip_hf.utils.fingerprints import file_sha256, weights_sha256
+from ratlip_hf.utils.files import file_sha256
+from ratlip_hf.utils.networks import weights_sha256
 
 
-def pictures(*shape: int) -> torch.Tensor:
+def random_images(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -64,8 +64,8 @@ def extractor(request, small_clip, dino):
     return DINOv2Features(dino) if request.param == "dino" else BirdJudgeFeatures.from_pretrained()
 
 
-def test_features_are_vectors_of_one_picture_each(extractor):
-    images = pictures(3, 3, 64, 64)
+def test_features_are_vectors_of_one_image_each(extractor):
+    images = random_images(3, 3, 64, 64)
     features = extractor(images)
     assert features.shape == (3, extractor.dim) and features.dtype == torch.float32
     assert not features.requires_grad and not extractor.network.training
@@ -90,7 +90,7 @@ def test_features_are_vectors_of_one_picture_each(extractor):
         (torch.full((1, 3, 64, 64), math.nan), "must lie in"),
     ],
 )
-def test_pictures_of_another_kind_are_refused(extractor, images, message):
+def test_images_of_another_kind_are_refused(extractor, images, message):
     with pytest.raises(ValueError, match=message):
         extractor(images)
 
@@ -109,7 +109,7 @@ def test_the_fingerprint_is_that_of_the_values(dino):
 
 
 def test_clip_features_are_the_projected_embeddings(small_clip, clip_dir):
-    images = pictures(2, 3, 32, 32)
+    images = random_images(2, 3, 32, 32)
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
     pixels = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
     with torch.no_grad():
@@ -121,8 +121,8 @@ def test_clip_features_are_the_projected_embeddings(small_clip, clip_dir):
     assert CLIPFeatures.from_pretrained("synthetic-birds")(images).shape[0] == 2
 
 
-def test_dino_features_are_the_class_token_of_normalised_pictures(dino, tmp_path):
-    images = pictures(2, 3, 48, 40)
+def test_dino_features_are_the_class_token_of_normalised_images(dino, tmp_path):
+    images = random_images(2, 3, 48, 40)
     pixels = F.interpolate((images + 1) / 2, (224, 224), mode="bicubic", antialias=True)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
@@ -142,14 +142,14 @@ def test_a_dino_that_is_missing_or_incomplete_is_refused(dino, tmp_path):
 
 
 def test_judge_features_are_what_the_last_layer_reads():
-    images = pictures(2, 3, 64, 64)
+    images = random_images(2, 3, 64, 64)
     for folder in bundled.judge_dirs():
         extractor, judge = BirdJudgeFeatures.from_pretrained(folder), BirdJudge.from_pretrained(folder)
         logits = F.linear(extractor(images), judge.head.weight, judge.head.bias)
         torch.testing.assert_close(logits, torch.cat(judge(images), dim=1), rtol=1e-4, atol=1e-4)
         assert extractor.name == f"bird-judge:{folder.name}"
     with pytest.raises(ValueError, match="64, 64"):
-        extractor(pictures(2, 3, 32, 32))
+        extractor(random_images(2, 3, 32, 32))
 
 
 # Inception
@@ -167,24 +167,24 @@ def test_the_inception_network_has_the_weights_of_the_published_file():
 
 
 def test_inception_features_are_those_of_the_published_graph(weight_file):
-    """Recorded from torch-fidelity 0.4.0 with the same weights and picture."""
+    """Recorded from torch-fidelity 0.4.0 with the same weights and image."""
     extractor = InceptionFeatures.from_file(weight_file, sha256=file_sha256(weight_file))
     y, x = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
-    picture = torch.stack([(3 * x + 5 * y) % 256, (x * y) % 256, (7 * x + 200 - y) % 256])[None]
-    features = extractor(picture / 127.5 - 1)
+    image = torch.stack([(3 * x + 5 * y) % 256, (x * y) % 256, (7 * x + 200 - y) % 256])[None]
+    features = extractor(image / 127.5 - 1)
     assert features.shape == (1, 2048) and extractor.dim == 2048
     wanted = [4.508984, 0.0, 0.895933, 3.487325, 0.001015, 1.690546, 0.097094, 0.051288]
     torch.testing.assert_close(features[0, ::256], torch.tensor(wanted), rtol=1e-3, atol=1e-4)
     assert (features.mean().item(), features.std().item()) == pytest.approx((1.0054, 1.3563), rel=1e-3)
-    # Less than half a byte's step is what saving a picture would lose.
-    assert torch.equal(extractor((picture / 127.5 - 1 + 0.003).clamp(-1, 1)), features)
+    # Less than half a byte's step is what saving an image would lose.
+    assert torch.equal(extractor((image / 127.5 - 1 + 0.003).clamp(-1, 1)), features)
 
 
 def test_released_inception_features_are_neither_rounded_nor_resized_as_by_tensorflow(weight_file):
     extractor = InceptionFeatures.from_file(weight_file, sha256=file_sha256(weight_file), released=True)
-    images = pictures(1, 3, 299, 299)
+    images = random_images(1, 3, 299, 299)
     torch.testing.assert_close(extractor(images), extractor.network(images))
-    small = pictures(1, 3, 40, 50)
+    small = random_images(1, 3, 40, 50)
     resized = F.interpolate(small, (299, 299), mode="bilinear")
     torch.testing.assert_close(extractor(small), extractor.network(resized), rtol=1e-4, atol=1e-5)
     assert not torch.equal(extractor(small), extractor((small * 0.999).clamp(-1, 1)))
@@ -198,7 +198,7 @@ def test_the_resize_puts_pixels_where_tensorflow_1_did():
     resized = resize_like_tensorflow1(row[:, None].expand(1, 1, 3, 3), 6)[0, 0]
     torch.testing.assert_close(resized, wanted[:, None].expand(6, 6))
     torch.testing.assert_close(resize_like_tensorflow1(row.expand(1, 1, 3, 3), 6)[0, 0], wanted.expand(6, 6))
-    images = pictures(1, 3, 5, 5)
+    images = random_images(1, 3, 5, 5)
     assert torch.equal(resize_like_tensorflow1(images, 5), images)
 
 

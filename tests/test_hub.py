@@ -14,8 +14,8 @@ from transformers import CLIPModel
 
 from hub_server import hub_environment
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
-from ratlip_hf.frozen_clip import FrozenCLIP
-from ratlip_hf.utils.fingerprints import weights_sha256
+from ratlip_hf.clip import FrozenCLIP
+from ratlip_hf.utils.networks import weights_sha256
 from training_toys import DISCRIMINATOR
 
 PROMPT = "a red bird with a blue crown"
@@ -30,15 +30,15 @@ DRAWING = """
 
     from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
     from ratlip_hf.utils.compat import for_diffusers
-    from ratlip_hf.frozen_clip import load_clip
-    from ratlip_hf.utils.fingerprints import weights_sha256
+    from ratlip_hf.clip import load_clip
+    from ratlip_hf.utils.networks import weights_sha256
 
     def draw(pipe):
         options = {"output_type": "np", "return_dict": False}
         return pipe(sys.argv[1], generator=torch.Generator().manual_seed(0), **options)[0]
 
-    def write(report, pictures):
-        np.savez(sys.argv[2] + ".npz", **pictures)
+    def write(report, images):
+        np.savez(sys.argv[2] + ".npz", **images)
         Path(sys.argv[2] + ".json").write_text(json.dumps(report))
 
     HALF = {"variant": "fp16", "dtype": torch.float16}
@@ -101,7 +101,7 @@ OFFLINE = """
 def results(prefix: Path) -> SimpleNamespace:
     """What a script has written."""
     report = json.loads(Path(f"{prefix}.json").read_text())
-    return SimpleNamespace(pictures=dict(np.load(f"{prefix}.npz")), **report)
+    return SimpleNamespace(images=dict(np.load(f"{prefix}.npz")), **report)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +141,9 @@ def session(hub, clip_model, run_python, place) -> SimpleNamespace:
         "clip repository",
     ],
 )
-def test_loaded_from_the_hub_it_draws_the_same_picture(session, loaded_as):
-    assert np.allclose(session.pictures[loaded_as], session.expected, rtol=0, atol=1e-5)
-    assert not np.allclose(session.pictures[loaded_as], session.pictures["last push"], rtol=0, atol=1e-2)
+def test_loaded_from_the_hub_it_draws_the_same_image(session, loaded_as):
+    assert np.allclose(session.images[loaded_as], session.expected, rtol=0, atol=1e-5)
+    assert not np.allclose(session.images[loaded_as], session.images["last push"], rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_loaded_from_the_hub_it_draws_the_same_picture(session, loaded_as):
 )
 def test_half_precision(session, loaded_as, dtype):
     assert session.dtypes[loaded_as] == dtype
-    assert np.allclose(session.pictures[loaded_as], session.expected, rtol=0, atol=2e-2)
-    assert not np.array_equal(session.pictures[loaded_as], session.expected)
+    assert np.allclose(session.images[loaded_as], session.expected, rtol=0, atol=2e-2)
+    assert not np.array_equal(session.images[loaded_as], session.expected)
 
 
 def test_a_variant_is_fetched_instead_of_the_full_weights(session):
@@ -179,9 +179,9 @@ def test_second_load_needs_no_network(session, run_python, place):
     run_python(script, PROMPT, place / "offline", session.pushed, env=nowhere)
     offline = results(place / "offline")
     assert offline.discriminator == session.discriminator
-    assert len(offline.pictures) == 4
-    for name, picture in offline.pictures.items():
-        assert np.array_equal(picture, session.pictures[name]), name
+    assert len(offline.images) == 4
+    for name, image in offline.images.items():
+        assert np.array_equal(image, session.images[name]), name
 
 
 def test_pushed_repository_is_complete(hub, session):

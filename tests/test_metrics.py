@@ -20,7 +20,7 @@ from ratlip_hf.metrics import (
     kernel_distance_with_error,
     precision_recall,
 )
-from ratlip_hf.metrics.mmd import biased, kernel_sums, unbiased
+from ratlip_hf.metrics.kernels import biased, kernel_sums, unbiased
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_the_distance_agrees_with_the_eigenvalues_of_the_product():
 def test_fast_and_careful_decompositions_agree(monkeypatch):
     statistics = draws(20), covariance(20, 0), draws(20, seed=1), 3 * covariance(20, 1)
     fast = frechet_from_statistics(*statistics)
-    monkeypatch.setattr("ratlip_hf.metrics.frechet._WELL_CONDITIONED", math.inf)
+    monkeypatch.setattr("ratlip_hf.metrics.sets._WELL_CONDITIONED", math.inf)
     assert frechet_from_statistics(*statistics) == pytest.approx(fast, rel=1e-12)
 
 
@@ -247,7 +247,7 @@ def test_the_jackknife_error_is_the_spread_over_samples():
 def test_blocks_of_rows_change_nothing(monkeypatch):
     real, fake = draws(10, 3), draws(7, 3, seed=1)
     whole = kernel_distance_with_error(real, fake), cmmd(real, fake, estimator="biased")
-    monkeypatch.setattr("ratlip_hf.metrics.mmd._BLOCK", 3)
+    monkeypatch.setattr("ratlip_hf.metrics.kernels._BLOCK", 3)
     assert kernel_distance_with_error(real, fake) == pytest.approx(whole[0], abs=1e-12)
     assert cmmd(real, fake, estimator="biased") == pytest.approx(whole[1], abs=1e-12)
 

@@ -62,7 +62,7 @@ def test_somebodys_card_stays(online, push):
 
 
 @pytest.mark.parametrize("text", ["", f"# Model Card for Model ID\n\n{GENERIC}\n"])
-def test_a_card_that_nobody_wrote_is_replaced_but_its_licence_stays(online, push, text):
+def test_a_card_that_nobody_wrote_is_replaced_but_its_license_stays(online, push, text):
     name = f"ada/unwritten-{len(text)}"
     write_card(name, f"---\nlicense: cc-by-4.0\nlibrary_name: diffusers\n---\n{text}")
     push(name)

@@ -9,11 +9,10 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
-from ratlip_hf.models.attention import ShuffleAttention
-from ratlip_hf.models.clip import image_features, image_features_and_embeds, prepare_pixels, prompted_tower
-from ratlip_hf.models.conditioning import FeatureScale, TextConditioning
+from ratlip_hf.clip import image_features, image_features_and_embeds, prepare_pixels, prompted_tower
+from ratlip_hf.models.base import FeatureScale, TextConditioning
+from ratlip_hf.models.blocks import Affine, ShuffleAttention
 from ratlip_hf.models.generator import image_channels, image_sizes
-from ratlip_hf.models.modulation import Affine
 from ratlip_hf.models.recurrence import AcrossLayersStates, PerLayerStates
 
 TOY = {
@@ -100,7 +99,7 @@ INDEPENDENT = [
 
 
 @pytest.mark.parametrize("options", INDEPENDENT, ids=str)
-def test_a_picture_depends_on_its_own_noise_and_text_only(encoder, options):
+def test_a_image_depends_on_its_own_noise_and_text_only(encoder, options):
     generator = shake(RATLIPGenerator(**{**TOY, **options})).eval()
     noise, text = inputs(8)
     together = draw(generator, encoder, noise, text)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
-from ratlip_hf.data.rows import Columns, MapRows
-from ratlip_hf.models.clip import image_features, image_features_and_embeds
+from ratlip_hf.clip import image_features, image_features_and_embeds
+from ratlip_hf.data.read.rows import Columns, MapRows
 from ratlip_hf.training import loop
-from ratlip_hf.training.data import CaptionedImages
 from ratlip_hf.training.optimization import rate_factor
-from ratlip_hf.training.preparation import fit_conditioning
+from ratlip_hf.training.run import fit_conditioning
+from ratlip_hf.training.samples import CaptionedImages
 from ratlip_hf.training.step import training_step
 from training_toys import DISCRIMINATOR, GENERATOR, corpus, keep_gradients, step_inputs
 
@@ -74,17 +74,17 @@ def test_discriminator_phase_is_eq_8(nets, form, clip_input):
 
 @pytest.mark.parametrize("clip_input", ["clip", "released"])
 def test_generator_phase_is_eq_8_with_the_discriminator_already_moved(nets, clip_input):
-    nets.config.similarity_weight, nets.config.range_weight = 2.5, 7.0
+    nets.config.clip_loss_weight, nets.config.range_weight = 2.5, 7.0
     nets.discriminator.register_to_config(clip_input=clip_input)
     keep_gradients(nets)
     _, noise, text, *_ = inputs = step_inputs()
     reference = copy.deepcopy(nets.generator)
     training_step(nets, [inputs])
-    pictures = reference(noise, text, nets.image_encoder).sample
+    images = reference(noise, text, nets.image_encoder).sample
     layers = nets.discriminator.config.feature_layers
-    features, embeds = image_features_and_embeds(nets.image_encoder, pictures, layers, clip_input)
+    features, embeds = image_features_and_embeds(nets.image_encoder, images, layers, clip_input)
     cosine = (F.normalize(embeds, dim=1) * F.normalize(text, dim=1)).sum(1)
-    outside = (pictures.abs() - 1).clamp(min=0)
+    outside = (images.abs() - 1).clamp(min=0)
     loss = -nets.discriminator(features, text).logits.mean() - 2.5 * cosine.mean() + 7.0 * outside.mean()
     loss.backward()
     assert_same(gradients(nets.generator), gradients(reference))
@@ -124,7 +124,7 @@ def test_conditioning_is_fitted_to_the_data(small_clip, config):
     torch.testing.assert_close(discriminator.feature_scale.scale, features.std(dim=(0, 2, 3, 4)))
 
 
-def test_half_of_the_pictures_are_mirrored_if_that_is_allowed(config):
+def test_half_of_the_images_are_mirrored_if_that_is_allowed(config):
     ramp = np.tile(np.linspace(0, 255, 32, dtype=np.uint8)[None, :, None], (32, 1, 3))
     rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)] * 2, "captions": [["a ramp"], ["another"]]})
     data = CaptionedImages(MapRows(rows, Columns("image", "captions"), seed=0), config, size=32, noise_dim=3)

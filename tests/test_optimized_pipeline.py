@@ -1,4 +1,4 @@
-"""What users rely on in `pipe.optimize()`: the same pictures, the present weights, plain files, clear refusals.
+"""What users rely on in `pipe.optimize()`: the same images, the present weights, plain files, clear refusals.
 That the rewrites themselves are right is in `test_fast`."""
 
 import copy
@@ -30,7 +30,7 @@ def calls(pipe) -> list[str]:
     return seen
 
 
-class TestPictures:
+class TestImages:
     def test_are_the_same_and_the_switch_goes_both_ways(self, pipe):
         expected = draw(pipe)
         assert pipe.optimize() is pipe

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
-from ratlip_hf.convert.key_maps import discriminator_key_map, from_original, generator_key_map, to_original
+from ratlip_hf.convert.layout import discriminator_key_map, from_original, generator_key_map, to_original
 from ratlip_hf.synthetic_birds.alignment import measure_alignment
 from ratlip_hf.synthetic_birds.attributes import FIELD_VOCABULARIES
 from ratlip_hf.synthetic_birds.captions import named_scene
@@ -68,9 +68,9 @@ def test_the_bundled_model_follows_the_scene_where_the_prompt_names_it():
     )
     prompts = load_heldout_prompts()[:120]
     seeds = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
-    pictures = pipe([prompt["prompt"] for prompt in prompts], generator=seeds, output_type="pt").images * 2 - 1
+    images = pipe([prompt["prompt"] for prompt in prompts], generator=seeds, output_type="pt").images * 2 - 1
     hits = {"direction": [], "background": [], "perch": []}
-    for prompt, words in zip(prompts, judge.read(pictures).tolist(), strict=True):
+    for prompt, words in zip(prompts, judge.read(images).tolist(), strict=True):
         bird = prompt_bird(prompt)
         for name in named_scene(prompt["prompt"], bird):
             found = words[judge.config.reads.index(name)]

@@ -10,8 +10,8 @@ from phases import discriminator_phase, generator_loss, seeded_pairs
 from recipe import excerpt, seeded_discriminator, seeded_generator, seeded_towers
 from safetensors.torch import load_file
 
-from ratlip_hf.convert.key_maps import generator_key_map
-from ratlip_hf.models.clip import image_features_and_embeds, prompted_tower
+from ratlip_hf.clip import image_features_and_embeds, prompted_tower
+from ratlip_hf.convert.layout import generator_key_map
 
 RECORDED = load_file(Path(__file__).parent / "parity" / "recorded.safetensors")
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "expected.safetensors"
@@ -49,7 +49,7 @@ def test_sentence_embeddings(towers):
 
 
 @pytest.mark.filterwarnings("ignore:recurrence='batch_as_time'")
-def test_pictures(towers, family):
+def test_images(towers, family):
     """RATLIP's released code couples a batch, so its three samples are drawn together; GALIP's need not be."""
     name, generator, _ = family
     batch = slice(0, 3) if name == "ratlip" else slice(1, 2)
@@ -108,7 +108,7 @@ def test_golden_frozen_tower(towers, golden):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:recurrence='batch_as_time'")
-def test_golden_pictures(towers, family, golden):
+def test_golden_images(towers, family, golden):
     name, generator, _ = family
     noise, text = golden["noise"], golden["text_embeds"]
     with torch.no_grad():

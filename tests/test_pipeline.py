@@ -16,11 +16,11 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 from drawing import NETWORKS, NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, draw, dtypes, seeded
 from ratlip_hf import RATLIPPipeline
-from ratlip_hf.latents import draw_latents
+from ratlip_hf.pipeline import prepare_latents
 
 
 class TestOutputs:
-    def test_output_types_show_the_same_picture(self, pipe):
+    def test_output_types_show_the_same_image(self, pipe):
         array, tensor, pil = (draw(pipe, output_type=kind) for kind in ("np", "pt", "pil"))
         assert array.shape == (1, 32, 32, 3)
         assert 0 <= array.min() < array.max() <= 1
@@ -28,7 +28,7 @@ class TestOutputs:
         assert (pil[0].mode, pil[0].size) == ("RGB", (32, 32))
         assert np.array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype("uint8"))
 
-    def test_pictures_are_pil_by_default(self, pipe):
+    def test_images_are_pil_by_default(self, pipe):
         assert pipe(PROMPT).images[0].size == (32, 32)
 
     def test_tuple_holds_what_the_output_class_holds(self, pipe):
@@ -38,7 +38,7 @@ class TestOutputs:
 
     @pytest.mark.parametrize("prompts", [1, 2])
     @pytest.mark.parametrize("per_prompt", [1, 2])
-    def test_number_of_pictures(self, pipe, prompts, per_prompt):
+    def test_number_of_images(self, pipe, prompts, per_prompt):
         assert len(draw(pipe, prompt=prompts * [PROMPT], num_images_per_prompt=per_prompt)) == prompts * per_prompt
 
     def test_prompt_and_seed_both_matter(self, pipe):
@@ -52,19 +52,19 @@ class TestOutputs:
 
 class TestSeeds:
     @pytest.mark.parametrize("count", [1, 3, 8])
-    def test_one_seed_is_one_picture_at_every_batch_size(self, pipe, count):
+    def test_one_seed_is_one_image_at_every_batch_size(self, pipe, count):
         together = draw(pipe, num_images_per_prompt=count, generator=[seeded(seed) for seed in range(count)])
         alone = [draw(pipe, generator=seeded(seed)) for seed in range(count)]
         assert close(together, np.concatenate(alone))
 
     @pytest.mark.parametrize("count", [3, 8])
-    def test_pictures_take_turns_at_a_shared_generator(self, pipe, count):
+    def test_images_take_turns_at_a_shared_generator(self, pipe, count):
         shared = seeded()
         alone = [draw(pipe, generator=shared) for _ in range(count)]
         assert close(draw(pipe, num_images_per_prompt=count), np.concatenate(alone))
 
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
-    def test_pictures_do_not_depend_on_batch_size(self, pipe, batch_size):
+    def test_images_do_not_depend_on_batch_size(self, pipe, batch_size):
         assert close(draw(pipe, num_images_per_prompt=5, batch_size=batch_size), draw(pipe, num_images_per_prompt=5))
 
     @pytest.mark.parametrize(("batch_size", "passes"), [(None, [5]), (2, [2, 2, 1]), (8, [5])])
@@ -78,19 +78,19 @@ class TestSeeds:
         together = draw(pipe, prompt=[PROMPT, OTHER, TOO_LONG], generator=[seeded(seed) for seed in range(3)])
         assert close(together[:2], np.concatenate([draw(pipe), draw(pipe, prompt=OTHER, generator=seeded(1))]))
 
-    def test_global_seed_makes_pictures_reproducible(self, pipe):
-        pictures = []
+    def test_global_seed_makes_images_reproducible(self, pipe):
+        images = []
         for _ in range(2):
             torch.manual_seed(3)
-            pictures.append(draw(pipe, generator=None))
-        assert np.array_equal(*pictures)
-        assert close(pictures[0], draw(pipe, generator=seeded(3)))
+            images.append(draw(pipe, generator=None))
+        assert np.array_equal(*images)
+        assert close(images[0], draw(pipe, generator=seeded(3)))
 
     def test_noise_is_plain_normal_noise_of_the_seed(self, pipe):
         assert close(draw(pipe, latents=torch.randn(1, NOISE_DIM, generator=seeded())), draw(pipe))
 
     def test_latents_run_prompt_by_prompt(self, pipe):
-        latents = draw_latents(4, NOISE_DIM, seeded())
+        latents = prepare_latents(4, NOISE_DIM, seeded())
         together = draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=2, latents=latents)
         prompts = [PROMPT, PROMPT, OTHER, OTHER]
         alone = [draw(pipe, prompt=prompt, latents=z[None]) for prompt, z in zip(prompts, latents, strict=True)]
@@ -99,25 +99,25 @@ class TestSeeds:
 
 class TestTruncation:
     def test_draws_only_the_entries_outside_again(self):
-        plain = draw_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)])
-        truncated = draw_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)], truncation=0.7)
+        plain = prepare_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)])
+        truncated = prepare_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)], truncation=0.7)
         inside = plain.abs() <= 0.7
         assert torch.equal(truncated[inside], plain[inside])
         redrawn = truncated[~inside]
         assert redrawn.abs().max() < 0.7, "entries outside are drawn again, not clamped"
         assert redrawn.std() > 0.3
 
-    def test_changes_the_picture_unless_it_cuts_nothing(self, pipe):
+    def test_changes_the_image_unless_it_cuts_nothing(self, pipe):
         assert not close(draw(pipe, truncation=0.5), draw(pipe), atol=1e-3)
         assert np.array_equal(draw(pipe, truncation=10), draw(pipe))
 
-    def test_keeps_one_seed_one_picture(self, pipe):
+    def test_keeps_one_seed_one_image(self, pipe):
         together = draw(pipe, num_images_per_prompt=2, generator=[seeded(0), seeded(1)], truncation=0.5)
         assert close(together[1:], draw(pipe, generator=seeded(1), truncation=0.5))
 
 
 class TestBatchAsTime:
-    """Models with the released code's recurrence, in which the pictures of a batch influence each other."""
+    """Models with the released code's recurrence, in which the images of a batch influence each other."""
 
     @pytest.fixture
     def coupled(self, pipe, make_generator):
@@ -125,7 +125,7 @@ class TestBatchAsTime:
         return pipe
 
     @pytest.mark.parametrize("options", [{}, {"batch_size": 1}])
-    def test_pictures_are_independent_unless_asked_otherwise(self, coupled, options):
+    def test_images_are_independent_unless_asked_otherwise(self, coupled, options):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             together = draw(coupled, prompt=[PROMPT, OTHER], **options)
@@ -339,11 +339,11 @@ class TestOffload:
         draw(pipe)
         assert calls == ["load", "use", "unload"]
 
-    def test_sequential_offload_draws_the_same_picture(self, pipe):
+    def test_sequential_offload_draws_the_same_image(self, pipe):
         expected = draw(pipe)
         networks = [getattr(pipe, name) for name in NETWORKS]
         for network in networks:
             cpu_offload(network, execution_device="cpu")
-        for picture in (draw(pipe), draw(pipe)):
-            assert close(picture, expected)
+        for image in (draw(pipe), draw(pipe)):
+            assert close(image, expected)
             assert {parameter.device.type for network in networks for parameter in network.parameters()} == {"meta"}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from drawing import NETWORKS, PROMPT, close, draw, dtypes, settings
 from ratlip_hf import RATLIPGenerator, RATLIPPipeline
-from ratlip_hf.frozen_clip import load_clip
+from ratlip_hf.clip import load_clip
 
 
 @pytest.fixture
@@ -134,10 +134,10 @@ class TestSaving:
 
             np.savez(sys.argv[3], base=draw(DiffusionPipeline), own=draw(ratlip_hf.RATLIPPipeline))
         """
-        run_python(textwrap.dedent(script), saved, PROMPT, tmp_path / "pictures.npz")
-        pictures = np.load(tmp_path / "pictures.npz")
-        assert close(pictures["base"], draw(pipe))
-        assert close(pictures["own"], draw(pipe))
+        run_python(textwrap.dedent(script), saved, PROMPT, tmp_path / "images.npz")
+        images = np.load(tmp_path / "images.npz")
+        assert close(images["base"], draw(pipe))
+        assert close(images["own"], draw(pipe))
 
 
 class TestFromClip:

@@ -19,19 +19,18 @@ from torch.utils._pytree import tree_leaves
 
 from corpora import make_folder
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
-from ratlip_hf.data.shards import Storage
-from ratlip_hf.training import loop, preflight, preparation, run
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
+from ratlip_hf.training import loop, preflight, run
 from ratlip_hf.training.__main__ import main
+from ratlip_hf.training.checkpoints import Checkpoints
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.data import CaptionedImages
 from ratlip_hf.training.footprint import DiskUse, disk_use, weight_bytes
 from ratlip_hf.training.preflight import check_data, check_disk, check_surroundings, images_per_step
-from ratlip_hf.training.state import Checkpoints
+from ratlip_hf.training.samples import CaptionedImages
+from ratlip_hf.utils.display import as_size
 from ratlip_hf.utils.errors import UserError
 from ratlip_hf.utils.files import atomic_directory, atomic_write, staged_files
-from ratlip_hf.utils.shown import as_size
 
 CPU = torch.device("cpu")
 
@@ -59,7 +58,7 @@ def refused(tmp_path, capsys) -> Callable[[TrainingConfig], str]:
 
 @pytest.fixture
 def no_clip(monkeypatch) -> None:
-    monkeypatch.setattr(preparation, "load_clip", lambda *_, **__: pytest.fail("the CLIP was loaded"))
+    monkeypatch.setattr(run, "load_clip", lambda *_, **__: pytest.fail("the CLIP was loaded"))
 
 
 def test_an_output_dir_below_a_file_is_refused_before_the_clip_is_loaded(config, tmp_path, no_clip, refused):
@@ -235,7 +234,7 @@ def test_other_files_that_cannot_be_written_are_one_line(tmp_path, small_files_o
     with pytest.raises(OSError, match=r"cannot write .*log: File too large"):
         atomic_write(tmp_path / "log", b"0" * 30_000)
     with pytest.raises(OSError, match=r"cannot write .*out: File too large"), staged_files(tmp_path / "out") as folder:
-        (folder / "picture").write_bytes(b"0" * 30_000)
+        (folder / "image").write_bytes(b"0" * 30_000)
     assert not list(tmp_path.iterdir())
 
 
@@ -248,8 +247,8 @@ def test_other_errors_keep_their_kind(tmp_path):
 
 
 def corpus(config, captions: list, size: tuple[int, int] = (64, 64), box: list[float] | None = None) -> MapRows:
-    picture = Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8))
-    rows = {"image": [picture] * len(captions), "captions": captions}
+    image = Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8))
+    rows = {"image": [image] * len(captions), "captions": captions}
     if box:
         rows["bbox"] = [box] * len(captions)
     return MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
@@ -275,7 +274,7 @@ def test_an_empty_caption_is_refused_with_its_row(config, caption):
 
 def test_captions_are_read_piece_by_piece_and_counted_over_all(config, monkeypatch):
     """Those of tens of millions of rows do not fit into memory."""
-    monkeypatch.setattr("ratlip_hf.data.rows._PIECE", 2)
+    monkeypatch.setattr("ratlip_hf.data.read.rows._PIECE", 2)
     rows = corpus(config, [["a"], ["b", "c"], ["d"], ["e"], [""]])
     assert list(rows.captions(3)) == [["a"], ["b", "c"], ["d"]]
     captions = rows.captions(9)
@@ -308,25 +307,25 @@ def test_the_start_of_a_stream_does_not_condemn_it(config, tmp_path, monkeypatch
 
 def test_a_corpus_smaller_than_a_step_is_warned_of(config, caplog):
     check_data(config, samples(config, corpus(config, ["a", "b", "c"])), 4)
-    assert "a step of 4 images is larger than the data set of 3" in caplog.text
+    assert "a step of 4 images is larger than the dataset of 3" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("size", "box", "warned"),
     [((31, 100), None, True), ((32, 32), None, False), ((100, 100), [10, 10, 12, 12], True)],
 )
-def test_pictures_that_must_be_enlarged_are_warned_of(config, size, box, warned, caplog):
+def test_images_that_must_be_enlarged_are_warned_of(config, size, box, warned, caplog):
     check_data(config, samples(config, corpus(config, ["a", "b"], size, box)), 2)
-    assert ("2 of 2 pictures looked at are smaller than the 32 pixels" in caplog.text) == warned
+    assert ("2 of 2 images looked at are smaller than the 32 pixels" in caplog.text) == warned
 
 
-def test_a_few_small_pictures_are_nothing_to_speak_of(config, caplog):
+def test_a_few_small_images_are_nothing_to_speak_of(config, caplog):
     small, large = corpus(config, ["a"] * 30, (8, 8)), corpus(config, ["b"] * 30)
     check_data(config, samples(config, MixedRows([small, large], [1, 3], 0)), 2)
     assert "smaller" not in caplog.text
 
 
-def test_a_damaged_picture_is_named(config):
+def test_a_damaged_image_is_named(config):
     rows = corpus(config, ["a", "b"])
     rows.dataset = rows.dataset.map(lambda row: {"image": {"bytes": b"\x89PNG" + bytes(20), "path": None}})
     with pytest.raises(UserError, match=r"row . of the data: "):

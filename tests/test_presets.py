@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
-from ratlip_hf.models.attention import ShuffleAttention
-from ratlip_hf.models.clip import prepare_pixels
+from ratlip_hf.clip import prepare_pixels
+from ratlip_hf.models.blocks import ShuffleAttention
 from ratlip_hf.models.recurrence import AcrossLayersStates
 from test_models import TOY, TOY_D, distance, draw, inputs, shake, tower
 

@@ -1,4 +1,4 @@
-"""The metrics of pictures and their prompts against answers known beforehand; `test_metrics.py` has those of sets."""
+"""The metrics of images and their prompts against answers known beforehand; `test_metrics.py` has those of sets."""
 
 import math
 from itertools import permutations
@@ -46,7 +46,7 @@ def test_clip_scores_that_mean_nothing_are_refused(images, texts, encoder, messa
         clip_score(images, texts, encoder=encoder)
 
 
-def test_r_precision_counts_pictures_that_know_their_caption():
+def test_r_precision_counts_images_that_know_their_caption():
     """Own captions at 45, 45 and 90 degrees; the mismatched ones closer for the second and as close for the third."""
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     texts = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
@@ -107,7 +107,7 @@ def test_candidates_that_do_not_fit_are_refused(others, candidates, message):
 
 
 def test_the_diversity_of_prompts_weighs_prompts_alike():
-    """A triangle with sides 3, 4, 5 for one prompt, one picture twice for another."""
+    """A triangle with sides 3, 4, 5 for one prompt, one image twice for another."""
     features = torch.tensor([[0.0, 0.0], [7.0, 7.0], [3.0, 0.0], [0.0, 4.0], [7.0, 7.0]])
     result = prompt_diversity(features, ["bird", "fish", "bird", "bird", "fish"])
     assert result.per_prompt == {"bird": 4.0, "fish": 0.0}
@@ -122,7 +122,7 @@ def test_the_diversity_by_cosine():
 @pytest.mark.parametrize(
     ("prompts", "distance", "message"),
     [
-        (["a", "a", "b"], "euclidean", "single picture"),
+        (["a", "a", "b"], "euclidean", "single image"),
         (["a"], "euclidean", "as many"),
         ("aaa", "angle", "distance must"),
     ],
@@ -160,7 +160,7 @@ def test_bootstraps_that_mean_nothing_are_refused(values, options):
         bootstrap_interval(values, **options)
 
 
-def test_attribute_accuracy_counts_parts_and_whole_pictures():
+def test_attribute_accuracy_counts_parts_and_whole_images():
     wanted = torch.tensor(list(permutations(range(3))))
     read = wanted.clone()
     read[0, 0], read[0, 2], read[1, 2] = 7, 7, 7

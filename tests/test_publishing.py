@@ -18,10 +18,9 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from hub_server import HubServer, Repository, hub_environment
-from ratlip_hf.training import loop, model_card
+from ratlip_hf.training import hub, loop
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.model_card import code_commit
-from ratlip_hf.training.publishing import HubRepository
+from ratlip_hf.training.hub import HubRepository, code_commit
 from ratlip_hf.utils.compat import validate_card
 from ratlip_hf.utils.errors import UserError
 from ratlip_hf.utils.files import atomic_directory
@@ -91,10 +90,10 @@ def test_the_repository_is_named_after_the_output_folder_under_the_users_name(on
         ({"output_dir": "my--birds"}, "hub_model_id.*my--birds"),
         ({"hub_license": "CC BY 4.0"}, "hub_license.*spelling"),
         ({"hub_license": ""}, "hub_license.*spelling"),
-        ({"hub_license": "not-a-licence"}, "cannot publish.*BadMetadata"),
+        ({"hub_license": "not-a-license"}, "cannot publish.*BadMetadata"),
     ],
 )
-def test_bad_names_and_licences_are_refused(online, run, options, message):
+def test_bad_names_and_licenses_are_refused(online, run, options, message):
     with pytest.raises(UserError, match=message) as refusal:
         HubRepository.open(dataclasses.replace(run, **options))
     assert "\n" not in str(refusal.value)
@@ -263,13 +262,13 @@ def warnings(caplog) -> list[str]:
 
 def card_of(config: TrainingConfig, **facts) -> ModelCard:
     """A card, read again from its text as the Hub does."""
-    return ModelCard(str(model_card.model_card(config, "ada/birds", **facts)))
+    return ModelCard(str(hub.model_card(config, "ada/birds", **facts)))
 
 
 def test_the_card_names_everything_and_is_valid(online, run):
     run = dataclasses.replace(run, dataset_name="ada/captions", hub_license="cc-by-4.0")
     metrics = [
-        {"name": "Toy FID", "value": np.float32(12.5), "protocol": "1,000 pictures, seed 0 | test split"},
+        {"name": "Toy FID", "value": np.float32(12.5), "protocol": "1,000 images, seed 0 | test split"},
         {"name": "broken", "value": math.nan, "protocol": "none"},
     ]
     prompts = ['a "red": bird', "two", "three", "four"]
@@ -301,7 +300,7 @@ def test_the_card_names_everything_and_is_valid(online, run):
         "![samples](samples/step-2",
     ):
         assert text in card.text, text
-    assert "| Toy FID | 12.5 | 1,000 pictures, seed 0 \\| test split |" in card.text
+    assert "| Toy FID | 12.5 | 1,000 images, seed 0 \\| test split |" in card.text
     assert 'pipe("a \\"red\\": bird", ' in card.text
     assert json.loads(card.text.split("```json\n")[1].split("```")[0]) == dataclasses.asdict(run)
 
@@ -345,7 +344,7 @@ def test_the_commit_is_that_of_the_packages_own_repository(tmp_path, monkeypatch
 
     module = tmp_path / "model_card.py"
     write(module, "one")
-    monkeypatch.setattr(model_card, "__file__", str(module))
+    monkeypatch.setattr(hub, "__file__", str(module))
     git("init")
     git("commit", "--allow-empty", "-m", "somebody else's")
     assert code_commit() is None  # installed into a folder of another repository

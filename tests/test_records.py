@@ -50,7 +50,7 @@ def test_the_environment_is_no_part_of_the_protocol():
         compare(record(), record({"fid": {"value": 1.0}}))
 
 
-def test_few_pictures_are_said():
+def test_few_images_are_said():
     assert record().warnings() == record(num_real=0, num_fake=2048).warnings() == []
     assert [line[:23] for line in record(num_fake=2047).warnings()] == ["only 2047 generated pic"]
     assert len(record(num_real=100, num_fake=100).warnings()) == 2

@@ -11,14 +11,12 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from ratlip_hf.evaluation import scores
-from ratlip_hf.evaluation.evaluate import Evaluation, Networks
-from ratlip_hf.evaluation.material import FIELDS, UNNAMED, load_material
-from ratlip_hf.evaluation.observers import GROUPS, Batch, CLIPView, FeatureSet
+from ratlip_hf.evaluation import scoring
+from ratlip_hf.evaluation.engine import Evaluation, Networks, share
+from ratlip_hf.evaluation.inputs import FIELDS, UNNAMED, Folder, FreshRenders, Model, load_material
 from ratlip_hf.evaluation.protocols import PROTOCOLS, Protocol
 from ratlip_hf.evaluation.records import compare
-from ratlip_hf.evaluation.sharding import share
-from ratlip_hf.evaluation.subjects import Folder, FreshRenders, Model
+from ratlip_hf.evaluation.scoring import GROUPS, Batch, CLIPView, FeatureSet
 from ratlip_hf.features import FeatureExtractor
 from ratlip_hf.metrics import FeatureStatistics, frechet_distance
 from ratlip_hf.synthetic_birds.captions import named_scene
@@ -44,7 +42,7 @@ class ToyFeatures(FeatureExtractor):
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """A folder with a data set of a few renders, ten captions each."""
+    """A folder with a dataset of a few renders, ten captions each."""
     folder = tmp_path_factory.mktemp("birds")
     make_dataset("test", COUNT).to_parquet(folder / "test-00000-of-00001.parquet")
     return str(folder)
@@ -82,7 +80,7 @@ def test_released_passes_shuffle_and_drop_the_incomplete_batch(birds):
     assert all(text in captions[place] for text, place in zip(material.prompts, material.clusters, strict=True))
     assert material.prompts == load_material(protocol, birds).prompts
     assert material.prompts != load_material(dataclasses.replace(protocol, seed=1), birds).prompts
-    with pytest.raises(UserError, match="at least 32 pictures"):
+    with pytest.raises(UserError, match="at least 32 images"):
         load_material(PROTOCOLS["released"], birds)
 
 
@@ -108,7 +106,7 @@ def test_named_scene():
     assert named_scene("a red bird facing right at sunset", bird) == ()
 
 
-def test_pictures_are_those_of_the_pipeline_by_seed(pipe, material):
+def test_images_are_those_of_the_pipeline_by_seed(pipe, material):
     pipe.set_progress_bar_config(disable=True)
     model = Model("toy", pipe, material.prompts, TOY)
     alone = pipe(material.prompts[4], generator=torch.Generator().manual_seed(4), output_type="pt").images * 2 - 1
@@ -132,7 +130,7 @@ def test_files_score_as_the_model_that_drew_them(pipe, material, small_clip, tmp
     assert {"fid_judge", "kid_judge", "clip_score", "cmmd"} <= shared.keys()
     for name, (first, second) in shared.items():
         assert first["value"] == pytest.approx(second["value"], rel=1e-3, abs=1e-4), name
-    assert "r_precision" not in shared  # fewer than 100 pictures
+    assert "r_precision" not in shared  # fewer than 100 images
 
 
 def test_a_folder_without_prompts_has_no_scores_of_prompts(material, small_clip, tmp_path):
@@ -146,7 +144,7 @@ def test_a_folder_without_prompts_has_no_scores_of_prompts(material, small_clip,
     Image.new("RGB", (16, 32)).save(tmp_path / "99.png")
     with pytest.raises(UserError, match="one size; there are 16 x 32, 32 x 32"):
         Folder(tmp_path).show(0, 31)
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         Folder(tmp_path, limit=0)
 
 
@@ -160,7 +158,7 @@ def test_batches_change_nothing(pipe, material, small_clip):
 
 
 def test_shares_of_several_processes_come_together(small_clip):
-    """The states of three shares merge to that of the whole, vectors in the order of the pictures."""
+    """The states of three shares merge to that of the whole, vectors in the order of the images."""
     images, clusters = torch.rand(50, 3, 32, 32) * 2 - 1, [index // 2 for index in range(50)]
     prompts = [f"bird {index}" for index in range(50)]
 
@@ -191,7 +189,7 @@ def test_shares_of_several_processes_come_together(small_clip):
 
 
 def test_memory_does_not_grow_by_whole_batches(small_clip):
-    """Beyond what is kept, only a cosine per picture stays."""
+    """Beyond what is kept, only a cosine per image stays."""
     view = CLIPView(small_clip, keep=6)
     for first in range(0, 20, 4):
         view.observe(Batch(torch.zeros(4, 3, 32, 32), first, [0] * 4, ["a bird"] * 4))
@@ -206,13 +204,13 @@ def _process(rank: int, world: int) -> PartialState:
     return State()
 
 
-def test_the_distance_is_that_of_all_pictures_and_its_interval_holds_it(material):
+def test_the_distance_is_that_of_all_images_and_its_interval_holds_it(material):
     torch.manual_seed(0)
     real, fake = FeatureSet(ToyFeatures(), 100), FeatureSet(ToyFeatures(), 100)
-    for watcher, pictures in ((real, torch.rand(60, 3, 8, 8)), (fake, torch.rand(60, 3, 8, 8) / 2)):
-        watcher.observe(Batch(pictures, 0, list(range(60))))
+    for watcher, images in ((real, torch.rand(60, 3, 8, 8)), (fake, torch.rand(60, 3, 8, 8) / 2)):
+        watcher.observe(Batch(images, 0, list(range(60))))
         watcher.merge([watcher.state()])
-    found = scores.set_scores(real, fake, "_toy")
+    found = scoring.set_scores(real, fake, "_toy")
     assert found["fid_toy"]["value"] == pytest.approx(frechet_distance(real.vectors, fake.vectors), rel=1e-9)
     assert found["fid_toy"]["low"] < found["fid_toy"]["value"] < found["fid_toy"]["high"]
     assert found["kid_toy"]["low"] > 0
@@ -243,7 +241,7 @@ def test_judges_read_renders_right():
     assert math.isclose(accuracies["attribute_accuracy"], sum(accuracies[f"accuracy_{p}"] for p in FIELDS[:3]) / 3)
 
 
-def test_three_pictures_are_no_set(pipe, material):
+def test_three_images_are_no_set(pipe, material):
     few = material.first(3)
     with pytest.raises(UserError, match="at least 4"):
         evaluation(few).score(Model("toy", pipe, few.prompts, TOY))
@@ -252,15 +250,15 @@ def test_three_pictures_are_no_set(pipe, material):
 def test_only_named_words_count():
     words = torch.tensor([[[1, 0]], [[1, 0]], [[0, 0]]])
     wanted = torch.tensor([[1, UNNAMED], [0, UNNAMED], [0, UNNAMED]])
-    found = scores.reading_scores(words, wanted, ["direction", "perch"], [0, 1, 2])
+    found = scoring.reading_scores(words, wanted, ["direction", "perch"], [0, 1, 2])
     assert found.keys() == {"accuracy_direction"} and found["accuracy_direction"]["value"] == pytest.approx(2 / 3)
 
 
-def test_pictures_of_one_prompt_are_one_piece_of_evidence():
+def test_images_of_one_prompt_are_one_piece_of_evidence():
     torch.manual_seed(0)
     per_prompt = torch.rand(20, dtype=torch.float64)
-    once = scores._mean(per_prompt, list(range(20)))
-    repeated = scores._mean(per_prompt.repeat(6), list(range(20)) * 6)
+    once = scoring._mean(per_prompt, list(range(20)))
+    repeated = scoring._mean(per_prompt.repeat(6), list(range(20)) * 6)
     assert repeated == pytest.approx(once)
 
 

@@ -13,9 +13,9 @@ import torch
 from ratlip_hf import RATLIPGenerator
 from ratlip_hf.cli.main import main
 from ratlip_hf.evaluation import Record
-from ratlip_hf.models.presets import preset
-from ratlip_hf.study import plan, reading, runs
-from ratlip_hf.training.options import load_config
+from ratlip_hf.models.base import preset
+from ratlip_hf.study import plan, results, runs
+from ratlip_hf.training.config import load_config
 from ratlip_hf.utils.errors import UserError
 
 PROTOCOL = {"name": "toy", "num_real": 10, "num_fake": 10}
@@ -65,7 +65,7 @@ def test_unknown_arms_are_named():
 
 def test_a_paired_difference_and_its_interval():
     """By hand: differences .1, .2, .3 have the mean .2 and the standard error .1 / sqrt(3)."""
-    found = reading.contrast(records(a=[0.5, 0.8, 0.7], b=[0.4, 0.6, 0.4]), "a", "b", "score")
+    found = results.contrast(records(a=[0.5, 0.8, 0.7], b=[0.4, 0.6, 0.4]), "a", "b", "score")
     half = 4.3027 * 0.1 / math.sqrt(3)
     assert found.mean == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half))
@@ -82,25 +82,25 @@ def test_a_paired_difference_and_its_interval():
     ],
 )
 def test_verdicts(differences, verdict):
-    found = reading.contrast(records(a=differences, b=[0.0] * len(differences)), "a", "b", "score")
-    assert found.verdict == verdict and verdict in reading.describe_contrast(found)
+    found = results.contrast(records(a=differences, b=[0.0] * len(differences)), "a", "b", "score")
+    assert found.verdict == verdict and verdict in results.describe_contrast(found)
 
 
 def test_seeds_are_paired_by_number_and_the_latest_record_counts():
     several = [record("a", 0, 1.0), record("a", 2, 5.0), record("b", 2, 1.0), record("b", 1, 0.0), record("a", 2, 2.0)]
-    assert reading.contrast(several, "a", "b", "score").by_seed == {2: 1.0}
-    assert reading.contrast(several, "a", "c", "score") is None
+    assert results.contrast(several, "a", "b", "score").by_seed == {2: 1.0}
+    assert results.contrast(several, "a", "c", "score") is None
 
 
 def test_the_table_has_means_and_spreads_and_one_protocol():
     table = dataclasses.replace(plan.TABLES["table3"], contrasts=(("rat", "cat"),))
     found = [*records(cat=[0.5, 0.7, 0.6], rat=[0.7, 0.7, 0.7]), record("AttnGAN", 0, 12.34)]
-    text = reading.describe_table(found, table, ["score"])
+    text = results.describe_table(found, table, ["score"])
     assert "| CAT | 1.50 | 3 | 0.600 ± 0.100 |" in text and "| AttnGAN | 1.50 | 1 | 12.3 |" in text
     assert "attention" not in text
     assert "rat - cat: +0.100" in text and "inconclusive" in text
     with pytest.raises(ValueError, match="num_fake"):
-        reading.describe_table([*found, record("rat", 3, 0.1, num_fake=5)], table, ["score"])
+        results.describe_table([*found, record("rat", 3, 0.1, num_fake=5)], table, ["score"])
 
 
 def test_records_are_named_by_arm_and_seed(tmp_path):
@@ -124,7 +124,7 @@ def test_a_run_is_finished_when_it_has_seen_everything(tmp_path):
 
 
 def test_printed_commands_are_what_is_run(tmp_path, capsys):
-    where = ["--corpus", "birds", "--data", "my birds", "--seeds", "5", "--out", str(tmp_path)]
+    where = ["--corpus", "birds", "--data", "my birds", "--seeds", "5", "--output_dir", str(tmp_path)]
     assert main(["study", "table3", "--print", *where]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     run = runs.StudyRun(plan.CORPORA["birds"], plan.CAT, 5, tmp_path / "birds", "my birds")
@@ -180,7 +180,7 @@ def test_mistakes_are_one_line_before_any_training(arguments, message, capsys, t
 def test_studies_of_two_corpora_do_not_mix(tmp_path, capsys):
     folders = set()
     for corpus in ("birds", "flowers"):
-        assert main(["study", "table3", "--print", "--corpus", corpus, "--out", str(tmp_path)]) == 0
+        assert main(["study", "table3", "--print", "--corpus", corpus, "--output_dir", str(tmp_path)]) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accelerate")]
         folders |= {load_config(shlex.split(line)[4:]).output_dir for line in lines}
     assert len(folders) == 18 and {Path(folder).parent for folder in folders} == {
@@ -193,7 +193,18 @@ def test_studies_of_two_corpora_do_not_mix(tmp_path, capsys):
 def test_a_study_from_beginning_to_end(tmp_path, capsys):
     """Two short runs, trained, scored and shown; the second call finds everything done."""
     short = ["--max_train_images", "32", "--max_train_samples", "32", "--evaluation_samples", "2"]
-    command = ["study", "table3", "--arms", "cat", "rat", "--seeds", "0", "--out", str(tmp_path), "--trainer_options"]
+    command = [
+        "study",
+        "table3",
+        "--arms",
+        "cat",
+        "rat",
+        "--seeds",
+        "0",
+        "--output_dir",
+        str(tmp_path),
+        "--trainer_options",
+    ]
     assert main([*command, *short]) == 0
     first = capsys.readouterr().out
     assert "2 runs, 2 of them to train" in first and "rat - cat" in first

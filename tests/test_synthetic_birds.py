@@ -1,4 +1,4 @@
-"""Behaviour of the synthetic-birds world: attributes, renderer, captions, data set, prompts, CLIP, judge, alignment.
+"""Behaviour of the synthetic-birds world: attributes, renderer, captions, dataset, prompts, CLIP, judge, alignment.
 Training functions run for a step or two; no quality is claimed here."""
 
 import hashlib
@@ -33,9 +33,8 @@ from ratlip_hf.synthetic_birds.dataset import (
     prompt_labels,
 )
 from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed, train_judge
-from ratlip_hf.synthetic_birds.renderer import render_bird
-from ratlip_hf.synthetic_birds.rendering import render_pixels, sample_birds
-from ratlip_hf.synthetic_birds.small_clip_model import MAX_TOKENS, build_tokenizer, small_clip_config
+from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
+from ratlip_hf.synthetic_birds.small_clip import MAX_TOKENS, build_tokenizer, small_clip_config
 
 BIRD = BirdAttributes("red", "yellow", "blue", direction="left", background="snow", perch="rock", size="small")
 _WORD = "|".join(COLOURS)
@@ -110,10 +109,10 @@ class TestRenderer:
 
     @pytest.mark.parametrize("image_size", [64, 100, 256])
     def test_renders_rgb_at_any_size_from_64(self, image_size):
-        picture = render_bird(BIRD, 0, image_size)
-        assert (picture.mode, picture.size) == ("RGB", (image_size, image_size))
+        image = render_bird(BIRD, 0, image_size)
+        assert (image.mode, image.size) == ("RGB", (image_size, image_size))
 
-    def test_refuses_smaller_pictures(self):
+    def test_refuses_smaller_images(self):
         with pytest.raises(ValueError, match="at least 64; got 32"):
             render_bird(BIRD, 0, 32)
 
@@ -124,7 +123,7 @@ class TestRenderer:
     def test_every_attribute_changes_many_pixels(self, field):
         other = {"direction": "right", "background": "meadow", "perch": "grass", "size": "large"}.get(field, "black")
         pair = render_pixels([BIRD, replace(BIRD, **{field: other})], [3, 3]).float()
-        # The smallest part of a small bird, its crown, still covers over one percent of the picture.
+        # The smallest part of a small bird, its crown, still covers over one percent of the image.
         assert ((pair[0] - pair[1]).abs().amax(0) > 40).float().mean() > 0.01 or field == "background"
         assert (pair[0] - pair[1]).abs().mean() > 1
 
@@ -300,20 +299,20 @@ class TestJudge:
     def test_two_training_steps_and_a_round_trip(self, tmp_path):
         judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8)
         assert set(accuracy) == set(PARTS)
-        pictures = torch.rand(3, 3, 64, 64) * 2 - 1
-        assert [logits.shape for logits in judge(pictures)] == [(3, 8)] * 3
+        images = torch.rand(3, 3, 64, 64) * 2 - 1
+        assert [logits.shape for logits in judge(images)] == [(3, 8)] * 3
         judge.save_pretrained(tmp_path)
-        for logits, again in zip(judge(pictures), BirdJudge.from_pretrained(tmp_path)(pictures), strict=True):
+        for logits, again in zip(judge(images), BirdJudge.from_pretrained(tmp_path)(images), strict=True):
             assert torch.allclose(logits, again, atol=1e-5)
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1_500_000
 
     def test_reads_other_fields(self):
         judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8, reads=SCENE)
         assert set(accuracy) == set(SCENE)
-        pictures = torch.rand(3, 3, 64, 64) * 2 - 1
-        logits = judge(pictures)
+        images = torch.rand(3, 3, 64, 64) * 2 - 1
+        logits = judge(images)
         assert [part.shape for part in logits] == [(3, 2), (3, 4), (3, 4), (3, 2)]
-        assert torch.equal(judge.read(pictures), torch.stack([part.argmax(1) for part in logits], dim=1))
+        assert torch.equal(judge.read(images), torch.stack([part.argmax(1) for part in logits], dim=1))
 
     def test_refuses_other_sizes(self):
         with pytest.raises(ValueError, match="64, 64"):
@@ -321,12 +320,12 @@ class TestJudge:
 
 
 class _Oracle:
-    """A judge that knows the answer for the pictures it is shown, in order."""
+    """A judge that knows the answer for the images it is shown, in order."""
 
     def __init__(self, labels):
         self.labels = torch.tensor(labels)
 
-    def read(self, pictures):
+    def read(self, images):
         return self.labels
 
 

@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
-from ratlip_hf.frozen_clip import FrozenCLIP
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.training import loop, run
-from ratlip_hf.training.ema import EMA
-from ratlip_hf.training.options import load_config
-from ratlip_hf.training.preparation import build_networks
-from ratlip_hf.training.state import Checkpoints
+from ratlip_hf.training.checkpoints import Checkpoints
+from ratlip_hf.training.config import load_config
+from ratlip_hf.training.optimization import EMA
+from ratlip_hf.training.run import build_networks
 from ratlip_hf.training.step import training_step
 from ratlip_hf.utils.errors import UserError
 from training_toys import GENERATOR, step_inputs
@@ -146,7 +146,7 @@ def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(con
     )
     config.text_embeddings, config.max_train_images = True, 8
     table = loop.train(config) / "text_embeddings" / "0" / "embeds.npy"
-    assert asked == [120, 12, 12]  # all captions for the table, one of each picture for centring and for the samples
+    assert asked == [120, 12, 12]  # all captions for the table, one of each image for centring and for the samples
     before = table.read_bytes(), table.stat().st_mtime_ns
     config.resume_from_checkpoint, config.max_train_images = "latest", 16
     loop.train(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ratlip_hf.training.__main__ import main
-from ratlip_hf.training.options import load_config
+from ratlip_hf.training.config import load_config
 from ratlip_hf.utils.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_shipped_configurations_are_found_by_name_and_as_files(name, preset):
     assert config.preset == preset
     if preset != "tiny":  # the paper's hyper-parameters (method section 6)
         rates = (config.generator_learning_rate, config.discriminator_learning_rate)
-        penalty = (config.penalty_weight, config.penalty_power, config.similarity_weight)
+        penalty = (config.penalty_weight, config.penalty_power, config.clip_loss_weight)
         assert (rates, penalty) == ((1e-4, 4e-4), (2, 6, 4))
         assert (config.adam_beta1, config.adam_beta2, config.range_weight) == (0.0, 0.9, 0.0)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ratlip_hf.data.rows import Columns, MapRows, MixedRows
-from ratlip_hf.training.data import CaptionedImages, load_training_data
+from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows
+from ratlip_hf.training.samples import CaptionedImages, load_training_data
 from ratlip_hf.utils.errors import UserError
 from training_toys import corpus
 
@@ -33,7 +33,7 @@ def test_the_mismatched_caption_is_the_next_samples_one(config):
     assert data.batch(range(8)).mismatched == captions[1:]
 
 
-def test_the_mismatched_caption_belongs_to_another_picture_and_says_something_else(config):
+def test_the_mismatched_caption_belongs_to_another_image_and_says_something_else(config):
     rows = {
         "image": [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(6)],
         "captions": [["a rose"], ["a rose"], ["a daisy", "a flower"], ["a tulip"], ["a tulip"], ["a tulip"]],
@@ -44,7 +44,7 @@ def test_the_mismatched_caption_belongs_to_another_picture_and_says_something_el
     assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched, strict=True))
 
 
-def test_rows_of_two_corpora_with_one_number_are_different_pictures(config):
+def test_rows_of_two_corpora_with_one_number_are_different_images(config):
     parts = [{"image": [Image.new("RGB", (32, 32))], "captions": [[name]]} for name in ("a rose", "a finch")]
     parts = [MapRows(datasets.Dataset.from_dict(part), Columns(), config.seed) for part in parts]
     batch = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3).batch(range(20))
@@ -73,9 +73,7 @@ def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
         next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
     rows = {"image": ["no/such.png"] * 2, "captions": [["a"], ["b"]]}
     rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
-    with pytest.raises(
-        UserError, match=r"^cannot read the picture of row \d, no/such.png: No such file or directory$"
-    ):
+    with pytest.raises(UserError, match=r"^cannot read the image of row \d, no/such.png: No such file or directory$"):
         next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))
 
 
@@ -91,17 +89,17 @@ def test_each_epoch_visits_every_sample_once_in_another_order(config):
     assert all(sorted(epoch, key=int) == [str(index) for index in range(10)] for epoch in epochs)
     assert epochs[0] != epochs[1]
     captions = Counter(caption.split()[1] for caption in data.batch(range(200)).captions)
-    assert min(captions.values()) > 70  # both captions of a picture are drawn
+    assert min(captions.values()) > 70  # both captions of an image are drawn
 
 
-def test_pictures_are_cropped_square_and_scaled_to_minus_one_and_one(config):
+def test_images_are_cropped_square_and_scaled_to_minus_one_and_one(config):
     images = corpus(config).batch(range(10)).images
     assert images.shape == (10, 3, 32, 32)
     expected = torch.arange(10) / 127.5 - 1
     torch.testing.assert_close(images.mean(dim=(1, 2, 3)).sort().values, expected)
 
 
-def test_where_a_picture_is_cropped_is_a_function_of_seed_and_index(config):
+def test_where_a_image_is_cropped_is_a_function_of_seed_and_index(config):
     ramp = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (40, 1, 3))
     rows = datasets.Dataset.from_dict({"image": [Image.fromarray(ramp)] * 2, "captions": [["a ramp"], ["another"]]})
     data = CaptionedImages(MapRows(rows, Columns(), config.seed), config, 32, 3)

@@ -9,8 +9,8 @@ import torch
 
 from ratlip_hf.training.augmentation import AUGMENTATIONS, augment, draw
 from ratlip_hf.training.optimization import Optimization
-from ratlip_hf.training.preparation import step_inputs as prepare_inputs
-from ratlip_hf.training.preparation import wrap
+from ratlip_hf.training.run import step_inputs as prepare_inputs
+from ratlip_hf.training.run import wrap
 from ratlip_hf.training.step import Networks, StepInputs, training_step
 from ratlip_hf.utils.errors import UserError
 from training_toys import corpus, keep_gradients, step_inputs
@@ -42,7 +42,7 @@ def test_micro_batches_are_one_batch_when_statistics_are_frozen(nets, parts):
             torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_statistics_move_once_per_micro_batch_although_pictures_are_drawn_twice(nets):
+def test_statistics_move_once_per_micro_batch_although_images_are_drawn_twice(nets):
     norm = next(module for module in nets.generator.modules() if isinstance(module, torch.nn.BatchNorm2d))
     means, calls = [], []
     norm.register_forward_hook(lambda module, inputs, _: means.append(inputs[0].detach().mean(dim=(0, 2, 3))))
@@ -50,7 +50,7 @@ def test_statistics_move_once_per_micro_batch_although_pictures_are_drawn_twice(
     expected = norm.running_mean.clone()
     training_step(nets, cut(step_inputs(), 2))
     assert calls == [False, False, True, True]
-    torch.testing.assert_close(means[0], means[2])  # the same pictures both times
+    torch.testing.assert_close(means[0], means[2])  # the same images both times
     for mean in means[2:]:
         expected = torch.lerp(expected, mean, 0.1)
     torch.testing.assert_close(norm.running_mean, expected)
@@ -215,22 +215,22 @@ def test_what_the_augmentations_do():
     assert augment(images, ["color"], torch.tensor([[1.0, 0.5, 0.5, 0, 0, 0, 0]])).min() == 0.5
 
 
-def test_colours_move_about_grey_and_about_the_mean_of_the_whole_picture():
+def test_colours_move_about_grey_and_about_the_mean_of_the_whole_image():
     """Checked where the other two do nothing (0.5): saturation from 0 to 2 times, contrast from 0.5 to 1.5 times."""
-    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    picture[:, 0] *= 0.2
-    grey, mean = picture.mean(dim=1, keepdim=True), picture.mean()
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image[:, 0] *= 0.2
+    grey, mean = image.mean(dim=1, keepdim=True), image.mean()
     for saturation, contrast, expected in (
-        (0.0, 0.5, grey.expand_as(picture)),
-        (1.0, 0.5, 2 * picture - grey),
-        (0.5, 0.0, (picture + mean) / 2),
-        (0.5, 1.0, 1.5 * picture - mean / 2),
+        (0.0, 0.5, grey.expand_as(image)),
+        (1.0, 0.5, 2 * image - grey),
+        (0.5, 0.0, (image + mean) / 2),
+        (0.5, 1.0, 1.5 * image - mean / 2),
     ):
         draws = torch.tensor([[0.5, saturation, contrast, 0, 0, 0, 0]])
-        torch.testing.assert_close(augment(picture, ["color"], draws), expected)
+        torch.testing.assert_close(augment(image, ["color"], draws), expected)
 
 
-def test_real_and_generated_pictures_have_draws_of_their_own(config, small_clip):
+def test_real_and_generated_images_have_draws_of_their_own(config, small_clip):
     config.augmentation = "color"
     batch = corpus(config).batch(range(3, 7))
     inputs = prepare_inputs(batch, small_clip, torch.device("cpu"), config)
@@ -240,7 +240,7 @@ def test_real_and_generated_pictures_have_draws_of_their_own(config, small_clip)
     torch.testing.assert_close(inputs.mismatched_embeds, small_clip.encode(batch.mismatched))
 
 
-def test_the_discriminator_sees_augmented_pictures_both_real_and_generated(nets):
+def test_the_discriminator_sees_augmented_images_both_real_and_generated(nets):
     nets.config.augmentation = "color, cutout"
     draws = {"real_draws": draw(0, range(4), False), "fake_draws": draw(0, range(4), True)}
 

@@ -1,4 +1,4 @@
-"""From a photograph to a training picture: regions of boxes, crops, scaling, mirroring, decoding of parts.
+"""From a photograph to a training image: regions of boxes, crops, scaling, mirroring, decoding of parts.
 Who asks for which part is in `test_data_reading`."""
 
 import io
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corpora import make_birds, picture
+from corpora import encoded_image, make_birds
 from ratlip_hf.data import block_jpeg
-from ratlip_hf.data.block_jpeg import SAVE_OPTIONS, BlockJPEG, open_picture
+from ratlip_hf.data.block_jpeg import SAVE_OPTIONS, BlockJPEG, open_image
 from ratlip_hf.data.images import BadImage
-from ratlip_hf.data.prepare import prepare
-from ratlip_hf.data.transforms import ANTIALIASED, RELEASED, frame, object_region
+from ratlip_hf.data.prepare.shards import prepare
+from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame, object_region
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.data import load_training_data
+from ratlip_hf.training.samples import load_training_data
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -26,7 +26,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 def test_the_region_of_a_box_is_the_papers():
     assert object_region((500, 400), [100, 100, 80, 40], truncate=True) == (80, 60, 200, 180)
-    assert object_region((500, 400), [0, 0, 100, 100], truncate=True) == (0, 0, 125, 125)  # clipped to the picture
+    assert object_region((500, 400), [0, 0, 100, 100], truncate=True) == (0, 0, 125, 125)  # clipped to the image
     assert object_region((500, 400), [10.9, 10.0, 30.9, 9.0], truncate=True) == (3, 0, 49, 37)
     assert object_region((500, 400), [10.9, 10.0, 30.9, 9.0], truncate=False) == (3, 0, 50, 38)
     assert object_region((500, 400), [900, 900, 10, 10], truncate=False) == (0, 0, 500, 400)
@@ -61,7 +61,7 @@ def test_resampling_agrees_with_pillow():
 
 @pytest.mark.parametrize("variant", [ANTIALIASED, RELEASED])
 @pytest.mark.parametrize("size", [32, 60])
-def test_mirrored_pictures_show_the_same_part_reversed(variant, size):
+def test_mirrored_images_show_the_same_part_reversed(variant, size):
     image, box = gradient(60, 60), None if size == 60 else [10, 15, 30, 30]
     plain, mirrored = (frame(image, size, box, variant, mirror=mirror).astype(int) for mirror in (False, True))
     assert np.abs(plain - mirrored[:, ::-1]).max() <= 1
@@ -79,7 +79,7 @@ def photograph(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(130, 97), (64, 64), (33, 200)])
 def test_a_part_of_a_prepared_jpeg_is_decoded_alone_and_exactly(size, monkeypatch):
     content = photograph(*size)
-    whole, parts = Image.open(io.BytesIO(content)).convert("RGB"), open_picture(content)
+    whole, parts = Image.open(io.BytesIO(content)).convert("RGB"), open_image(content)
     assert isinstance(parts, BlockJPEG) and parts.size == size
     decoded, real = [], block_jpeg.decode
     monkeypatch.setattr(block_jpeg, "decode", lambda content: decoded.append(real(content)) or decoded[-1])
@@ -96,15 +96,20 @@ def test_other_files_are_decoded_whole_and_damage_is_noticed():
     content = photograph(64, 64)
     exif = Image.Exif()
     exif[0x0112] = 6
-    for other in (picture(), picture(kind="PNG"), picture(exif=exif, **SAVE_OPTIONS), content + b"more"):
-        assert isinstance(open_picture(other), Image.Image)
+    for other in (
+        encoded_image(),
+        encoded_image(kind="PNG"),
+        encoded_image(exif=exif, **SAVE_OPTIONS),
+        content + b"more",
+    ):
+        assert isinstance(open_image(other), Image.Image)
     with pytest.raises(BadImage):
-        open_picture(content[:-200])
+        open_image(content[:-200])
     with pytest.raises(BadImage):
-        open_picture(b"<html>")
+        open_image(b"<html>")
 
 
-def test_a_picture_of_the_right_size_is_taken_as_it_is():
+def test_a_image_of_the_right_size_is_taken_as_it_is():
     image = gradient(32, 32)
     assert np.array_equal(frame(image, 32, None, ANTIALIASED, np.random.default_rng(0)), np.asarray(image))
 

@@ -12,11 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ratlip_hf.training import loop, reporting
-from ratlip_hf.training.health import WINDOW, Health, healthy_ranges
-from ratlip_hf.training.reporting import Log, Report, tracker_arguments
-from ratlip_hf.utils.errors import UserError
-from ratlip_hf.utils.logs import first_few
+from ratlip_hf.training import loop, monitor
+from ratlip_hf.training.monitor import WINDOW, Health, Log, Report, healthy_ranges, tracker_arguments
+from ratlip_hf.utils.errors import UserError, first_few
 
 ROOT = Path(__file__).parents[1]
 HEALTHY_LOG = ROOT / "tests" / "records" / "healthy_log.jsonl"
@@ -137,7 +135,7 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(config):
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_one_line_before_anything_happens(config, tracker, monkeypatch):
     config.report_to = tracker
-    monkeypatch.setitem(reporting._AVAILABLE, tracker, lambda: False)
+    monkeypatch.setitem(monitor._AVAILABLE, tracker, lambda: False)
     with pytest.raises(UserError, match=f"pip install {tracker}$"):
         loop.train(config)
     assert not Path(config.output_dir).exists()
@@ -239,9 +237,9 @@ def test_outliers_gaps_and_the_first_steps_do_not_warn(config):
 
 
 def test_bounds_follow_the_configuration(config):
-    config.similarity_weight, config.penalty_weight = 0.0, 100.0
+    config.clip_loss_weight, config.penalty_weight = 0.0, 100.0
     assert feed(Health(config), 100, clip_similarity=0.1, d_penalty=50.0) == []
-    config.similarity_weight, config.pretrained_model_name_or_path = 4.0, "birds"  # starts where others end
+    config.clip_loss_weight, config.pretrained_model_name_or_path = 4.0, "birds"  # starts where others end
     assert feed(Health(config), 100, clip_similarity=0.6) == []
     assert len(feed(Health(config), 100, clip_similarity=lambda index: 0.6 - 0.1 * (index > 9))) == 1
 
@@ -264,7 +262,7 @@ def test_the_plot_of_a_run_is_drawn(config, run_python, tmp_path):
     config.evaluate_every, config.evaluation_samples = 8, 4
     run = loop.train(config)
     script = (ROOT / "examples" / "plot_run.py").read_text()
-    run_python(script, run, "--out", tmp_path / "figures.png", "--samples", tmp_path / "grids.jpg")
+    run_python(script, run, "--output_file", tmp_path / "figures.png", "--samples", tmp_path / "grids.jpg")
     assert Image.open(tmp_path / "figures.png").width > Image.open(tmp_path / "grids.jpg").height > 100
 
 

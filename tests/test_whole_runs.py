@@ -29,12 +29,12 @@ ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """Twenty pictures in five files."""
+    """Twenty images in five files."""
     rng = np.random.default_rng(0)
     for number in range(5):
-        pictures = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(4)]
+        images = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(4)]
         captions = [[f"a red bird {number} {index}", f"a bird {number} {index}"] for index in range(4)]
-        rows = datasets.Dataset.from_dict({"image": pictures, "captions": captions})
+        rows = datasets.Dataset.from_dict({"image": images, "captions": captions})
         rows.to_parquet(tmp_path / "shards" / "data" / f"train-{number:05d}-of-00005.parquet")
     return tmp_path / "shards"
 

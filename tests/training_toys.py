@@ -1,4 +1,4 @@
-"""What the training tests have in common: toy configurations, a corpus of grey pictures, the inputs of a step.
+"""What the training tests have in common: toy configurations, a corpus of grey images, the inputs of a step.
 The fixtures made of them are in `conftest`."""
 
 import datasets
@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ratlip_hf.data.rows import Columns, MapRows
+from ratlip_hf.data.read.rows import Columns, MapRows
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.data import CaptionedImages
+from ratlip_hf.training.samples import CaptionedImages
 from ratlip_hf.training.step import Networks, StepInputs
 
 DISCRIMINATOR = {

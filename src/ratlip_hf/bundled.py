@@ -1,11 +1,11 @@
 """What ships inside the package: the synthetic-birds pipeline, its discriminator, and the judges that score it.
-Owns their places, their licence and the short name by which commands accept them."""
+Owns their places, their license and the short name by which commands accept them."""
 
 import os
 from pathlib import Path
 
 NAME = "synthetic-birds"
-LICENCE = "apache-2.0"  # as on its card, in the Hub's spelling
+LICENSE = "apache-2.0"  # as on its card, in the Hub's spelling
 _ROOT = Path(__file__).parent / "assets" / "synthetic_birds"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .utils.precision import at_least_float32
+from .utils.networks import at_least_float32
 
 PENALTY_FORMS = ("summed", "concatenated")
 
@@ -64,5 +64,5 @@ def clip_similarity(image_embeds: torch.Tensor, prompt_embeds: torch.Tensor) -> 
 
 
 def out_of_range(images: torch.Tensor) -> torch.Tensor:
-    """E[relu(|x| - 1)] over pixels: keeps unclamped pictures near [-1, 1]. Not in the paper (weight 0 by default)."""
+    """E[relu(|x| - 1)] over pixels: keeps unclamped images near [-1, 1]. Not in the paper (weight 0 by default)."""
     return F.relu(at_least_float32(images).abs() - 1).mean()

@@ -16,7 +16,7 @@ _PIPELINE = """---
 
 # {title}
 
-A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to a picture.
+A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to an image.
 {use}
 ## Model
 
@@ -33,7 +33,7 @@ from ratlip_hf import RATLIPPipeline
 
 pipe = RATLIPPipeline.from_pretrained("{repository}")
 images = pipe({prompt}, num_images_per_prompt=4, generator=torch.Generator().manual_seed(0)).images
-images[0].save("picture.png")
+images[0].save("image.png")
 ```
 """
 
@@ -60,7 +60,7 @@ def pipeline_card(components: dict, repository: str, known: ModelCardData | None
     Args:
         components: of the pipeline; those that are None are not spoken of.
         repository: "user/name", where it can be loaded from.
-        known: metadata to keep, for instance a licence.
+        known: metadata to keep, for instance a license.
     """
     data = card_data()
     for name, value in (known.to_dict() if known else {}).items():

@@ -1,5 +1,5 @@
-"""`RATLIPPipeline`: sentences in, pictures out, modelled on `DiffusionPipeline`; inference only.
-Owns the public call with its checks; noise is drawn in `latents`, sentences are encoded in `frozen_clip`."""
+"""Noise for the generator: one random generator per image, so that one seed is one image at every batch size.
+`RATLIPPipeline`: sentences in, images out, modelled on `DiffusionPipeline`; inference only."""
 
 import os
 import warnings
@@ -12,24 +12,78 @@ from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import ModelCard
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .convert.checkpoint import DEFAULT_CLIP, convert_original
+from .clip import FrozenCLIP, encode_text, load_clip, refuse_missing_weights
+from .convert.original import DEFAULT_CLIP, convert_original
 from .fast import FastSession
-from .frozen_clip import FrozenCLIP, encode_text, load_clip, refuse_missing_weights
-from .latents import check_latents, draw_latents
 from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
 from .registration import register
-from .utils.compat import for_diffusers
-from .utils.evaluating import evaluating
-from .utils.portable_config import PortableConfig
+from .utils.compat import PortableConfig, for_diffusers
+from .utils.networks import evaluating
+
+MIN_TRUNCATION = 0.01
+
+
+def prepare_latents(
+    count: int,
+    noise_dim: int,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    truncation: float | None = None,
+) -> torch.Tensor:
+    """Draw z, image by image, as float32 [count, noise_dim].
+
+    `torch.randn(8, 100)` and `torch.randn(1, 100)` differ in their first row, so every row has its own draw.
+
+    Args:
+        count: number of images.
+        noise_dim: width of the noise.
+        generator: one for all images (they take their turns), a list with one per image, or None for torch's
+            global one. Noise is drawn on the generator's device, normally the CPU.
+        truncation: entries with |z| above it are drawn again.
+
+    Raises:
+        TypeError, ValueError: for a wrong type, a list of the wrong length, or a truncation that is too small.
+    """
+    if truncation is not None and not truncation >= MIN_TRUNCATION:
+        raise ValueError(f"truncation must be at least {MIN_TRUNCATION}, not {truncation}")
+    generators = generator if isinstance(generator, list | tuple) else [generator] * count
+    for item in generators:
+        if item is not None and not isinstance(item, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, not {type(item).__name__}")
+    if len(generators) != count:
+        raise ValueError(f"{len(generators)} generators were given for {count} images; pass one per image")
+    rows = [_draw_row(noise_dim, item, truncation) for item in generators]
+    return torch.stack([row.cpu() for row in rows])
+
+
+def check_latents(latents: torch.Tensor, count: int, noise_dim: int) -> None:
+    """Raise TypeError or ValueError unless `latents` is a finite tensor [count, noise_dim]."""
+    if not isinstance(latents, torch.Tensor):
+        raise TypeError(f"latents must be a torch.Tensor, not {type(latents).__name__}")
+    if list(latents.shape) != [count, noise_dim]:
+        raise ValueError(
+            f"latents must be [{count}, {noise_dim}] (prompts x num_images_per_prompt, noise_dim), "
+            f"not {list(latents.shape)}"
+        )
+    if not latents.isfinite().all():
+        raise ValueError("latents contain NaN or infinite values")
+
+
+def _draw_row(noise_dim: int, generator: torch.Generator | None, truncation: float | None) -> torch.Tensor:
+    device = "cpu" if generator is None else generator.device
+    row = torch.randn(noise_dim, generator=generator, device=device)
+    while truncation is not None and (outside := row.abs() > truncation).any():
+        row[outside] = torch.randn(int(outside.sum()), generator=generator, device=device)
+    return row
+
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 _DIFFUSION_HABITS = {
-    "height": "the size of the pictures is fixed by the model (pipe.generator.config.sample_size)",
-    "width": "the size of the pictures is fixed by the model (pipe.generator.config.sample_size)",
+    "height": "the size of the images is fixed by the model (pipe.generator.config.sample_size)",
+    "width": "the size of the images is fixed by the model (pipe.generator.config.sample_size)",
     "num_inference_steps": "a GAN draws in one step; leave it out",
-    "guidance_scale": "there is no guidance; use truncation= to trade variety for typical pictures",
+    "guidance_scale": "there is no guidance; use truncation= to trade variety for typical images",
     "callback_on_step_end": "a GAN draws in one step, so there is none to call back from; leave it out",
     "negative_prompt": "there is no guidance; say what you want in prompt=",
     "negative_prompt_embeds": "there is no guidance; say what you want in prompt_embeds=",
@@ -167,10 +221,10 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
     def optimize(self, enabled: bool = True, *, dtype: torch.dtype | None = None) -> "RATLIPPipeline":
-        """Draw the same pictures faster on a CPU from now on; `optimize(False)` goes back.
+        """Draw the same images faster on a CPU from now on; `optimize(False)` goes back.
 
         The networks are rewritten in memory (docs of `ratlip_hf.fast`); the components stay as they are and are what
-        is saved, pushed or trained. In float32 pictures agree with the plain path to rounding. If weights change
+        is saved, pushed or trained. In float32 images agree with the plain path to rounding. If weights change
         later (`load_state_dict`, an optimizer's or an EMA's steps, `.to(...)`, another component), the next call
         rewrites them again; after a write through `tensor.data` to a part of a tensor, call this once more. Adapters,
         hooks or offloading that come later make the next call raise the ValueError below. Embeddings of prompts are
@@ -236,19 +290,19 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         return_dict: bool = True,
         **kwargs,
     ) -> ImagePipelineOutput | tuple:
-        """Draw pictures.
+        """Draw images.
 
         Args:
             prompt (`str` or `list[str]`, *optional*): P sentences; or give `prompt_embeds`.
-            num_images_per_prompt (`int`): pictures per sentence; the result is ordered prompt by prompt.
+            num_images_per_prompt (`int`): images per sentence; the result is ordered prompt by prompt.
             generator (`torch.Generator` or a list, *optional*): the random generator (not the network), or one per
-                picture. Noise is drawn picture by picture: one seed, one picture, at every batch size.
+                image. Noise is drawn image by image: one seed, one image, at every batch size.
             latents (`torch.Tensor`, *optional*): the noise z itself, [P * num_images_per_prompt, noise_dim].
             prompt_embeds (`torch.Tensor`, *optional*): raw projected sentence embeddings [P, D], not normalised.
             truncation (`float`, *optional*): noise entries with |z| above it are drawn again.
-            batch_size (`int`, *optional*): pictures per forward pass; all at once by default. Models with
+            batch_size (`int`, *optional*): images per forward pass; all at once by default. Models with
                 `recurrence="batch_as_time"` draw one at a time by default; only an explicit `batch_size` above 1
-                lets the pictures of a batch influence each other as in the released code.
+                lets the images of a batch influence each other as in the released code.
             output_type (`str`): "pil", "np" ([N, S, S, 3]) or "pt" ([N, 3, S, S]), values in [0, 1].
             return_dict (`bool`): return an `ImagePipelineOutput` instead of a tuple.
 
@@ -267,12 +321,12 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         # 2. Noise
         count = len(prompt_embeds)
         if latents is None:
-            latents = draw_latents(count, config.noise_dim, generator, truncation)
+            latents = prepare_latents(count, config.noise_dim, generator, truncation)
         elif truncation is not None:
             raise ValueError("truncation applies to noise that is drawn here; it cannot be combined with latents=")
         check_latents(latents, count, config.noise_dim)
 
-        # 3. Pictures
+        # 3. Images
         batch_size = batch_size or (1 if self.generator.couples_batch else count)
         latents = latents.to(device, self.generator.dtype)
         prompt_embeds = prompt_embeds.to(device, self.generator.dtype)

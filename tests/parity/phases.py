@@ -5,7 +5,7 @@ import torch
 from recipe import seeded_discriminator, seeded_tensor
 
 from ratlip_hf import losses
-from ratlip_hf.models.clip import image_features_and_embeds
+from ratlip_hf.clip import image_features_and_embeds
 
 
 def seeded_pairs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

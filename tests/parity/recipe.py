@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
-from ratlip_hf.convert.key_maps import discriminator_key_map, generator_key_map, to_original
+from ratlip_hf.convert.layout import discriminator_key_map, generator_key_map, to_original
 
 PRESETS = {"ratlip": "ratlip-released", "galip": "galip"}
 

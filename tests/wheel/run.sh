@@ -17,10 +17,10 @@ rm -rf "$work"/source/src/*.egg-info
 
 cd "$work"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PATH="$work/venv/bin:$PATH"
-ratlip generate "a small red bird with black wings" --out pictures
+ratlip generate "a small red bird with black wings" --output_dir images
 accelerate launch --num_processes 1 --cpu -m ratlip_hf.training --config smoke --output_dir run > run.log 2>&1 \
     || { cat run.log; exit 1; }
-ratlip generate "a blue bird" --model run/pipeline --out more
+ratlip generate "a blue bird" --model run/pipeline --output_dir more
 python - <<'PYTHON'
 import ratlip_hf
 from diffusers import DiffusionPipeline
@@ -28,5 +28,5 @@ from diffusers import DiffusionPipeline
 assert "site-packages" in ratlip_hf.__file__, ratlip_hf.__file__
 print(type(DiffusionPipeline.from_pretrained("run/pipeline")).__name__, "loaded by diffusers")
 PYTHON
-ls pictures/grid.png more/grid.png run/discriminator/config.json > /dev/null
+ls images/grid.png more/grid.png run/discriminator/config.json > /dev/null
 echo "the wheel works"

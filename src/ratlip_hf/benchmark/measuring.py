@@ -1,12 +1,14 @@
 """The machine, times taken in turns, and the memory of a process of its own.
-Everything that a figure of speed needs beside the thing that is measured."""
+How long the package takes to be ready: its import beyond torch and diffusers, `ratlip generate`, one image of it."""
 
 import datetime
 import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import torch
 
+from .. import bundled
 from ..evaluation.records import environment
+from ..pipeline import RATLIPPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SIDE = 2048  # of the matrices whose product is the yardstick
@@ -103,3 +107,38 @@ def in_fresh_process(work: Callable, *arguments):
             return fresh.submit(work, *arguments).result()
         except (torch.OutOfMemoryError, BrokenProcessPool):
             return None
+
+
+_IMPORTS = {"torch and diffusers": "import torch, diffusers", "with ratlip_hf": "import torch, diffusers, ratlip_hf"}
+_START_UP_IMAGES = 20
+_SENTENCE = "a small red bird with black wings"
+
+
+def measure_start_up(repetitions: int) -> dict[str, float]:
+    """Medians in seconds: of both imports, their difference, of the command that draws one image with the bundled
+    model, and of that model's drawing alone, from sentence to image, as it comes and optimized."""
+    seconds: dict[str, list[float]] = {name: [] for name in (*_IMPORTS, "generate")}
+    with tempfile.TemporaryDirectory() as folder:
+        generate = ["-m", "ratlip_hf.cli.main", "generate", _SENTENCE, "--output_dir", str(Path(folder) / "images")]
+        for number in range(repetitions + 1):
+            for name, code in _IMPORTS.items():
+                seconds[name].append(_run_command(["-c", code]))
+            seconds["generate"].append(_run_command(generate))
+            if not number:  # from a cold disk
+                seconds = {name: [] for name in seconds}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians["import"] = medians["with ratlip_hf"] - medians["torch and diffusers"]
+    return medians | {name: statistics.median(times) for name, times in _images().items()}
+
+
+def _images() -> dict[str, list[float]]:
+    plain, optimized = (RATLIPPipeline.from_pretrained(bundled.model_dir()) for _ in range(2))
+    optimized.optimize()
+    calls = {"image": lambda: plain(_SENTENCE), "optimized image": lambda: optimized(_SENTENCE)}
+    return interleaved(calls, _START_UP_IMAGES, torch.device("cpu"))
+
+
+def _run_command(arguments: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - started

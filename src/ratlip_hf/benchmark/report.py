@@ -3,7 +3,7 @@ Owns the columns; every figure comes from the record."""
 
 from collections.abc import Callable, Mapping
 
-from ..utils.shown import as_markdown, as_size
+from ..utils.display import as_markdown, as_size
 
 
 def describe(record: Mapping) -> str:
@@ -23,7 +23,7 @@ def describe_machine(machine: Mapping) -> str:
 
 def drawing_table(drawing: Mapping) -> str:
     """A line for each path and batch size."""
-    head = ["batch", "path", "median s", "range s", "pictures/s", "faster", "times the floor", "max error / range"]
+    head = ["batch", "path", "median s", "range s", "images/s", "faster", "times the floor", "max error / range"]
     head += ["PSNR dB", "peak memory", "of plain"]
     return as_markdown(head, [_drawing_cells(row) for row in drawing["rows"]])
 
@@ -57,9 +57,9 @@ def floor_table(drawing: Mapping) -> str:
             f"{2 * rates[path.split()[1]] / 1e9:.0f}",
             f"{work / rates[path.split()[1]]:.4f}",
         ]
-        for path, work in drawing["multiply_adds_per_picture"].items()
+        for path, work in drawing["multiply_adds_per_image"].items()
     ]
-    return as_markdown(["path", "GFLOP per picture", "GFLOP/s of a matrix product", "floor, s per picture"], body)
+    return as_markdown(["path", "GFLOP per image", "GFLOP/s of a matrix product", "floor, s per image"], body)
 
 
 def training_table(training: Mapping) -> str:
@@ -80,7 +80,7 @@ def training_table(training: Mapping) -> str:
 
 
 def diffusion_table(diffusion: Mapping) -> str:
-    """This model beside one-step diffusion, one picture at a time."""
+    """This model beside one-step diffusion, one image at a time."""
     head = ["model", "pixels", "parameters", "median s", "range s", "faster than diffusion"]
     body = [
         [row["model"], str(row["size"]), f"{row['parameters'] / 1e6:.0f} M", *_times(row), f"{row['faster']:.1f}x"]
@@ -93,9 +93,9 @@ def start_up_table(start_up: Mapping) -> str:
     """Seconds until something works."""
     names = {
         "import": "`import ratlip_hf` beyond torch and diffusers",
-        "generate": "`ratlip generate` on the bundled model, one picture, all in all",
-        "picture": "`pipe(sentence)` with the bundled model, 64 px",
-        "optimized picture": "the same after `pipe.optimize()`, a sentence seen before",
+        "generate": "`ratlip generate` on the bundled model, one image, all in all",
+        "image": "`pipe(sentence)` with the bundled model, 64 px",
+        "optimized image": "the same after `pipe.optimize()`, a sentence seen before",
     }
     return as_markdown(["what", "median s"], [[text, f"{start_up[name]:.3f}"] for name, text in names.items()])
 

@@ -12,7 +12,7 @@ import torch
 from ..models import PRESETS
 from ..utils.errors import UserError
 from ..utils.files import append_line, check_appendable
-from .loading import find_device, quiet_libraries
+from .options import find_device, quiet_libraries
 
 PARTS = ("drawing", "diffusion", "training", "start_up")
 _BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 16, 64, 256]}
@@ -20,7 +20,7 @@ _BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 16, 64, 256]}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    # The authors' recurrence couples the pictures of a batch, so that batch sizes do not compare.
+    # The authors' recurrence couples the images of a batch, so that batch sizes do not compare.
     presets = [name for name in PRESETS if name != "ratlip-released"]
     parser.add_argument("--preset", choices=presets, default="ratlip", help="random weights; default: %(default)s")
     parser.add_argument(
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="of each path, in turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="default: torch's choice")
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument("--out", type=Path, help="file to which the record is added, a line of JSON")
+    parser.add_argument("--output_file", type=Path, help="file to which the record is added, a line of JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,16 +41,16 @@ def run(options: argparse.Namespace) -> int:
     counts = {"batch_sizes": min(sizes), "repetitions": options.repetitions, "threads": options.threads or 1}
     for name, count in (counts | {"training_batch": options.training_batch - 1}).items():
         if count < 1:
-            least = 2 if name == "training_batch" else 1  # mismatched captions are those of the next picture
+            least = 2 if name == "training_batch" else 1  # mismatched captions are those of the next image
             raise UserError(f"--{name} must be at least {least}")
-    if options.out:
-        check_appendable(options.out)
+    if options.output_file:
+        check_appendable(options.output_file)
     if options.threads:
         torch.set_num_threads(options.threads)
     quiet_libraries()
     record = _measure(options, device, tuple(sizes))
-    if options.out:
-        append_line(options.out, json.dumps(record))
+    if options.output_file:
+        append_line(options.output_file, json.dumps(record))
     from ..benchmark.report import describe
 
     print(describe(record))
@@ -66,15 +66,17 @@ def _command(options: argparse.Namespace, sizes: tuple[int, ...]) -> str:
 
 def _measure(options: argparse.Namespace, device: torch.device, sizes: tuple[int, ...]) -> dict:
     try:
-        from ..benchmark import beside_diffusion, drawing, measuring, start_up, training
+        from ..benchmark import inference, measuring, training_speed
     except ModuleNotFoundError as error:
         raise UserError(f"benchmarks need {error.name}: pip install 'ratlip_hf[train]'") from error
     steps = max(1, options.repetitions // 2)
     parts = {
-        "start_up": lambda: start_up.measure(steps),
-        "drawing": lambda: drawing.measure(drawing.Drawing(options.preset, sizes, options.repetitions, device)),
-        "training": lambda: training.measure(training.Training(options.preset, options.training_batch, steps, device)),
-        "diffusion": lambda: beside_diffusion.measure(options.preset, steps, device),
+        "start_up": lambda: measuring.measure_start_up(steps),
+        "drawing": lambda: inference.measure(inference.Drawing(options.preset, sizes, options.repetitions, device)),
+        "training": lambda: training_speed.measure(
+            training_speed.Training(options.preset, options.training_batch, steps, device)
+        ),
+        "diffusion": lambda: inference.measure_diffusion(options.preset, steps, device),
     }
     record = {"command": _command(options, sizes), "machine": measuring.machine(device)}
     for name, measure in parts.items():

@@ -8,18 +8,18 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .. import bundled
-from ..convert.checkpoint import DEFAULT_CLIP, convert_original
 from ..convert.folder import refuse_existing, save_conversion, save_original
 from ..convert.layout import FAMILIES
+from ..convert.original import DEFAULT_CLIP, convert_original
 from ..utils.errors import UserError, one_line
-from .loading import quiet_libraries
+from .options import quiet_libraries
 
 _ONLY_FROM_ORIGINAL = ("clip", "family", "coupled", "sample_size", "prompt_layers", "feature_layers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="original .pth; with --to_original, folder or repository of a pipeline")
-    parser.add_argument("out", type=Path, help="folder to make; with --to_original, the .pth to make")
+    parser.add_argument("output", type=Path, help="folder to make; with --to_original, the .pth to make")
     parser.add_argument("--to_original", action="store_true", help="write an original checkpoint from a pipeline")
     parser.add_argument("--clip", help=f"folder or repository of the frozen CLIP (default: {DEFAULT_CLIP})")
     parser.add_argument("--family", choices=("auto", *FAMILIES), help="insist on a family (default: auto)")
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coupled",
         action="store_true",
         default=None,
-        help="keep the released RATLIP's recurrence, in which the pictures of a batch influence each other",
+        help="keep the released RATLIP's recurrence, in which the images of a batch influence each other",
     )
-    parser.add_argument("--sample_size", type=int, help="side of the pictures where shapes leave a choice (224)")
+    parser.add_argument("--sample_size", type=int, help="side of the images where shapes leave a choice (224)")
     parser.add_argument("--prompt_layers", type=int, nargs="+", help="CLIP layers with a prompt token (1 2 ...)")
     parser.add_argument("--feature_layers", type=int, nargs="+", help="CLIP layers the discriminator reads (1 4 8)")
     parser.add_argument(
@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> int:
         return _to_original(options)
     if options.without_tower:
         raise UserError("--without_tower goes with --to_original only")
-    refuse_existing(options.out)  # before minutes of work
+    refuse_existing(options.output)  # before minutes of work
     given = {name: value for name in _ONLY_FROM_ORIGINAL if (value := getattr(options, name)) is not None}
     conversion = convert_original(options.source, **given)
-    save_conversion(conversion, options.out)
-    print("\n".join([*conversion.summary(), f"written        {options.out}"]))
+    save_conversion(conversion, options.output)
+    print("\n".join([*conversion.summary(), f"written        {options.output}"]))
     _warn(conversion.warnings)
     return 0
 
@@ -62,10 +62,10 @@ def _to_original(options: argparse.Namespace) -> int:
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise UserError(f"{options.source} holds no pipeline: there is no model_index.json in it")
     try:
-        remarks = save_original(source, options.out, with_tower=not options.without_tower)
+        remarks = save_original(source, options.output, with_tower=not options.without_tower)
     except (AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{options.source} cannot be loaded: {one_line(error)}") from error
-    print(f"written        {options.out}")
+    print(f"written        {options.output}")
     _warn(remarks)
     return 0
 

@@ -1,5 +1,5 @@
-"""Prepare, check and publish caption corpora for training: `ratlip data prepare|check|embed|push`.
-Owns the verbs' options and what they print; the work is done in `ratlip_hf.data`."""
+"""What `ratlip data prepare` and `ratlip data check` show: one screen of text each.
+Prepare, check and publish caption corpora for training: `ratlip data prepare|check|embed|push`."""
 
 import argparse
 import json
@@ -7,6 +7,51 @@ import os
 from pathlib import Path
 
 from ..utils.errors import UserError
+
+_LINES = 24  # a screen, together with the counts
+_EXAMPLE_WIDTH = 44
+
+
+def prepared_screen(manifest: dict, out: Path) -> str:
+    """Counts, what was left out or repaired and why, and how to go on."""
+    splits = ", ".join(f"{split['rows']:,} {name}" for name, split in manifest["splits"].items())
+    files = sum(len(split["files"]) for split in manifest["splits"].values())
+    size = sum(file["bytes"] for split in manifest["splits"].values() for file in split["files"])
+    return "\n".join(
+        [
+            f"{out}: {splits} images in {files} shards, {size / 1e6:,.1f} MB",
+            f"  splits: {manifest['splits_from']}",
+            *_problem_lines({f"skipped: {reason}": entry for reason, entry in manifest["skipped"].items()}),
+            *_problem_lines({f"repaired: {reason}": entry for reason, entry in manifest["repaired"].items()}),
+            *(f"  note: {note}" for note in manifest["notes"]),
+            f"train on it: python -m ratlip_hf.training --train_data_dir {out}",
+        ]
+    )
+
+
+def checked_screen(result: dict) -> str:
+    """Counts per split, then problems, the most frequent first."""
+    lines = [f"{result['folder']} ({result['kind']})"]
+    for name, split in result["splits"].items():
+        numbers = split["captions_per_image"]
+        spread = ", ".join(f"{count:,} with {number}" for number, count in numbers.items())
+        classes = f", {split['classes']} classes" if split["classes"] else ""
+        lines.append(f"  {name}: {split['images']:,} images{classes}, {split['captions']:,} captions ({spread})")
+    return "\n".join([*lines, *(_problem_lines(result["problems"]) or ["  no problems found"])])
+
+
+def _problem_lines(problems: dict[str, dict]) -> list[str]:
+    ordered = sorted(problems.items(), key=lambda item: -item[1]["count"])
+    lines = [f"  {entry['count']:>7,}  {reason} ({_examples(entry)})" for reason, entry in ordered[:_LINES]]
+    return lines + ([f"  and {len(ordered) - _LINES} more kinds"] if len(ordered) > _LINES else [])
+
+
+def _examples(entry: dict) -> str:
+    """The first example, cut to what a line can hold."""
+    first = entry["examples"][0]
+    shown = first if len(first) <= _EXAMPLE_WIDTH else f"...{first[-_EXAMPLE_WIDTH:]}"
+    return shown + (", ..." if entry["count"] > 1 else "")
+
 
 # As in ratlip_hf.data.sources, which is not imported here: it needs `datasets`, which drawing does without.
 KINDS = ("birds", "flowers", "faces", "coco", "folder", "webdataset", "synthetic-birds")
@@ -25,14 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     embed.add_argument("--clip_revision", help="branch, tag or commit of the CLIP repository")
     push = verbs.add_parser("push", help="publish a prepared corpus on the Hub")
     push.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
-    push.add_argument("repository", help="user/name of the data set on the Hub")
+    push.add_argument("repository", help="user/name of the dataset on the Hub")
     push.add_argument("--private", action="store_true", help="make a new repository private")
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", help=f"what the source is: {', '.join(KINDS)}")
     parser.add_argument("--source", type=Path, help=f"folder with the raw data (all kinds but {NO_SOURCE})")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to make")
     parser.add_argument(
         "--store_size",
         default="original",
@@ -68,10 +113,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from ..data.corpus import SourceOptions
-    from ..data.prepare import prepare
-    from ..data.report import prepared_screen
-    from ..data.shards import Storage
+    from ..data.prepare.records import SourceOptions
+    from ..data.prepare.shards import Storage, prepare
 
     if options.kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, not {options.kind!r}")
@@ -85,8 +128,8 @@ def _prepare(options: argparse.Namespace) -> int:
     choices = {name: getattr(options, name) for name in SourceOptions.__dataclass_fields__}
     storage = Storage(_store_size(options.store_size), options.quality, options.images_per_shard)
     workers = options.workers or os.cpu_count() or 1
-    manifest = prepare(options.kind, options.source, options.out, SourceOptions(**choices), storage, workers)
-    print(prepared_screen(manifest, options.out))
+    manifest = prepare(options.kind, options.source, options.output_dir, SourceOptions(**choices), storage, workers)
+    print(prepared_screen(manifest, options.output_dir))
     return 0
 
 
@@ -99,8 +142,7 @@ def _store_size(text: str) -> int | None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ..data.check import check
-    from ..data.report import checked_screen
+    from ..data.prepare.check import check
 
     result = check(options.folder)
     print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else checked_screen(result))
@@ -108,9 +150,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from ..data.embeddings import embed_captions
+    from ..clip import load_clip
     from ..data.manifest import read_manifest
-    from ..frozen_clip import load_clip
+    from ..data.read.embeddings import embed_captions
 
     read_manifest(options.folder)  # a mistake is told before CLIP is loaded
     clip = load_clip(options.clip, **({"revision": options.clip_revision} if options.clip_revision else {}))
@@ -120,7 +162,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from ..data.push import push
+    from ..data.prepare.publish import push
 
     print(f"published at {push(options.folder, options.repository, options.private)}")
     return 0

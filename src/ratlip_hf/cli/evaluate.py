@@ -1,4 +1,4 @@
-"""Score a model, or any system's pictures, by a named protocol: one record with its provenance; or compare records.
+"""Score a model, or any system's images, by a named protocol: one record with its provenance; or compare records.
 Owns the verb's options and what it prints; the work is done in `evaluation`."""
 
 import argparse
@@ -9,32 +9,31 @@ from pathlib import Path
 
 from .. import bundled
 from ..evaluation.protocols import PROTOCOLS, protocol_named
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_few
 from ..utils.files import atomic_write
-from ..utils.logs import first_few
-from .loading import add_device_arguments, check_dtype, find_device, load_pipeline
+from .options import add_device_arguments, check_dtype, find_device, load_pipeline
 
-_LARGEST_SEED = 2**62  # picture n has the seed + n, which must stay below 2^63
+_LARGEST_SEED = 2**62  # image n has the seed + n, which must stay below 2^63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help=f"folder or repository of a pipeline (default: {bundled.NAME}), or real-renders")
-    what.add_argument("--images", type=Path, help="folder with pictures of any system, with a manifest.jsonl or not")
+    what.add_argument("--images", type=Path, help="folder with images of any system, with a manifest.jsonl or not")
     what.add_argument("--compare", nargs=2, type=Path, metavar="RECORDS", help="two files; their last records")
     what.add_argument("--write_prompts", type=Path, help="write the sentences that --images has to show, and end")
     protocols = ", ".join(PROTOCOLS)
     parser.add_argument("--protocol", default=bundled.NAME, help=f"one of {protocols} (default: %(default)s)")
-    parser.add_argument("--data", default=bundled.NAME, help="data set or prepared folder (default: %(default)s)")
+    parser.add_argument("--data", default=bundled.NAME, help="dataset or prepared folder (default: %(default)s)")
     parser.add_argument("--split", default="test", help="of the data (default: test)")
-    parser.add_argument("--out", type=Path, help="file to which the record is added, a line each")
+    parser.add_argument("--output_file", type=Path, help="file to which the record is added, a line each")
     parser.add_argument("--scorer", help="a CLIP the model was not trained with: repository or folder")
     parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
     parser.add_argument(
         "--dinov2", default="facebook/dinov2-large", help="repository or folder (default: %(default)s)"
     )
-    parser.add_argument("--max_images", type=int, help="only the first so many prompts and real pictures")
-    parser.add_argument("--batch_size", type=int, default=50, help="pictures at once (default: 50)")
+    parser.add_argument("--max_images", type=int, help="only the first so many prompts and real images")
+    parser.add_argument("--batch_size", type=int, default=50, help="images at once (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and draws (default: 0)")
     add_device_arguments(parser)
 
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < _LARGEST_SEED:
         raise UserError(f"--seed must be a non-negative 62-bit number, not {options.seed}")
     try:
-        from ..evaluation.material import load_material
+        from ..evaluation.inputs import load_material
     except ModuleNotFoundError as error:
         raise UserError(f"evaluating needs {error.name}: pip install 'ratlip_hf[eval]'") from error
 
@@ -63,12 +62,12 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace, protocol, material) -> int:
     from accelerate import PartialState
 
-    from ..evaluation.evaluate import Evaluation, Sources, load_networks
+    from ..evaluation.engine import Evaluation, Sources, load_networks
+    from ..evaluation.inputs import REAL_RENDERS, Folder, FreshRenders, Model
     from ..evaluation.records import append_record, check_place_for_records
-    from ..evaluation.subjects import REAL_RENDERS, Folder, FreshRenders, Model
 
-    if options.out:
-        check_place_for_records(options.out)
+    if options.output_file:
+        check_place_for_records(options.output_file)
     state = PartialState(cpu=options.device == "cpu")
     device = state.device if state.num_processes > 1 else find_device(options.device)
     model = options.model or bundled.NAME
@@ -80,11 +79,11 @@ def _evaluate(options: argparse.Namespace, protocol, material) -> int:
         subject = Model(model, load_pipeline(model, check_dtype(options.dtype)).to(device), material.prompts, protocol)
     sources = Sources(options.inception, options.dinov2, options.scorer)
     networks = load_networks(protocol, sources, device)
-    with first_few(logging.getLogger("ratlip_hf.frozen_clip")):
+    with first_few(logging.getLogger("ratlip_hf.clip")):
         record = Evaluation(protocol, material, networks, options.batch_size, _say).score(subject)
     if state.is_main_process:
-        if options.out:
-            append_record(options.out, record)
+        if options.output_file:
+            append_record(options.output_file, record)
         print(_shown(record))
     return 0
 
@@ -96,13 +95,13 @@ def _say(line: str) -> None:
 def _write_prompts(path: Path, prompts: list[str]) -> int:
     lines = (json.dumps({"file": f"{index:06d}.png", "prompt": text}) for index, text in enumerate(prompts))
     atomic_write(path, "".join(line + "\n" for line in lines))
-    print(f"{len(prompts)} prompts in {path}; put it beside the pictures as manifest.jsonl")
+    print(f"{len(prompts)} prompts in {path}; put it beside the images as manifest.jsonl")
     return 0
 
 
 def _shown(record) -> str:
     protocol = record.protocol
-    head = f"protocol {protocol['name']}: {protocol['num_fake']} pictures against {protocol['num_real']} real ones"
+    head = f"protocol {protocol['name']}: {protocol['num_fake']} images against {protocol['num_real']} real ones"
     width = max(map(len, record.scores))
     rows = [f"  {name:<{width}}  {_figure(score)}" for name, score in record.scores.items()]
     return "\n".join([head, *rows, *(f"note: {line}" for line in record.warnings())])

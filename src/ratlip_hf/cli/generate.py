@@ -1,4 +1,4 @@
-"""Draw pictures from sentences: one PNG per picture, a grid and a manifest.
+"""Draw images from sentences: one PNG per image, a grid and a manifest.
 Owns the verb's options and files; drawing is the pipeline's."""
 
 import argparse
@@ -12,14 +12,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .. import bundled
-from ..images import grid_image
 from ..pipeline import RATLIPPipeline
+from ..utils.display import grid_image
 from ..utils.errors import UserError
 from ..utils.files import staged_files
-from .loading import add_device_arguments, check_dtype, find_device, load_pipeline
+from .options import add_device_arguments, check_dtype, find_device, load_pipeline
 
-_BATCH = 16  # pictures per forward pass: bounds memory, changes no picture
-_GRID_SIDE = 192  # smaller pictures are enlarged in the grid, which is made for looking at
+_BATCH = 16  # images per forward pass: bounds memory, changes no image
+_GRID_SIDE = 192  # smaller images are enlarged in the grid, which is made for looking at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
     )
-    parser.add_argument("--num_images", type=int, default=1, help="pictures per sentence (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
+    parser.add_argument("--num_images", type=int, default=1, help="images per sentence (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)"
+    )
     add_device_arguments(parser)
 
 
@@ -45,7 +47,9 @@ def run(options: argparse.Namespace) -> int:
     dtype = check_dtype(options.dtype)
     drawn = [prompt for prompt in prompts for _ in range(options.num_images)]
     jobs = [(prompt, options.seed + index) for index, prompt in enumerate(drawn)]
-    with staged_files(options.out) as folder:  # first of all, so that a folder that cannot be written is told at once
+    with staged_files(
+        options.output_dir
+    ) as folder:  # first of all, so that a folder that cannot be written is told at once
         device = find_device(options.device)
         pipe = load_pipeline(options.model, dtype).to(device)
         records, images = [], []
@@ -57,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         columns = options.num_images if options.num_images > 1 else min(4, len(images))
         grid_image(images, columns, min_side=_GRID_SIDE).save(folder / "grid.png")
         (folder / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    print(f"{len(images)} pictures in {options.out}; all of them together: {options.out / 'grid.png'}")
+    print(f"{len(images)} images in {options.output_dir}; all of them together: {options.output_dir / 'grid.png'}")
     return 0
 
 
@@ -74,7 +78,7 @@ def _read_prompts(path: Path | None) -> list[str]:
 
 
 def _draw(pipe: RATLIPPipeline, jobs: list[tuple[str, int]]) -> Iterator[Image.Image]:
-    """PIL pictures of (prompt, seed) pairs, in order."""
+    """PIL images of (prompt, seed) pairs, in order."""
     for start in range(0, len(jobs), _BATCH):
         prompts, seeds = zip(*jobs[start : start + _BATCH], strict=True)
         yield from pipe(list(prompts), generator=[torch.Generator().manual_seed(seed) for seed in seeds]).images

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from ..study.plan import CORPORA, TABLES, Corpus, Table, choose_arms
-from ..utils.errors import UserError
-from ..utils.logs import first_few
-from .loading import find_device, load_pipeline
+from ..utils.errors import UserError, first_few
+from .options import find_device, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", default=next(iter(CORPORA)), choices=CORPORA, help="default: %(default)s")
     parser.add_argument("--data", help="prepared folder of the corpus (default: that of its configuration)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/study"), help="everything goes to OUT/CORPUS (default: runs/study)"
+        "--output_dir",
+        type=Path,
+        default=Path("runs/study"),
+        help="everything goes to OUT/CORPUS (default: runs/study)",
     )
     parser.add_argument("--arms", nargs="+", help="only these models of the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each model for each (0 1 2)")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time (default: 1)")
-    parser.add_argument("--images", nargs="+", default=[], metavar="NAME=FOLDER", help="pictures of other systems")
+    parser.add_argument("--images", nargs="+", default=[], metavar="NAME=FOLDER", help="images of other systems")
     parser.add_argument("--print", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--scorer", help="a CLIP the models were not trained with: repository or folder")
     parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         from ..study import runs
     except ModuleNotFoundError as error:
         raise UserError(f"studies need {error.name}: pip install 'ratlip_hf[train]'") from error
-    study, extra = options.out / corpus.name, tuple(options.trainer_options)
+    study, extra = options.output_dir / corpus.name, tuple(options.trainer_options)
     planned = [runs.StudyRun(corpus, arm, seed, study, options.data, extra) for seed in options.seeds for arm in arms]
     if options.print:
         _print_commands(options, table, corpus, planned)
@@ -64,7 +66,7 @@ def _print_commands(options: argparse.Namespace, table: Table, corpus: Corpus, p
             print(f"# {arm.label}: published {figure}")
     for run in planned:
         print(run.command())
-    again = ["ratlip", "study", table.name, "--corpus", corpus.name, "--out", str(options.out)]
+    again = ["ratlip", "study", table.name, "--corpus", corpus.name, "--output_dir", str(options.output_dir)]
     again += ["--data", options.data] if options.data else []
     networks = "" if corpus.data else " --inception WEIGHTS.pth --scorer CLIP"
     print(f"{shlex.join(again)}{networks}  # trains what is missing, scores everything, shows the table")
@@ -82,9 +84,9 @@ class _Scoring:
     """Scores what has no record yet, by the protocol of the corpus."""
 
     def __init__(self, study: Path, corpus: Corpus, options: argparse.Namespace):
-        from ..evaluation.evaluate import Sources
+        from ..evaluation.engine import Sources
         from ..evaluation.protocols import protocol_named
-        from ..training.options import load_config
+        from ..training.config import load_config
 
         self.study, self.device, self.protocol = study, find_device(None), protocol_named(corpus.protocol)
         self.data = options.data or corpus.data or load_config(["--config", corpus.config]).train_data_dir
@@ -94,9 +96,8 @@ class _Scoring:
 
     def check(self, systems: dict[str, str]) -> None:
         """Raise UserError or ValueError if data, networks or folders could not be used."""
-        from ..evaluation.evaluate import load_networks
-        from ..evaluation.material import load_material
-        from ..evaluation.subjects import Folder
+        from ..evaluation.engine import load_networks
+        from ..evaluation.inputs import Folder, load_material
 
         load_networks(self.protocol, self.sources, torch.device("cpu"))
         load_material(self.protocol, self.data)
@@ -105,9 +106,8 @@ class _Scoring:
 
     def score(self, planned: list, systems: dict[str, str]) -> None:
         """Add the records that are missing."""
-        from ..evaluation.evaluate import Evaluation, load_networks
-        from ..evaluation.material import load_material
-        from ..evaluation.subjects import Folder, Model
+        from ..evaluation.engine import Evaluation, load_networks
+        from ..evaluation.inputs import Folder, Model, load_material
         from ..study.runs import add_record, is_scored, known_records
 
         records = known_records(self.study)
@@ -116,7 +116,7 @@ class _Scoring:
         if not left and not folders:
             return
         material = load_material(self.protocol, self.data)
-        with first_few(logging.getLogger("ratlip_hf.frozen_clip")):
+        with first_few(logging.getLogger("ratlip_hf.clip")):
             networks = load_networks(self.protocol, self.sources, self.device)
             evaluation = Evaluation(self.protocol, material, networks)
             for run in left:
@@ -137,7 +137,7 @@ def _systems(given: list[str]) -> dict[str, str]:
 
 
 def _show(study: Path, table: Table, corpus: Corpus, systems: dict[str, str]) -> None:
-    from ..study.reading import describe_table
+    from ..study.results import describe_table
     from ..study.runs import known_records
 
     names = {arm.name for arm in table.arms} | systems.keys()

@@ -12,11 +12,8 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
 from ..utils.files import atomic_directory, staged_files
-from .checkpoint import Conversion
-from .clip_tower import original_tower
-from .key_maps import discriminator_key_map, generator_key_map, to_original
-from .layout import FIXED_DISCRIMINATOR, FIXED_GENERATOR
-from .original import StateDict
+from .layout import FIXED_DISCRIMINATOR, FIXED_GENERATOR, discriminator_key_map, generator_key_map, to_original
+from .original import Conversion, StateDict, original_tower
 
 RECORD = "conversion.json"
 _NOT_SHOWN_BY_SHAPES = {"prompt_layers": (1, 2, 3, 4, 5, 6, 7, 8), "attention_groups": 8, "sample_size": 224}

@@ -43,19 +43,19 @@ class BlockJPEG:
             elif marker == _DRI:
                 interval = int.from_bytes(content[at + 4 : at + 6])
             elif marker == _EXIF:
-                return None  # may ask to turn the picture
+                return None  # may ask to turn the image
             elif marker == _SOS:
                 scan_at = at + 2 + length
                 break
             at += 2 + length
         if interval != 1 or size_at is None or scan_at is None:
             return None
-        picture = cls(content, size_at, scan_at)
-        rows = -(-picture.size[1] // _SIDE)
-        return picture if len(picture._begins) == rows * picture._columns else None
+        image = cls(content, size_at, scan_at)
+        rows = -(-image.size[1] // _SIDE)
+        return image if len(image._begins) == rows * image._columns else None
 
     def crop(self, region: Region) -> Image.Image:
-        """The pixels of a region, exactly as they are in the whole picture. Raises BadImage for damaged blocks."""
+        """The pixels of a region, exactly as they are in the whole image. Raises BadImage for damaged blocks."""
         (width, height), (left, top, right, bottom) = self.size, region
         # A pixel more on each side: colours are interpolated from their neighbours.
         first_column, first_row = max(0, left - 1) // _SIDE, max(0, top - 1) // _SIDE
@@ -78,6 +78,6 @@ class BlockJPEG:
         return [scan[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True)]
 
 
-def open_picture(content: bytes) -> "Image.Image | BlockJPEG":
-    """A picture in RGB that can be cropped, undecoded if that can wait. Raises BadImage."""
+def open_image(content: bytes) -> "Image.Image | BlockJPEG":
+    """An image in RGB that can be cropped, undecoded if that can wait. Raises BadImage."""
     return BlockJPEG.parse(content) or to_rgb(decode(content))

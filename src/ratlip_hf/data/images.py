@@ -1,4 +1,4 @@
-"""Pictures as files: which bytes are a usable picture, pictures as RGB, and shrinking them for storage.
+"""Images as files: which bytes are a usable image, images as RGB, and shrinking them for storage.
 Owns decoding for the whole package, so that preparing, checking and training see the same pixels."""
 
 import io
@@ -13,7 +13,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LONGEST_JPEG = 65_500
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 13}
-# Where EXIF's orientations move a point (x, y) of a picture of w x h pixels.
+# Where EXIF's orientations move a point (x, y) of an image of w x h pixels.
 _TURNS = {
     1: lambda x, y, w, h: (x, y),
     2: lambda x, y, w, h: (w - x, y),
@@ -27,12 +27,12 @@ _TURNS = {
 
 
 class BadImage(ValueError):
-    """Bytes that are no usable picture; the text says why, in words for a report."""
+    """Bytes that are no usable image; the text says why, in words for a report."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture ready to be written: encoded bytes, suffix of its format, and by how much its sides were scaled."""
+    """An image ready to be written: encoded bytes, suffix of its format, and by how much its sides were scaled."""
 
     content: bytes
     suffix: str
@@ -40,7 +40,7 @@ class Stored:
 
 
 def decode(content: bytes) -> Image.Image:
-    """A fully loaded picture in the mode it is stored in.
+    """A fully loaded image in the mode it is stored in.
 
     Raises:
         BadImage: for text, pointers to files, damaged or cut files, unknown formats, and sizes beyond `MAX_PIXELS`.
@@ -65,7 +65,7 @@ def decode(content: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as it is meant to be seen: turned as EXIF says, transparent parts on white, three channels."""
+    """The image as it is meant to be seen: turned as EXIF says, transparent parts on white, three channels."""
     if image.mode == "RGB" and orientation(image) == 1:
         return image
     image = ImageOps.exif_transpose(image)
@@ -81,7 +81,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def remarks(image: Image.Image) -> list[str]:
-    """Properties of a usable picture that are worth counting."""
+    """Properties of a usable image that are worth counting."""
     found = [] if image.mode == "RGB" else [f"image in mode {image.mode}, seen as RGB"]
     if orientation(image) != 1:
         found.append("image that EXIF says to turn or mirror")
@@ -95,11 +95,11 @@ def orientation(image: Image.Image) -> int:
 
 
 def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn: int) -> tuple[float, ...]:
-    """A box (left, top, width, height) in stored pixels, seen in the turned picture.
+    """A box (left, top, width, height) in stored pixels, seen in the turned image.
 
     Args:
         box: in pixels of the file, as annotation tools that ignore EXIF give it.
-        size: width and height of the stored picture.
+        size: width and height of the stored image.
         turn: from `orientation`.
     """
     left, top, width, height = box
@@ -109,7 +109,7 @@ def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn
 
 
 def store(content: bytes, image: Image.Image, size: int | None, options: dict) -> Stored:
-    """The bytes to keep of a picture.
+    """The bytes to keep of an image.
 
     Args:
         content: the file it came from.

@@ -3,31 +3,31 @@ Owns their definitions; a figure is quoted with the name of one of these and the
 
 from dataclasses import asdict, dataclass
 
-from ..data.transforms import ANTIALIASED, RELEASED
+from ..data.read.transforms import ANTIALIASED, RELEASED
 from ..utils.errors import UserError
 
 SYNTHETIC_BIRDS = "synthetic-birds"
 SPACES = ("inception", "inception-released", "dinov2", "judge")
-# Kernel and neighbour scores, which need all features at once, take the first pictures of either set.
+# Kernel and neighbour scores, which need all features at once, take the first images of either set.
 KEPT = 5000
 CANDIDATES = 99
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model, or a folder of pictures, is scored.
+    """How a model, or a folder of images, is scored.
 
     Attributes:
         name, summary: for people; the name goes into the record.
-        prompts: "every_caption" of the real pictures once, caption by caption; "random_caption" of each, in shuffled
+        prompts: "every_caption" of the real images once, caption by caption; "random_caption" of each, in shuffled
             passes; or "heldout", the fixed prompts of the synthetic birds.
         passes: how often the prompts are gone through ("every_caption" ends when there are no more captions).
         whole_batches: an incomplete batch of this size at the end of each pass is dropped, as the released code does.
-        size: side of the real pictures.
-        resize: how they are brought to it, see [`~ratlip_hf.data.transforms.frame`].
-        spaces: features in which sets of pictures are compared, of `SPACES`.
-        rounded: whether pictures are rounded to bytes, as if they had been saved and read again.
-        own_clip_input: how the model's own CLIP is shown pictures; see [`~ratlip_hf.models.clip.prepare_pixels`].
+        size: side of the real images.
+        resize: how they are brought to it, see [`~ratlip_hf.data.read.transforms.frame`].
+        spaces: features in which sets of images are compared, of `SPACES`.
+        rounded: whether images are rounded to bytes, as if they had been saved and read again.
+        own_clip_input: how the model's own CLIP is shown images; see [`~ratlip_hf.clip.prepare_pixels`].
         seed: of the noise, of random captions, and of the draw of mismatched captions.
     """
 
@@ -51,7 +51,7 @@ class Protocol:
 _ALL = (
     Protocol(
         SYNTHETIC_BIRDS,
-        "the 400 held-out prompts, six pictures each, against as many renders of the same birds; offline",
+        "the 400 held-out prompts, six images each, against as many renders of the same birds; offline",
         prompts="heldout",
         passes=6,
         size=64,
@@ -59,7 +59,7 @@ _ALL = (
     ),
     Protocol(
         "standard",
-        "every test caption once against every test picture, antialiased; Inception features",
+        "every test caption once against every test image, antialiased; Inception features",
         spaces=("inception",),
     ),
     Protocol(
@@ -73,7 +73,7 @@ _ALL = (
     ),
     Protocol(
         "released",
-        "what the authors' code does: 12 shuffled passes, a random caption each, unrounded pictures, their own CLIP",
+        "what the authors' code does: 12 shuffled passes, a random caption each, unrounded images, their own CLIP",
         prompts="random_caption",
         passes=12,
         whole_batches=32,

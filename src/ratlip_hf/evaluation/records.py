@@ -13,7 +13,7 @@ from pathlib import Path
 from ..utils.files import append_line, check_appendable
 from ..version import __version__
 
-# Below this many pictures a Fréchet distance of 2048 features is mostly bias.
+# Below this many images a Fréchet distance of 2048 features is mostly bias.
 FEW = 2048
 
 _LIBRARIES = ("torch", "transformers", "diffusers", "numpy")
@@ -32,8 +32,8 @@ class Record:
 
     Attributes:
         protocol: all that must agree before two figures compare: at least `name`, `num_real` and `num_fake` (0 where
-            a protocol has no such pictures), and whatever else decides a figure, such as the split, captions per
-            picture, resize, the features' description, averaged or raw weights, the seed.
+            a protocol has no such images), and whatever else decides a figure, such as the split, captions per
+            image, resize, the features' description, averaged or raw weights, the seed.
         subject: what was scored, for example the model, its revision and the hash of its weights, or a folder.
         scores: by name, {"value": ...} and, where there is an interval, "low" and "high"; finite numbers.
         environment: versions of libraries; recorded, but no part of the protocol.
@@ -60,7 +60,7 @@ class Record:
         """What a reader has to be told beside the figures; one line each."""
         counts = {"real": self.protocol["num_real"], "generated": self.protocol["num_fake"]}
         lines = [
-            f"only {count} {kind} pictures: below {FEW} distances between sets are dominated by their bias"
+            f"only {count} {kind} images: below {FEW} distances between sets are dominated by their bias"
             for kind, count in counts.items()
             if 0 < count < FEW
         ]

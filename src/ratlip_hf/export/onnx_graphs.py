@@ -29,8 +29,8 @@ class _TextGraph(nn.Module):
         return self.text_encoder(input_ids=input_ids).text_embeds.float()
 
 
-class _PictureGraph(nn.Module):
-    """Noise [B, Z] and raw sentence embeddings [B, D] -> pictures [B, 3, S, S], nominally in [-1, 1], unclamped."""
+class _ImageGraph(nn.Module):
+    """Noise [B, Z] and raw sentence embeddings [B, D] -> images [B, 3, S, S], nominally in [-1, 1], unclamped."""
 
     def __init__(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection):
         super().__init__()
@@ -52,7 +52,7 @@ def write_text_graph(path: Path, text_encoder: CLIPTextModelWithProjection) -> N
     _write(path, _TextGraph(text_encoder), {"input_ids": ids}, "prompt_embeds")
 
 
-def write_picture_graph(path: Path, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> None:
+def write_image_graph(path: Path, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> None:
     """Write `noise` [batch, Z] and `prompt_embeds` [batch, D] -> `sample` [batch, 3, S, S].
 
     Raises:
@@ -60,17 +60,17 @@ def write_picture_graph(path: Path, generator: RATLIPGenerator, image_encoder: C
             cannot export the network, or the file would be too large for one protobuf.
     """
     if generator.couples_batch:
-        raise ValueError("the pictures of a batch depend on each other; export the generator as `one_by_one` has it")
+        raise ValueError("the images of a batch depend on each other; export the generator as `one_by_one` has it")
     config = generator.config
     inputs = {
         "noise": torch.zeros(_EXAMPLES, config.noise_dim),
         "prompt_embeds": torch.ones(_EXAMPLES, config.text_dim),
     }
-    _write(path, _PictureGraph(generator, image_encoder), inputs, "sample")
+    _write(path, _ImageGraph(generator, image_encoder), inputs, "sample")
 
 
 def one_by_one(generator: RATLIPGenerator) -> RATLIPGenerator:
-    """The same generator if its pictures are independent, else its form that draws each as a batch of one.
+    """The same generator if its images are independent, else its form that draws each as a batch of one.
 
     That is how the pipeline draws with the released recurrence, and the weights are the same in both forms.
     """

@@ -1,18 +1,128 @@
-"""`OnnxRunner`: the pipeline's call over exported graphs.
-Prompts, noise, checks and pictures are the pipeline's own; only the networks are exchanged."""
+"""Exported graphs as networks: they are called like the text tower and the generator they were made from.
+The folder of an ONNX export: the names in it and the record that says what the graphs are.
+`OnnxRunner`: the pipeline's call over exported graphs."""
 
 import functools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from diffusers import ImagePipelineOutput
+from torch import nn
 from transformers import CLIPTokenizer
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from ..models.generator import RATLIPGeneratorOutput
 from ..pipeline import RATLIPPipeline
-from .onnx_folder import PICTURE_GRAPH, TEXT_GRAPH, TOKENIZER, read_record
-from .onnx_networks import DEFAULT_PROVIDERS, OnnxGenerator, OnnxTextEncoder
+from ..utils.errors import one_line
+from . import repository
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+
+
+def require(*packages: str) -> None:
+    """Raise ImportError that names the extra unless the packages of an export are installed."""
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ImportError(f"ONNX needs {error.name or package}: pip install 'ratlip_hf[export]'") from error
+
+
+class _Graph(nn.Module):
+    """A graph in an onnxruntime session; tensors come and go on the CPU, in float32."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, path: Path, config: dict, providers: Sequence[str] = DEFAULT_PROVIDERS):
+        super().__init__()
+        require("onnxruntime")
+        import onnxruntime
+
+        self.config = SimpleNamespace(**config)
+        if unknown := set(providers) - set(onnxruntime.get_available_providers()):
+            there = ", ".join(onnxruntime.get_available_providers())
+            raise ValueError(f"this onnxruntime has no {', '.join(sorted(unknown))}; there are {there}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; they are raised as well
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            raise ValueError(f"onnxruntime cannot load {path}: {one_line(error)}") from error
+
+    def compute(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """The graph's one output. Raises ValueError when onnxruntime cannot run it on these inputs."""
+        try:
+            (output,) = self.session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
+        except Exception as error:
+            raise ValueError(f"onnxruntime cannot run the graph: {one_line(error)}") from error
+        return torch.from_numpy(output)
+
+
+class OnnxTextEncoder(_Graph):
+    """Takes the place of a `CLIPTextModelWithProjection` in `encode_text`; `config` has the values that it reads."""
+
+    def forward(self, input_ids: torch.Tensor) -> CLIPTextModelOutput:
+        return CLIPTextModelOutput(text_embeds=self.compute(input_ids=input_ids))
+
+
+class OnnxGenerator(_Graph):
+    """Takes the place of a [`RATLIPGenerator`] in a pipeline; the CLIP image tower is inside the graph."""
+
+    def __init__(self, path: Path, config: dict, couples_batch: bool, providers: Sequence[str] = DEFAULT_PROVIDERS):
+        super().__init__(path, config, providers)
+        self.couples_batch = couples_batch
+
+    def forward(
+        self, noise: torch.Tensor, prompt_embeds: torch.Tensor, image_encoder: None = None, return_dict: bool = True
+    ) -> RATLIPGeneratorOutput | tuple[torch.Tensor]:
+        sample = self.compute(noise=noise, prompt_embeds=prompt_embeds)
+        return RATLIPGeneratorOutput(sample=sample) if return_dict else (sample,)
+
+
+TEXT_GRAPH = "text_encoder.onnx"
+IMAGE_GRAPH = "generator.onnx"
+TOKENIZER = "tokenizer"
+RECORD = "onnx_export.json"
+_FORMAT = 1  # of the record: a reader refuses what it does not know
+
+
+def write_record(folder: Path, record: dict) -> None:
+    """Put `record`, which has the entries that [`read_record`] asks for, into the folder."""
+    repository.write_record(folder, RECORD, {"format": _FORMAT, **record})
+
+
+def read_record(folder: str | os.PathLike) -> dict:
+    """The record of an export.
+
+    Returns:
+        "generator": its configuration; "text_encoder": vocab_size, max_position_embeddings, eos_token_id;
+        "couples_batch": whether images of one batch influence each other; and what was exported with what.
+
+    Raises:
+        ValueError: when the folder holds no export, or one that this version cannot read.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{folder} holds no ONNX export: there is no {RECORD} (see ratlip export onnx)") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise ValueError(f"{path} was not written by this version of ratlip export onnx: export the model again")
+    if missing := {"generator", "text_encoder", "couples_batch"} - record.keys():
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    return record
+
+
+def refuse_other_folders(folder: str | os.PathLike) -> None:
+    """Raise ValueError for a folder that an export would not replace."""
+    repository.refuse_foreign(folder, RECORD, "ONNX export")
 
 
 class _GraphPipeline(RATLIPPipeline):
@@ -25,7 +135,7 @@ class OnnxRunner:
     """Draws with the graphs that `ratlip export onnx` writes.
 
     The call is that of [`RATLIPPipeline`], with the same arguments, checks and results: the same prompts and seeds
-    give the same pictures, up to rounding. onnxruntime uses as many threads as torch (`torch.set_num_threads`).
+    give the same images, up to rounding. onnxruntime uses as many threads as torch (`torch.set_num_threads`).
 
     Args:
         folder: what was given to `ratlip export onnx`.
@@ -40,7 +150,7 @@ class OnnxRunner:
         folder, self.record = Path(folder), read_record(folder)
         text_encoder = OnnxTextEncoder(folder / TEXT_GRAPH, self.record["text_encoder"], providers)
         generator = OnnxGenerator(
-            folder / PICTURE_GRAPH, self.record["generator"], self.record["couples_batch"], providers
+            folder / IMAGE_GRAPH, self.record["generator"], self.record["couples_batch"], providers
         )
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder / TOKENIZER)

@@ -1,11 +1,44 @@
-"""Convolutions and linear layers on maps [B, H, W, C], with weights laid out once for oneDNN where it is there.
-Owns the choice between oneDNN's packed operators and torch's own; nothing here knows of the networks."""
+"""Weights of the plain blocks as the fast ones use them: BatchNorm folded into the convolution, channels reordered.
+Convolutions and linear layers on maps [B, H, W, C], with weights laid out once for oneDNN where it is there."""
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from ..models.blocks import ConvBlock
+
+NORM_SLOPE = 0.01  # LeakyReLU after the BatchNorm of a ConvBlock
+
+
+def folded(block: ConvBlock) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """(weight [C_out, C_in, 3, 3], bias [C_out], slope): the block without attention as convolution and LeakyReLU.
+
+    Uses the running statistics of the norm, as in eval mode; the slope is None for the form "plain".
+    """
+    weight, norm = block.conv.weight.detach(), block.norm
+    if norm is None:
+        return weight.double(), block.conv.bias.detach().double(), None
+    scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
+    bias = norm.bias.detach().double() - scale * norm.running_mean.double()
+    return weight * scale[:, None, None, None], bias, NORM_SLOPE
+
+
+def reordered(layer: nn.Conv2d, rows: torch.Tensor | None, columns: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Weight and bias of a convolution whose output and input channels lie in the given orders; None keeps them."""
+    return rearrange(layer.weight.detach(), layer.bias.detach(), rows, columns)
+
+
+def rearrange(
+    weight: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [C_out, C_in, ...] and bias [C_out] with output channels `rows` and input channels `columns`."""
+    if rows is None:
+        return (weight if columns is None else weight[:, columns]), bias
+    return (weight[rows] if columns is None else weight[rows[:, None], columns]), bias[rows]
+
 
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
-_BATCH = 1  # oneDNN picks a layout for a shape; the one for a single picture serves every batch
+_BATCH = 1  # oneDNN picks a layout for a shape; the one for a single image serves every batch
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -32,7 +65,7 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.with_onednn:
             return F.linear(x, self.weight, self.bias)
-        # For the few tokens of a picture this is faster than torch's own product even where the weight is not packed.
+        # For the few tokens of an image this is faster than torch's own product even where the weight is not packed.
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 

@@ -1,25 +1,29 @@
-"""Scores of generated pictures as pure functions of features: no network and no picture appears here.
-What the features are and how many pictures there were is the caller's protocol, to be recorded with the score."""
+"""Scores of generated images as pure functions of features: no network and no image appears here.
+What the features are and how many images there were is the caller's protocol, to be recorded with the score."""
 
-from .attribute_accuracy import AttributeAccuracy, attribute_accuracy
-from .bootstrap import Interval, Spread, bootstrap_interval
-from .clip_score import CLIPScore, clip_score
-from .cmmd import cmmd, cmmd_with_error
+from .common import Interval, Spread, bootstrap_interval
 from .evaluate_paths import EVALUATE_MODULES, evaluate_path
-from .frechet import (
+from .kernels import cmmd, cmmd_with_error, kernel_distance, kernel_distance_of_subsets, kernel_distance_with_error
+from .prompts import (
+    AttributeAccuracy,
+    CLIPScore,
+    PromptDiversity,
+    RPrecision,
+    attribute_accuracy,
+    clip_score,
+    draw_mismatched,
+    prompt_diversity,
+    r_precision,
+)
+from .sets import (
     FeatureStatistics,
+    PrecisionRecall,
     frechet_distance,
     frechet_distance_with_error,
     frechet_from_statistics,
+    precision_recall,
+    precision_recall_hits,
 )
-from .kernel_distance import (
-    kernel_distance,
-    kernel_distance_of_subsets,
-    kernel_distance_with_error,
-)
-from .precision_recall import PrecisionRecall, precision_recall, precision_recall_hits
-from .prompt_diversity import PromptDiversity, prompt_diversity
-from .r_precision import RPrecision, draw_mismatched, r_precision
 
 __all__ = [
     "EVALUATE_MODULES",

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import torch
 
-from .checks import as_tensor
+from .common import as_tensor
 
 VECTOR = datasets.List(datasets.Value("float64"))
 LABELS = datasets.List(datasets.Value("int64"))
@@ -27,7 +27,7 @@ def module_info(description: str, features: dict) -> evaluate.MetricInfo:
 class SetComparison(evaluate.Metric, abc.ABC):
     """A metric of two sets of features that may differ in size.
 
-    `predictions` are features of generated pictures [M, d], `references` those of real ones [N, d], added together or
+    `predictions` are features of generated images [M, d], `references` those of real ones [N, d], added together or
     apart. evaluate's tables want columns of equal length, so that both sets go into one column, beside their origin.
     Subclasses have a docstring and `score(real, fake, **options)`.
     """
@@ -37,13 +37,13 @@ class SetComparison(evaluate.Metric, abc.ABC):
 
     # evaluate appends the inputs' description to the docstrings of these three, which must therefore exist.
     def add_batch(self, *, predictions=None, references=None) -> None:
-        """Add features of generated pictures, of real ones, or of both."""
+        """Add features of generated images, of real ones, or of both."""
         for vectors, is_real in ((predictions, False), (references, True)):
             if vectors is not None and len(vectors):
                 super().add_batch(vector=as_tensor(vectors).tolist(), is_real=[is_real] * len(vectors))
 
     def add(self, *, prediction=None, reference=None) -> None:
-        """Add the features of one generated picture, of one real one, or of both."""
+        """Add the features of one generated image, of one real one, or of both."""
         self.add_batch(
             predictions=None if prediction is None else [prediction],
             references=None if reference is None else [reference],

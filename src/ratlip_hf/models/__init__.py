@@ -1,9 +1,9 @@
 """The networks: generator, discriminator, and the frozen CLIP towers as they use them.
 Nothing here knows of training, data or files beyond diffusers' own loading and saving."""
 
+from .base import PRESETS
 from .discriminator import RATLIPDiscriminator, RATLIPDiscriminatorOutput
 from .generator import RATLIPGenerator, RATLIPGeneratorOutput
-from .presets import PRESETS
 
 __all__ = [
     "PRESETS",

@@ -1,5 +1,6 @@
-"""Convolution blocks of the generator: the three forms of a 3x3 convolution, a bridge block, an image block.
-They take the states of their affine layers as arguments and know nothing of where those come from."""
+"""Affine modulation of feature maps by a state vector, and the fusion unit made of two of them.
+Shuffle attention (SA-Net): channel and spatial gates on the two halves of each channel group.
+Convolution blocks of the generator: the three forms of a 3x3 convolution, a bridge block, an image block."""
 
 from collections.abc import Sequence
 
@@ -7,8 +8,91 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention import ShuffleAttention
-from .modulation import FusionUnit
+
+class Affine(nn.Module):
+    """Affine(c | h) = gamma(h) * c + beta(h), channel by channel (Eqs. 1, 2).
+
+    gamma and beta are two-layer MLPs as wide as the feature map. Their last layers start at weight 0 with bias 1 and
+    0, so a new block passes its input through unchanged.
+    """
+
+    def __init__(self, channels: int, state_dim: int):
+        super().__init__()
+        self.gamma = self._mlp(state_dim, channels, start=1.0)
+        self.beta = self._mlp(state_dim, channels, start=0.0)
+
+    @staticmethod
+    def _mlp(state_dim: int, channels: int, start: float) -> nn.Sequential:
+        mlp = nn.Sequential(nn.Linear(state_dim, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels))
+        nn.init.zeros_(mlp[-1].weight)
+        nn.init.constant_(mlp[-1].bias, start)
+        return mlp
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """x [B, C, H, W], state [B, S] -> [B, C, H, W]."""
+        return torch.addcmul(self.beta(state)[:, :, None, None], self.gamma(state)[:, :, None, None], x)
+
+
+class FusionUnit(nn.Module):
+    """Affine -> LeakyReLU(0.2) -> Affine -> LeakyReLU(0.2); one state per affine layer."""
+
+    AFFINES = 2
+
+    def __init__(self, channels: int, state_dim: int):
+        super().__init__()
+        self.affines = nn.ModuleList(Affine(channels, state_dim) for _ in range(self.AFFINES))
+
+    def forward(self, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """x [B, C, H, W] and two states [B, S] -> [B, C, H, W]."""
+        for affine, state in zip(self.affines, states, strict=True):
+            x = F.leaky_relu(affine(x, state), 0.2, inplace=True)
+        return x
+
+
+class ShuffleAttention(nn.Module):
+    """Gate one half of each group by its channel means, the other by its normalised map, then shuffle channels.
+
+    The six parameter vectors have C / 2G entries and serve all G groups.
+
+    Raises:
+        ValueError: when `channels` is not a multiple of twice `groups`.
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        if channels % (2 * groups):
+            raise ValueError(f"shuffle attention needs channels divisible by 2 * groups: {channels} and {groups}")
+        self.groups, size = groups, channels // (2 * groups)
+        self.channel_weight = nn.Parameter(torch.zeros(size))
+        self.channel_bias = nn.Parameter(torch.ones(size))
+        self.spatial_weight = nn.Parameter(torch.zeros(size))
+        self.spatial_bias = nn.Parameter(torch.ones(size))
+        self.norm_weight = nn.Parameter(torch.ones(size))
+        self.norm_bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, C, H, W] -> [B, C, H, W]."""
+        batch, channels, height, width = x.shape
+        by_channel, by_place = x.reshape(batch * self.groups, -1, height, width).chunk(2, dim=1)
+
+        means = by_channel.mean(dim=(2, 3), keepdim=True)
+        by_channel = by_channel * torch.sigmoid(_wide(self.channel_weight) * means + _wide(self.channel_bias))
+
+        # One channel per normalisation group. The norm's own affine and the gate's fold into one scale and shift.
+        scale = self.spatial_weight * self.norm_weight
+        shift = self.spatial_weight * self.norm_bias + self.spatial_bias
+        gate = F.group_norm(by_place, num_groups=len(scale), weight=scale, bias=shift, eps=1e-5)
+        by_place = by_place * torch.sigmoid(gate)
+
+        x = torch.cat([by_channel, by_place], dim=1)
+        # Interleave the two halves of all channels so that the halves of a group meet other channels next time.
+        halves = x.reshape(batch, 2, channels // 2, height, width)
+        return halves.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def _wide(vector: torch.Tensor) -> torch.Tensor:
+    return vector[:, None, None]
+
 
 CONV_BLOCKS = ("plain", "bn_act", "bn_act_sa")
 UPSAMPLINGS = ("nearest", "bilinear")

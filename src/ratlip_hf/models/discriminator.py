@@ -12,10 +12,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .base import RATLIPModel
-from .clip import CLIP_INPUTS
-from .conditioning import FeatureScale, TextConditioning
-from .validation import check_choices, check_counts, check_layers, check_numbers, check_text_options
+from ..clip import CLIP_INPUTS
+from .base import (
+    FeatureScale,
+    RATLIPModel,
+    TextConditioning,
+    check_choices,
+    check_counts,
+    check_layers,
+    check_numbers,
+    check_text_options,
+)
 
 
 @dataclass
@@ -170,7 +177,7 @@ class RATLIPDiscriminator(RATLIPModel):
         return_dict: bool = True,
         conditioned: bool = False,
     ) -> RATLIPDiscriminatorOutput | tuple[torch.Tensor]:
-        """Judge pairs of picture and sentence.
+        """Judge pairs of image and sentence.
 
         Args:
             image_features (`torch.Tensor`): [B, L, width, g, g] from [`~models.clip.image_features`].

@@ -1,4 +1,4 @@
-"""`RATLIPGenerator`: noise and a sentence embedding in, a picture out, through a frozen CLIP tower that is borrowed.
+"""`RATLIPGenerator`: noise and a sentence embedding in, an image out, through a frozen CLIP tower that is borrowed.
 The steps of `forward` are numbered as in the method: code, bridge, CLIP block, image generator, RGB."""
 
 import math
@@ -12,12 +12,18 @@ from diffusers.utils import BaseOutput
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from .base import RATLIPModel
+from ..clip import prompted_tower
+from .base import (
+    RATLIPModel,
+    TextConditioning,
+    check_choices,
+    check_counts,
+    check_layers,
+    check_numbers,
+    check_text_options,
+)
 from .blocks import CONV_BLOCKS, UPSAMPLINGS, BridgeBlock, ImageBlock
-from .clip import prompted_tower
-from .conditioning import TextConditioning
 from .recurrence import RECURRENCES, build_states
-from .validation import check_choices, check_counts, check_layers, check_numbers, check_text_options
 
 SAMPLE_SIZES = (32, 64, 128, 224, 256)
 FUSIONS = ("cat", "rat")
@@ -28,7 +34,7 @@ class RATLIPGeneratorOutput(BaseOutput):
     """Output of [`RATLIPGenerator`].
 
     Args:
-        sample (`torch.Tensor`): pictures [B, 3, S, S], nominally in [-1, 1], unclamped.
+        sample (`torch.Tensor`): images [B, 3, S, S], nominally in [-1, 1], unclamped.
     """
 
     sample: torch.Tensor
@@ -41,7 +47,7 @@ class RATLIPGenerator(RATLIPModel):
     checkpoint of this class and is never trained by it.
 
     Args:
-        sample_size (`int`): side of the pictures: 32, 64, 128, 224 or 256.
+        sample_size (`int`): side of the images: 32, 64, 128, 224 or 256.
         noise_dim (`int`): width Z of the noise.
         text_dim (`int`): width D of the sentence embedding.
         clip_width (`int`), clip_grid (`int`): width of the CLIP image tower and patches along one side.
@@ -117,7 +123,7 @@ class RATLIPGenerator(RATLIPModel):
 
     @property
     def couples_batch(self) -> bool:
-        """Whether the pictures of one batch depend on each other (the released code's recurrence)."""
+        """Whether the images of one batch depend on each other (the released code's recurrence)."""
         return self.config.fusion == "rat" and self.config.recurrence == "batch_as_time"
 
     def forward(
@@ -127,7 +133,7 @@ class RATLIPGenerator(RATLIPModel):
         image_encoder: CLIPVisionModelWithProjection,
         return_dict: bool = True,
     ) -> RATLIPGeneratorOutput | tuple[torch.Tensor]:
-        """Draw one picture per row of `noise` and `prompt_embeds`.
+        """Draw one image per row of `noise` and `prompt_embeds`.
 
         Args:
             noise (`torch.Tensor`): z [B, Z], standard normal.
@@ -182,8 +188,8 @@ class RATLIPGenerator(RATLIPModel):
         self.check_tower(image_encoder.config)
         if self.couples_batch and len(noise) > 1:
             warnings.warn(
-                "recurrence='batch_as_time' reproduces the released code, in which every picture of a batch depends "
-                "on all of its prompts; draw one sample at a time for independent pictures",
+                "recurrence='batch_as_time' reproduces the released code, in which every image of a batch depends "
+                "on all of its prompts; draw one sample at a time for independent images",
                 stacklevel=3,
             )
 
@@ -192,7 +198,7 @@ def image_sizes(sample_size: int, clip_grid: int) -> list[int]:
     """Sides of the image blocks: powers of two from 8 (or the first that holds the grid) and `sample_size` last.
 
     Raises:
-        ValueError: for a grid larger than the picture.
+        ValueError: for a grid larger than the image.
     """
     if clip_grid > sample_size:
         raise ValueError(f"clip_grid must lie in 1..sample_size ({sample_size}), not {clip_grid}")

@@ -136,7 +136,7 @@ TABLES = {
 
 
 def other_system(name: str) -> Arm:
-    """Something that is scored by its pictures only."""
+    """Something that is scored by its images only."""
     return Arm(name, name)
 
 

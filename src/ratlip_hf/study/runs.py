@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation.records import Record, append_record, read_records
-from ..training.options import load_config
-from ..training.state import Checkpoints
+from ..training.checkpoints import Checkpoints
+from ..training.config import load_config
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from .plan import Arm, Corpus
@@ -91,7 +91,7 @@ def is_scored(arm: str, seed: int, records: Sequence[Record]) -> bool:
 
 
 def add_record(study: Path, arm: str, seed: int, record: Record) -> None:
-    """Append to the study's records; named by arm and seed, not by where model or pictures lie."""
+    """Append to the study's records; named by arm and seed, not by where model or images lie."""
     facts = {name: value for name, value in record.subject.items() if name not in ("model", "images")}
     append_record(study / RECORDS, dataclasses.replace(record, subject={"arm": arm, "seed": seed, **facts}))
 

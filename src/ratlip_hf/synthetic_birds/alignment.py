@@ -11,7 +11,7 @@ from ..utils.errors import CommandParser, command_line
 from .attributes import PARTS
 from .dataset import load_heldout_prompts, prompt_bird, prompt_labels
 from .judge import BirdJudge, to_signed
-from .rendering import first_render_seed, render_pixels
+from .renderer import first_render_seed, render_pixels
 
 Generate = Callable[[list[str], list[int]], torch.Tensor]
 
@@ -21,17 +21,17 @@ _BATCH = 50
 def measure_alignment(
     generate: Generate, judges: Sequence[BirdJudge], prompts: list[dict], noise_seeds: Sequence[int] = (0, 1, 2)
 ) -> dict:
-    """Let judges read the colours of generated pictures and compare them with the prompts'.
+    """Let judges read the colours of generated images and compare them with the prompts'.
 
     Args:
-        generate: takes a list of prompts and as many integer seeds, returns pictures [N, 3, 64, 64] in [-1, 1].
+        generate: takes a list of prompts and as many integer seeds, returns images [N, 3, 64, 64] in [-1, 1].
         judges: the colour readers; at least one.
         prompts: entries as in `heldout_prompts.jsonl`.
         noise_seeds: every prompt is drawn once for each; at least one.
 
     Returns:
         "judges": accuracy per part for each judge; "parts": the same averaged over judges; "mean": over everything;
-        "all_three": share of pictures with all parts right; "spread_over_seeds": standard deviation of the mean
+        "all_three": share of images with all parts right; "spread_over_seeds": standard deviation of the mean
         between noise seeds; "standard_error": of the mean, over prompts; "real_renders": the "parts" and "mean"
         figures for renders of the same attributes; "num_prompts" and "noise_seeds".
     """
@@ -78,18 +78,18 @@ def _real_renders(prompts: list[dict]) -> torch.Tensor:
     return to_signed(render_pixels(birds, list(range(first, first + len(birds)))))
 
 
-def attribute_hits(pictures: torch.Tensor, judges: Sequence[BirdJudge], labels: torch.Tensor) -> torch.Tensor:
+def attribute_hits(images: torch.Tensor, judges: Sequence[BirdJudge], labels: torch.Tensor) -> torch.Tensor:
     """Compare what judges read with what prompts ask for.
 
     Args:
-        pictures: [N, 3, 64, 64] in [-1, 1].
+        images: [N, 3, 64, 64] in [-1, 1].
         judges: J colour readers.
         labels: colour indices [N, 3] as from `prompt_labels`.
 
     Returns:
         [J, N, 3], 1.0 where a judge reads the colour that the prompt asks for, else 0.0.
     """
-    return torch.stack([(judge.read(pictures) == labels).float() for judge in judges])
+    return torch.stack([(judge.read(images) == labels).float() for judge in judges])
 
 
 @command_line

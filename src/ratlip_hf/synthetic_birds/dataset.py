@@ -1,5 +1,5 @@
 """Synthetic birds as an ordinary `datasets` dataset, and the fixed prompts on which alignment is measured.
-Owns the columns and the prompts file; pictures are rendered in memory, nothing is downloaded."""
+Owns the columns and the prompts file; images are rendered in memory, nothing is downloaded."""
 
 import io
 import json
@@ -9,8 +9,7 @@ import datasets
 
 from .attributes import COLOURS, FIELD_VOCABULARIES, PARTS, SPLITS, BirdAttributes
 from .captions import full_caption, make_captions
-from .renderer import render_bird
-from .rendering import sample_birds, wording_rng
+from .renderer import render_bird, sample_birds, wording_rng
 
 PROMPT_FILE = "heldout_prompts.jsonl"
 PROMPT_COUNT = 400
@@ -35,7 +34,7 @@ def make_dataset(split: str, num_images: int, seed: int = 0, image_size: int = 6
     """Render `num_images` birds of the "train" split (seen colour triples) or the "test" split (held-out ones).
 
     Columns: `image` (PIL, image_size x image_size), `captions` (10 strings), and one class label each for `crown`,
-    `belly`, `wing`, `direction`, `background`, `perch` and `size`. The same arguments give the same data set.
+    `belly`, `wing`, `direction`, `background`, `perch` and `size`. The same arguments give the same dataset.
     Raises `ValueError` for an unknown split, a size below 64 or fewer than one image.
     """
     if split not in SPLITS:

@@ -1,4 +1,4 @@
-"""A small network that reads attributes off a picture of a synthetic bird, trained apart from every CLIP.
+"""A small network that reads attributes off an image of a synthetic bird, trained apart from every CLIP.
 Owns its architecture, its training on augmented renders of all colour triples, and the command that writes it."""
 
 import json
@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
 from .attributes import FIELD_VOCABULARIES, PARTS, SCENE, attribute_labels
-from .rendering import render_pixels, sample_birds
+from .renderer import render_pixels, sample_birds
 
 GATE = 0.97
 READS = {"colours": PARTS, "scene": SCENE}
@@ -24,10 +24,10 @@ _BATCH = 64
 
 
 class BirdJudge(ModelMixin, ConfigMixin):
-    """Convolutional reader of pictures [B, 3, 64, 64] in [-1, 1]: logits [B, words of the field] for each field.
+    """Convolutional reader of images [B, 3, 64, 64] in [-1, 1]: logits [B, words of the field] for each field.
 
     `reads` are fields of `BirdAttributes`; words stand in the order of their vocabularies. The default is colours.
-    Raises `ValueError` for pictures of another shape.
+    Raises `ValueError` for images of another shape.
     """
 
     @register_to_config
@@ -42,36 +42,36 @@ class BirdJudge(ModelMixin, ConfigMixin):
         self.words = [len(FIELD_VOCABULARIES[name]) for name in reads]
         self.head = nn.Linear(before * 16, sum(self.words))
 
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.head(self.features(pictures)).split(self.words, dim=1)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.head(self.features(images)).split(self.words, dim=1)
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         """What the last layer reads, [B, 16 * widths[-1]]."""
-        if pictures.ndim != 4 or pictures.shape[1:] != (3, 64, 64):
-            raise ValueError(f"the judge reads pictures [B, 3, 64, 64]; got {list(pictures.shape)}")
-        return self.layers(pictures).flatten(1)
+        if images.ndim != 4 or images.shape[1:] != (3, 64, 64):
+            raise ValueError(f"the judge reads images [B, 3, 64, 64]; got {list(images.shape)}")
+        return self.layers(images).flatten(1)
 
     @torch.no_grad()
-    def read(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return the most likely words [B, fields] of pictures [B, 3, 64, 64] in [-1, 1], as indices."""
-        parts = [[logits.argmax(1) for logits in self(part)] for part in pictures.split(256)]
+    def read(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the most likely words [B, fields] of images [B, 3, 64, 64] in [-1, 1], as indices."""
+        parts = [[logits.argmax(1) for logits in self(part)] for part in images.split(256)]
         return torch.cat([torch.stack(words, dim=1) for words in parts])
 
 
-def augment(pictures: torch.Tensor) -> torch.Tensor:
+def augment(images: torch.Tensor) -> torch.Tensor:
     """Make renders [B, 3, H, W] in [-1, 1] imperfect like generated ones: shifted, blurred, noisy, brighter or paler.
 
     Draws from torch's global generator; the result may leave the range slightly.
     """
-    count = len(pictures)
+    count = len(images)
     down, right = torch.randint(-3, 4, (2,)).tolist()
-    pictures = pictures.roll((down, right), dims=(2, 3))
-    blurred = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    pictures = torch.lerp(pictures, blurred, torch.rand(count, 1, 1, 1))
+    images = images.roll((down, right), dims=(2, 3))
+    blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = torch.lerp(images, blurred, torch.rand(count, 1, 1, 1))
     contrast = 1 + 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
     brightness = 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
-    noise = 0.2 * torch.rand(count, 1, 1, 1) * torch.randn_like(pictures)
-    return pictures * contrast + brightness + noise
+    noise = 0.2 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
+    return images * contrast + brightness + noise
 
 
 def _renders(

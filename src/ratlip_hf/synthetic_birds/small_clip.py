@@ -1,19 +1,24 @@
-"""Trains the small CLIP on renders of seen colour triples until it binds colours to parts and words to scenes.
-Owns the losses with wrong captions and with labels, the schedule and the command that writes the model folder."""
+"""The architecture of the small CLIP and its tokenizer, before any training.
+What a trained small CLIP must show before it may guide a generator: it binds words to parts on unseen triples.
+Trains the small CLIP on renders of seen colour triples until it binds colours to parts and words to scenes."""
 
 import json
 import random
 import sys
 import time
+from dataclasses import replace
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from ..clip import prepare_pixels
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
 from .attributes import (
+    COLOURS,
     FIELD_VOCABULARIES,
     PARTS,
     BirdAttributes,
@@ -21,10 +26,162 @@ from .attributes import (
     swap_two_parts,
     with_another_word,
 )
-from .captions import any_caption, make_captions, named_scene, scene_caption
-from .rendering import render_pixels, sample_birds
-from .small_clip_checks import HeldOutChecks, embed_images, embed_texts
-from .small_clip_model import build_tokenizer, small_clip_config
+from .captions import any_caption, full_caption, make_captions, named_scene, scene_caption
+from .renderer import render_pixels, sample_birds, wording_rng
+
+MAX_TOKENS = 40
+
+_BEGIN, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
+def build_tokenizer(captions: list[str], vocab_size: int = 700) -> CLIPTokenizer:
+    """Train a `CLIPTokenizer` (lower-cased byte-level BPE, at most 40 tokens) on captions.
+
+    The end token has the highest id, so both ways in which CLIP looks for it agree.
+    The vocabulary holds all byte symbols and thus never has fewer than 514 entries.
+    """
+    pattern = CLIPTokenizer().backend_tokenizer
+    bpe = Tokenizer(
+        models.BPE(continuing_subword_prefix="", end_of_word_suffix=_WORD_END, fuse_unk=False, unk_token=_END)
+    )
+    bpe.normalizer, bpe.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        end_of_word_suffix=_WORD_END,
+        continuing_subword_prefix="",
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    bpe.train_from_iterator(captions, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    # The trainer leaves out most word-final byte symbols; without them an unseen word would lose letters.
+    symbols = [*alphabet, *(letter + _WORD_END for letter in alphabet)]
+    symbols += [first + second for first, second in merges] + list(learned["vocab"])
+    symbols = [*dict.fromkeys(symbols), _BEGIN, _END]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def small_clip_config(tokenizer: CLIPTokenizer, image_size: int = 64) -> CLIPConfig:
+    """Configuration of a CLIP with 1.2 million parameters: ViT of width 96 on 8-pixel patches, text width 128."""
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "patch_size": 8,
+        "image_size": image_size,
+        "projection_dim": 128,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_TOKENS,
+        "projection_dim": 128,
+        **special,
+    }
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, **special)
+
+
+_PART_PROMPTS = {"crown": "a bird with a {} crown", "belly": "a bird with a {} belly", "wing": "a bird with {} wings"}
+_BATCH = 256
+_CHOICE_COUNT = 300
+
+
+def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Unit-length text embeddings [N, projection]; padded only to the longest caption given."""
+    tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+    return functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+
+
+def embed_images(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Unit-length image embeddings [N, projection] of images in [0, 1]."""
+    pixels = prepare_pixels(2 * pixels - 1, model.config.vision_config.image_size)
+    return functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+
+
+class HeldOutChecks:
+    """Renders of held-out triples with their captions, kept so that a model can be checked repeatedly."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, count: int = 1200, seed: int = 0, image_size: int = 64):
+        birds, seeds = sample_birds("clip_check", seed, count, "test")
+        # A bird of one colour has no exchanged caption to be confused with.
+        kept = [index for index, bird in enumerate(birds) if len(set(bird.colours)) > 1]
+        birds, seeds = [birds[index] for index in kept], [seeds[index] for index in kept]
+        self.tokenizer = tokenizer
+        self.birds: list[BirdAttributes] = birds
+        self.pixels = render_pixels(birds, seeds, image_size).float() / 255
+        self.labels = torch.tensor([bird.colour_labels for bird in birds])
+        self.captions, self.exchanged, self.elsewhere, self.wordings = [], [], [], []
+        for bird, render_seed in zip(birds, seeds, strict=True):
+            rng = wording_rng(render_seed)
+            exchanged, wording = swap_two_parts(bird, rng), rng.getrandbits(32)
+            self.wordings.append(wording)
+            self.captions.append(full_caption(bird, random.Random(wording)))
+            self.exchanged.append(full_caption(exchanged, random.Random(wording)))
+            self.elsewhere.append(self._scene_changed(bird, wording, rng))
+
+    def _scene_changed(self, bird: BirdAttributes, wording: int, rng: random.Random) -> str | None:
+        """The last caption with another direction, background or perch; None where it names none of them."""
+        named = named_scene(self.captions[-1], bird)
+        if not named:
+            return None
+        return full_caption(with_another_word(bird, rng.choice(named), rng), random.Random(wording))
+
+    @torch.no_grad()
+    def measure_choice(self, model: CLIPModel) -> dict[str, float]:
+        """Return per part how often a render prefers its full caption to the seven with another colour for that part.
+
+        Much slower than `measure`, hence on the first 300 renders only; names are "crown_in_caption" and so on.
+        """
+        model.eval()
+        images = embed_images(model, self.pixels[:_CHOICE_COUNT])
+        figures = {}
+        for index, part in enumerate(PARTS):
+            choices = [
+                full_caption(replace(bird, **{part: colour}), random.Random(wording))
+                for bird, wording in zip(self.birds[: len(images)], self.wordings, strict=False)
+                for colour in COLOURS
+            ]
+            batches = (choices[start : start + _BATCH] for start in range(0, len(choices), _BATCH))
+            texts = torch.cat([embed_texts(model, self.tokenizer, batch) for batch in batches])
+            guesses = torch.einsum("nd,ncd->nc", images, texts.unflatten(0, (len(images), -1))).argmax(-1)
+            hits = guesses == self.labels[: len(images), index]
+            figures[f"{part}_in_caption"] = round(hits.float().mean().item(), 4)
+        return figures
+
+    @torch.no_grad()
+    def measure(self, model: CLIPModel) -> dict[str, float]:
+        """Return the share of renders that prefer their caption over the exchanged one ("swap_accuracy") and over one
+        of another scene ("scene_accuracy", of those that name a scene; 0 if none does), the zero-shot colour accuracy
+        per part ("crown", "belly", "wing"), and the number of renders ("count")."""
+        was_training = model.training
+        model.eval()
+        images = torch.cat([embed_images(model, pixels) for pixels in self.pixels.split(_BATCH)])
+        truth = (images * embed_texts(model, self.tokenizer, self.captions)).sum(-1)
+        rival = (images * embed_texts(model, self.tokenizer, self.exchanged)).sum(-1)
+        named = [index for index, text in enumerate(self.elsewhere) if text is not None]
+        other = embed_texts(model, self.tokenizer, [self.elsewhere[index] for index in named] or [""])
+        scene = truth[named] > (images[named] * other[: len(named)]).sum(-1)
+        figures = {"swap_accuracy": (truth > rival).float().mean().item()}
+        figures["scene_accuracy"] = scene.float().mean().item() if named else 0.0
+        for index, part in enumerate(PARTS):
+            prompts = embed_texts(model, self.tokenizer, [_PART_PROMPTS[part].format(colour) for colour in COLOURS])
+            guesses = (images @ prompts.T).argmax(-1)
+            figures[part] = (guesses == self.labels[:, index]).float().mean().item()
+        model.train(was_training)
+        return {name: round(value, 4) for name, value in figures.items()} | {"count": len(self.captions)}
+
 
 # What the tests by rival captions must reach: colours exchanged, and another scene.
 GATES = {"swap_accuracy": 0.98, "scene_accuracy": 0.95}
@@ -113,7 +270,7 @@ class _Batches:
         self.drawn = 0
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Return pictures [B, 3, H, W] near [0, 1], their labels, and B captions followed by 3 B rival ones."""
+        """Return images [B, 3, H, W] near [0, 1], their labels, and B captions followed by 3 B rival ones."""
         self.drawn += 1
         # Without texts longer than any single caption the last position embeddings would stay untrained.
         long = self.drawn % _LONG_TEXT_EVERY == 0

@@ -7,9 +7,8 @@ import sys
 
 import transformers
 
-from ..utils.errors import UserError, command_line
-from ..utils.logs import first_few
-from .options import load_config
+from ..utils.errors import UserError, command_line, first_few
+from .config import load_config
 
 
 @command_line
@@ -21,11 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     if first:
         print(config.to_json(), end="", flush=True)
     try:
-        from .loop import train  # needs packages that drawing does without
+        from .loop import train
     except ModuleNotFoundError as error:
         raise UserError(f"training needs {error.name}: pip install 'ratlip_hf[train]'") from error
     transformers.logging.disable_progress_bar()  # one for every saved file would bury the log
-    with first_few(logging.getLogger("ratlip_hf.frozen_clip")):
+    with first_few(logging.getLogger("ratlip_hf.clip")):
         train(config)
     return 0
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..models.base import checkpoint_module
 from ..models.blocks import ImageBlock
-from ..models.checkpointing import checkpoint_module
 
 
 class LateResizing(ImageBlock):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 AUGMENTATIONS = ("color", "translation", "cutout")
 _STREAM = 6  # random stream of the draws; data readers have others
 _DRAWS = 7  # uniform numbers per sample: three for colour, two for each of the others
-_SHIFT, _HOLE = 1 / 8, 1 / 2  # largest translation and side of the hole, as shares of the picture's side
+_SHIFT, _HOLE = 1 / 8, 1 / 2  # largest translation and side of the hole, as shares of the image's side
 
 
 def draw(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
@@ -20,7 +20,7 @@ def draw(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, names: Sequence[str], draws: torch.Tensor | None) -> torch.Tensor:
-    """Change pictures [B, 3, H, W] in [-1, 1] in the ways of `names`, by numbers [B, 7] from [`draw`]; differentiable.
+    """Change images [B, 3, H, W] in [-1, 1] in the ways of `names`, by numbers [B, 7] from [`draw`]; differentiable.
 
     "color": brightness, saturation and contrast. "translation": a shift by up to an eighth, zeros move in. "cutout": a
     square hole of half the side, which may reach over the edge. They are applied in this order; without any, no

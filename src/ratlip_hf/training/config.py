@@ -1,15 +1,19 @@
 """Everything that can be set about a training run: one dataclass, the only home of its defaults.
-Owns validation of single values and of combinations; `options` fills it from files and command lines."""
+From JSON file and command line to a [`TrainingConfig`]: an unknown key is an error, and so is a wrong kind."""
 
 import dataclasses
 import json
 import math
+import os
+import types
+import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..data.transforms import ANTIALIASED, VARIANTS
+from ..data.read.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
-from ..utils.errors import UserError
+from ..utils.errors import CommandParser, UserError
 from .augmentation import AUGMENTATIONS
 
 PRECISIONS = ("no", "fp16", "bf16")
@@ -59,27 +63,25 @@ class TrainingConfig:
     clip_revision: str | None = _option(None, "branch, tag or commit of the CLIP repository")
 
     # Data
-    dataset_name: str | None = _option(None, "'synthetic-birds' or a data set for datasets.load_dataset")
+    dataset_name: str | None = _option(None, "'synthetic-birds' or a dataset for datasets.load_dataset")
     train_data_dir: str | None = _option(None, "folder with Parquet files or an image folder, instead of dataset_name")
     data_mixture: dict = _option(
-        dict, "folders or data sets and their weights (JSON), instead of dataset_name: {'birds': 3, 'flowers': 1}"
+        dict, "folders or datasets and their weights (JSON), instead of dataset_name: {'birds': 3, 'flowers': 1}"
     )
-    image_column: str = _option("image", "column with pictures")
+    image_column: str = _option("image", "column with images")
     caption_column: str = _option("captions", "column with one caption or a list of captions")
     box_column: str = _option("bbox", "column with left, top, width, height of the object, where there is one")
     crop_to_box: bool = _option(True, "crop to the box, with a margin, where there is one")
-    random_crop: bool = _option(True, "crop at random; off: the middle. Pictures of the right size stay whole")
-    resize: str = _option(
-        ANTIALIASED, f"how pictures are cropped and scaled: {', '.join(VARIANTS)} (the released code)"
-    )
-    streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole data set")
+    random_crop: bool = _option(True, "crop at random; off: the middle. Images of the right size stay whole")
+    resize: str = _option(ANTIALIASED, f"how images are cropped and scaled: {', '.join(VARIANTS)} (the released code)")
+    streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole dataset")
     stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming")
     text_embeddings: bool = _option(
         False, "compute the captions' embeddings once, or take those of `ratlip data embed`; no text tower in the loop"
     )
     max_train_samples: int | None = _option(None, "use the first N samples (for synthetic-birds: how many to draw)")
-    random_flip: bool = _option(True, "mirror half of the pictures; off where captions speak of left and right")
-    dataloader_num_workers: int = _option(0, "processes that decode pictures beside each training process")
+    random_flip: bool = _option(True, "mirror half of the images; off where captions speak of left and right")
+    dataloader_num_workers: int = _option(0, "processes that decode images beside each training process")
 
     # Optimisation (method section 6)
     max_train_images: int = _option(1_000_000, "length of the run in real images seen")
@@ -92,7 +94,7 @@ class TrainingConfig:
     adam_beta1: float = _option(0.0, "Adam, both networks")
     adam_beta2: float = _option(0.9, "Adam, both networks")
     adam_epsilon: float = _option(1e-8, "Adam, both networks")
-    similarity_weight: float = _option(4.0, "lambda of Eq. 8: weight of the CLIP similarity")
+    clip_loss_weight: float = _option(4.0, "lambda of Eq. 8: weight of the CLIP similarity")
     penalty_weight: float = _option(2.0, "k of Eq. 8: weight of the gradient penalty")
     penalty_power: float = _option(6.0, "p of Eq. 8: power of the gradient norm")
     penalty_form: str = _option("summed", f"norm of the two gradients: {', '.join(PENALTY_FORMS)} (the released code)")
@@ -119,11 +121,11 @@ class TrainingConfig:
     report_to: str | None = _option(None, f"tracker beside log.jsonl: {', '.join(TRACKERS)}")
     sample_every: int = _option(8_000, "real images between sample grids")
     evaluate_every: int | None = _option(None, "real images between quick evaluations, which keep the best weights")
-    evaluation_samples: int = _option(256, "pictures drawn for a quick evaluation")
+    evaluation_samples: int = _option(256, "images drawn for a quick evaluation")
     push_to_hub: bool = _option(False, "upload pipeline, samples and model card to the Hub at every checkpoint")
     hub_model_id: str | None = _option(None, "repository on the Hub, name or user/name; by default as output_dir")
     hub_private_repo: bool = _option(False, "make the repository a private one")
-    hub_license: str = _option("unknown", "licence on the model card, in the Hub's spelling, for example cc-by-nc-4.0")
+    hub_license: str = _option("unknown", "license on the model card, in the Hub's spelling, for example cc-by-nc-4.0")
     dry_run: bool = _option(False, "print configuration, sizes, memory and data, and end")
 
     @property
@@ -149,7 +151,7 @@ class TrainingConfig:
         if self.resize not in VARIANTS:
             raise UserError(f"resize must be one of {', '.join(VARIANTS)}, not {self.resize!r}")
         if any(type(weight) not in (int, float) or not 0 < weight < math.inf for weight in self.data_mixture.values()):
-            raise UserError(f"data_mixture must give each data set a positive weight, not {self.data_mixture}")
+            raise UserError(f"data_mixture must give each dataset a positive weight, not {self.data_mixture}")
         if self.streaming and (self.max_train_samples is not None or self.dataset_name == "synthetic-birds"):
             raise UserError(
                 "streaming reads whole corpora from Parquet files: neither max_train_samples nor drawn birds"
@@ -183,3 +185,79 @@ class TrainingConfig:
         if not 0 <= self.final_learning_rate_factor <= 1:
             raise UserError(f"final_learning_rate_factor must lie in [0, 1], not {self.final_learning_rate_factor}")
         return self
+
+
+SHIPPED = Path(__file__).parent / "configs"
+_KINDS = typing.get_type_hints(TrainingConfig)
+
+
+def load_config(argv: list[str] | None = None) -> TrainingConfig:
+    """Defaults, then the JSON file of `--config`, then command-line options; validated.
+
+    `mixed_precision` is resolved: unless it is given, accelerate's launcher says what it is.
+
+    `--config NAME` takes a file, or the name of a configuration that ships with the package.
+
+    Raises:
+        UserError: for unknown keys, unreadable files, and values of the wrong kind.
+    """
+    parser = CommandParser(prog="ratlip_hf.training", description="Train a RATLIP generator.")
+    shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.json")))
+    parser.add_argument("--config", help=f"JSON file, or one of: {shipped}")
+    for item in dataclasses.fields(TrainingConfig):
+        flag = {"nargs": "?", "const": "true"} if _KINDS[item.name] is bool else {}
+        parser.add_argument(f"--{item.name}", help=item.metadata["help"], metavar="VALUE", **flag)
+    options = vars(parser.parse_args(argv))
+    values = _read_json(options.pop("config"))
+    values |= {name: _parse(name, text) for name, text in options.items() if text is not None}
+    config = TrainingConfig(**values)
+    config.mixed_precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return config.validate()
+
+
+def _read_json(source: str | None) -> dict:
+    if source is None:
+        return {}
+    path = Path(source) if Path(source).suffix == ".json" else SHIPPED / f"{source}.json"
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read configuration {source}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} must hold one JSON object")
+    for name, value in values.items():
+        if name not in _KINDS:
+            raise UserError(f"{source} has the unknown key {name!r}")
+        values[name] = _checked(name, value)
+    return values
+
+
+def _parse(name: str, text: str):
+    """The value of an option from its text; 'none' stands for None where that is allowed."""
+    kinds = _kinds(name)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if str in kinds:
+        return text
+    try:
+        value = json.loads(text.lower() if bool in kinds else text)
+    except json.JSONDecodeError:
+        value = text
+    return _checked(name, value)
+
+
+def _checked(name: str, value):
+    """The value if it is of the right kind; a whole number where a fraction is meant becomes one."""
+    kinds = _kinds(name)
+    if type(value) is int and float in kinds and int not in kinds:
+        value = float(value)
+    if type(value) not in kinds:
+        raise UserError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, not {value!r}")
+    return value
+
+
+def _kinds(name: str) -> tuple[type, ...]:
+    hint = _KINDS[name]
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..frozen_clip import FrozenCLIP
+from ..clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from .arrangement import arrange
 from .config import TrainingConfig

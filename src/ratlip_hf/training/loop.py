@@ -1,5 +1,5 @@
-"""The training loop, read from top to bottom: prepare, iterate, report, save.
-Owns the order of things in time; what a step does is in `step`, what takes part in `run`."""
+"""What a run leaves behind besides checkpoints and logs: pipeline, discriminator, sample grids and configuration.
+The training loop, read from top to bottom: prepare, iterate, report, save."""
 
 import contextlib
 import json
@@ -12,16 +12,49 @@ from pathlib import Path
 import torch
 from torch.nn.utils import get_total_norm
 
+from ..models import RATLIPDiscriminator
+from ..pipeline import RATLIPPipeline, prepare_latents
+from ..utils.display import grid_image
 from ..utils.errors import UserError
-from ..utils.precision import at_least_float32
+from ..utils.files import atomic_directory, atomic_write, remove_unfinished, staged_files
+from ..utils.networks import at_least_float32
 from .config import TrainingConfig
-from .evaluation import QuickEvaluation
+from .monitor import Report
 from .optimization import rate_factor
-from .outputs import save_models, save_run_config, save_samples
-from .preparation import describe, step_inputs
-from .reporting import Report
-from .run import SAMPLE_CAPTIONS, Run, prepare
+from .run import SAMPLE_CAPTIONS, Run, describe, prepare, step_inputs
 from .step import Networks, training_step
+from .validation import QuickEvaluation
+
+
+def save_models(output_dir: Path, pipeline: RATLIPPipeline, discriminator: RATLIPDiscriminator) -> None:
+    """Write `pipeline/` (averaged generator) and `discriminator/` beside it."""
+    for name, model in (("pipeline", pipeline), ("discriminator", discriminator)):
+        with atomic_directory(output_dir / name) as folder:
+            model.save_pretrained(folder)
+        remove_unfinished(output_dir / name)
+
+
+def save_run_config(output_dir: Path, config: TrainingConfig, clip: dict) -> None:
+    """Write `config.json`, which `--config` reads again, and `clip.json`: which frozen CLIP the run really used."""
+    atomic_write(output_dir / "config.json", config.to_json())
+    atomic_write(output_dir / "clip.json", json.dumps(clip, indent=2) + "\n")
+
+
+def save_samples(
+    output_dir: Path,
+    step: int,
+    pipeline: RATLIPPipeline,
+    prompt_embeds: torch.Tensor,
+    batch_size: int,
+    per_sentence: int = 4,
+) -> None:
+    """Write `samples/step-<n>.png`: images of each of the sentences, the same noise in every grid of the run."""
+    noise = prepare_latents(per_sentence, pipeline.generator.config.noise_dim, torch.Generator().manual_seed(0))
+    options = {"num_images_per_prompt": per_sentence, "latents": noise.repeat(len(prompt_embeds), 1)}
+    images = pipeline(prompt_embeds=prompt_embeds, batch_size=batch_size, **options).images
+    with staged_files(output_dir / "samples") as folder:
+        grid_image(images, columns=2 * per_sentence).save(folder / f"step-{step:08d}.png")
+
 
 logger = logging.getLogger(__name__)
 

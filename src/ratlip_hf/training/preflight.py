@@ -1,7 +1,8 @@
 """What can be known to go wrong before a run's first step: refused in one line, or, where it may be meant, warned of.
-Owns the checks of surroundings, disk and data; single values are checked in `config`, CLIP's fit in `preparation`."""
+`--dry_run`: what a run would be, in figures, without taking a step and without leaving a file."""
 
 import logging
+import math
 import os
 import shutil
 import statistics
@@ -9,20 +10,23 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 
-from ..data.block_jpeg import open_picture
-from ..data.loading import naming_damage
-from ..data.rows import MixedRows, Row, Rows, ShardRows
-from ..data.transforms import RELEASED, object_region
+from ..clip import FrozenCLIP
+from ..data.block_jpeg import open_image
+from ..data.read.rows import MixedRows, Row, Rows, ShardRows, naming_damage
+from ..data.read.transforms import RELEASED, object_region
+from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..utils.display import as_size
 from ..utils.errors import UserError
-from ..utils.shown import as_size
 from .config import TrainingConfig
-from .data import CaptionedImages
-from .footprint import DiskUse
+from .footprint import DiskUse, disk_use, memory_use
+from .samples import CaptionedImages
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 64  # pictures that are looked at
+SAMPLE = 64  # images that are looked at
 _STREAM_CAPTIONS = 1000  # rows of a stream whose captions are looked at
 
 
@@ -83,23 +87,23 @@ def check_disk(config: TrainingConfig, use: DiskUse) -> None:
 
 
 def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> None:
-    """Look through the captions, of a stream through the first ones, and at some pictures.
+    """Look through the captions, of a stream through the first ones, and at some images.
 
-    Warns of a corpus smaller than a step, and of pictures that mostly have to be enlarged.
+    Warns of a corpus smaller than a step, and of images that mostly have to be enlarged.
 
     Raises:
-        UserError: for empty captions, damaged pictures among those looked at, or one caption for everything.
+        UserError: for empty captions, damaged images among those looked at, or one caption for everything.
     """
     _check_captions(data.rows)
     if len(data) < per_step:
         logger.warning(
-            "a step of %d images is larger than the data set of %d: it shows some twice", per_step, len(data)
+            "a step of %d images is larger than the dataset of %d: it shows some twice", per_step, len(data)
         )
     sides = [min(size) for size in sample_sizes(config, data)]
     small = sum(side < data.size for side in sides)
     if 2 * small > len(sides):
         logger.warning(
-            "%d of %d pictures looked at are smaller than the %d pixels to be trained on (median of the shorter "
+            "%d of %d images looked at are smaller than the %d pixels to be trained on (median of the shorter "
             "side: %d) and are enlarged: expect blurred results, or train on smaller ones (sample_size)",
             small,
             len(sides),
@@ -109,9 +113,9 @@ def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> 
 
 
 def sample_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[int, int]]:
-    """Width and height of what can be shown of the first pictures, that is, of the object's region where there is one.
+    """Width and height of what can be shown of the first images, that is, of the object's region where there is one.
 
-    Raises UserError for a picture that cannot be opened.
+    Raises UserError for an image that cannot be opened.
     """
     return [_shown_size(data.rows.row(visit), config) for visit in range(min(SAMPLE, len(data)))]
 
@@ -169,14 +173,100 @@ def _check_captions(rows: Rows) -> None:
                 captions.update(of_row)
     if len(captions) == 1 and sum(counts) == len(rows):
         raise UserError(
-            f"all captions are {captions.pop()!r}: training needs pairs of pictures and captions that do not match"
+            f"all captions are {captions.pop()!r}: training needs pairs of images and captions that do not match"
         )
 
 
 def _shown_size(row: Row, config: TrainingConfig) -> tuple[int, int]:
     with naming_damage(row):
-        size = open_picture(row.content).size
+        size = open_image(row.content).size
     if row.box is None:
         return size
     left, top, right, bottom = object_region(size, row.box, truncate=config.resize == RELEASED)
     return right - left, bottom - top
+
+
+_LOOKED_AT = 1000  # rows of a stream or a mixture whose captions are counted
+
+
+def describe_run(
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    clip: FrozenCLIP,
+    data: CaptionedImages,
+) -> str:
+    """Parameters, memory, data, length and files of a run, a line each.
+
+    Raises:
+        UserError: for an image among the first that cannot be opened.
+    """
+    per_step = images_per_step(config, accelerator.num_processes)
+    lines = {
+        **_parameters(generator, discriminator, clip),
+        "memory": _memory(config, accelerator, generator, discriminator, clip),
+        **_data(config, data),
+        "length": _length(config, data, per_step),
+        "files": _files(config, disk_use(config, per_step, generator, discriminator, clip)),
+    }
+    return "\n".join(f"{name:<18}{text}" for name, text in lines.items()) + "\n"
+
+
+def _parameters(generator, discriminator, clip: FrozenCLIP) -> dict[str, str]:
+    modules = {
+        "generator": generator,
+        "discriminator": discriminator,
+        "CLIP text tower": clip.text_encoder,
+        "CLIP image tower": clip.image_encoder,
+    }
+    return {name: _count_parameters(module) for name, module in modules.items()}
+
+
+def _count_parameters(module: nn.Module) -> str:
+    total = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return f"{total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
+
+
+def _memory(config: TrainingConfig, accelerator: Accelerator, generator, discriminator, clip: FrozenCLIP) -> str:
+    use = memory_use(config, accelerator, generator, discriminator, clip)
+    return (
+        f"about {as_size(use.total)} per process: weights and average {as_size(use.weights)}, gradients "
+        f"{as_size(use.gradients)}, Adam {as_size(use.moments)}, activations of {config.train_batch_size} images "
+        f"{as_size(use.activations)}; libraries come on top"
+    )
+
+
+def _data(config: TrainingConfig, data: CaptionedImages) -> dict[str, str]:
+    looked_at = len(data) if not _is_costly(data) else min(len(data), _LOOKED_AT)
+    per_row = [len(captions) for captions in data.rows.captions(looked_at)]
+    count = sum(per_row)
+    captions = f"{count:,} captions" if looked_at == len(data) else f"{count:,} captions of the first {len(per_row):,}"
+    sizes = sample_sizes(config, data)
+    (widths, heights), shorter = zip(*sizes, strict=True), statistics.median(map(min, sizes))
+    return {
+        "data": f"{len(data):,} images, {captions}, {count / len(per_row):.1f} per image",
+        "images": f"trained at {data.size} x {data.size}; of {len(sizes)} looked at: {min(widths)} to {max(widths)} "
+        f"wide, {min(heights)} to {max(heights)} high, median of the shorter side {shorter:.0f}",
+        "captions": "; ".join(repr(caption) for caption in data.first_captions(3)),
+    }
+
+
+def _is_costly(data: CaptionedImages) -> bool:
+    """Whether all captions cannot be had at once: those of a stream are far, those of a mixture come as drawn."""
+    return isinstance(data.rows, ShardRows) or hasattr(data.rows, "parts")
+
+
+def _length(config: TrainingConfig, data: CaptionedImages, per_step: int) -> str:
+    steps = math.ceil(config.max_train_images / per_step)
+    seen = steps * per_step
+    return f"{steps:,} steps of {per_step:,} images are {seen:,} images, {seen / len(data):.2f} epochs"
+
+
+def _files(config: TrainingConfig, use) -> str:
+    kept = config.checkpoints_total_limit or "all"
+    return (
+        f"checkpoints of {as_size(use.checkpoint)} ({kept} kept), pipeline and discriminator {as_size(use.models)}, "
+        f"at most {as_size(use.peak)} at a time"
+    )

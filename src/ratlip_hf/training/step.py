@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import losses
-from ..models.checkpointing import untracked_statistics
-from ..models.clip import image_features, image_features_and_embeds
-from ..utils.precision import at_least_float32
+from ..clip import image_features, image_features_and_embeds
+from ..models.base import untracked_statistics
+from ..utils.networks import at_least_float32
 from .augmentation import augment
 from .config import TrainingConfig
 from .optimization import Optimization
@@ -86,7 +86,7 @@ def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool 
     """Move both networks once, by the mean over micro-batches of equal size.
 
     With one micro-batch, one generator forward serves both phases. With several, the discriminator phase draws without
-    a graph, and the generator phase draws the same pictures again, so that one graph at a time is in memory.
+    a graph, and the generator phase draws the same images again, so that one graph at a time is in memory.
 
     Args:
         nets: everything that takes part.
@@ -104,7 +104,7 @@ def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool 
 
 
 def generate(nets: Networks, generator: nn.Module, inputs: StepInputs) -> Generated:
-    """Pictures for a micro-batch, and what CLIP sees in them."""
+    """Images for a micro-batch, and what CLIP sees in them."""
     reader = nets.bare(nets.discriminator).config
     with nets.autocast():
         images = generator(inputs.noise, inputs.prompt_embeds, nets.image_encoder, return_dict=False)[0]
@@ -178,7 +178,7 @@ def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tupl
         logits = nets.bare(nets.discriminator)(fakes.features, inputs.prompt_embeds, return_dict=False)[0]
     adversarial = losses.generator_adversarial(logits)
     similarity = losses.clip_similarity(fakes.embeds, inputs.prompt_embeds)
-    loss = adversarial - config.similarity_weight * similarity
+    loss = adversarial - config.clip_loss_weight * similarity
     if config.range_weight:
         loss = loss + config.range_weight * losses.out_of_range(fakes.images)
     return loss, {"g_loss": loss, "g_adversarial": adversarial, "clip_similarity": similarity}

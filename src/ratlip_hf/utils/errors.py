@@ -1,11 +1,14 @@
 """How commands tell a user what went wrong: one clear line on stderr and exit code 2, never a traceback.
-Library code raises ordinary exceptions; only the command-line entry points are wrapped."""
+Keeping a log readable."""
 
 import argparse
+import contextlib
 import functools
+import logging
 import sys
 import textwrap
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
@@ -46,3 +49,22 @@ def command_line(main: Callable[..., int | None]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+@contextlib.contextmanager
+def first_few(log: logging.Logger, count: int = 3) -> Iterator[None]:
+    """Let a few messages of each kind through, then say that they fall silent: long captions come by thousands."""
+    seen = Counter()
+
+    def rare(record: logging.LogRecord) -> bool:
+        kind = record.msg
+        seen[kind] += 1
+        if seen[kind] == count:
+            record.msg, record.args = f"{record.getMessage()} (more like this are not shown)", ()
+        return seen[kind] <= count
+
+    log.addFilter(rare)
+    try:
+        yield
+    finally:
+        log.removeFilter(rare)

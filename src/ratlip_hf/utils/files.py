@@ -3,6 +3,7 @@ Everything in the package that leaves something on disk goes through here."""
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -155,3 +156,9 @@ def _errno_behind(error: BaseException | None) -> int | None:
             return int(number[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

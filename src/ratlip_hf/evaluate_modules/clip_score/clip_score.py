@@ -1,5 +1,5 @@
 """CLIP score for `evaluate.load`: predictions are image embeddings, references text embeddings, [N, d] both.
-A wrapper; the formula is in `ratlip_hf.metrics.clip_score`."""
+A wrapper; the formula is in `ratlip_hf.metrics.prompts`."""
 
 import evaluate
 

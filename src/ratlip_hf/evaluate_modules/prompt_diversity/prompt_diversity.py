@@ -1,5 +1,5 @@
 """Per-prompt diversity for `evaluate.load`: predictions are features [N, d], references the prompts as strings.
-A wrapper; the formula is in `ratlip_hf.metrics.prompt_diversity`."""
+A wrapper; the formula is in `ratlip_hf.metrics.prompts`."""
 
 import datasets
 import evaluate
@@ -9,7 +9,7 @@ from ratlip_hf.metrics.evaluate_base import VECTOR, module_info
 
 
 class PromptDiversity(evaluate.Metric):
-    """Mean distance between features (predictions) of pictures of one prompt (references), averaged over prompts;
+    """Mean distance between features (predictions) of images of one prompt (references), averaged over prompts;
     compute takes distance="euclidean" or "cosine"."""
 
     def _info(self):

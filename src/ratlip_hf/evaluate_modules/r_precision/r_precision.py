@@ -1,5 +1,5 @@
 """R-precision for `evaluate.load`: predictions are image embeddings, references text embeddings, [N, d] both.
-A wrapper; the formula is in `ratlip_hf.metrics.r_precision`."""
+A wrapper; the formula is in `ratlip_hf.metrics.prompts`."""
 
 import evaluate
 

@@ -1,0 +1,1 @@
+"""From raw downloads to Parquet shards with a card and a manifest."""

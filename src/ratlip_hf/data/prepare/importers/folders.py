@@ -1,0 +1,156 @@
+"""Images beside captions: .txt (a sentence per line), .json, or rows of a metadata.jsonl, in any folder structure.
+WebDataset: tar files whose members share a key, as in 000012.jpg with 000012.txt or 000012.json."""
+
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ....utils.errors import UserError
+from ...images import SUFFIXES
+from ..records import Corpus, FileImage, Origin, Record, Report, SourceOptions, as_text
+from ..text import (
+    captions_beside,
+    captions_from_json,
+    clean_captions,
+    decode_text,
+    parse_json,
+    path_inside,
+    read_lines,
+    split_lines,
+)
+from .birds import TEST, TRAIN, VALIDATION
+from .common import image_files, natural_key, stem_id
+
+FOLDER = Origin("Captioned images", "", "unknown", "As the source says.")
+METADATA = "metadata.jsonl"
+SPLIT_FOLDERS = {"train": TRAIN, "test": TEST, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
+
+
+def read_folder(source: Path, options: SourceOptions) -> Corpus:
+    """Read a folder of images. Captions of metadata.jsonl come first, then those beside the image.
+
+    Raises:
+        UserError: when there are no images.
+    """
+    report = Report()
+    captions_root = options.captions or source
+    listed = _read_metadata(source, report)
+    paths = list(image_files(source))
+    if not paths:
+        raise UserError(f"no images below {source}")
+    records = []
+    for path in paths:
+        image_id = stem_id(path, source)
+        sentences = listed.pop(path, None) or captions_beside(captions_root / image_id, report)
+        if captions := clean_captions(sentences, image_id, report):
+            records.append(Record(_split(path, source), image_id, FileImage(path), captions))
+        else:
+            report.skip("image without captions or metadata row", path.relative_to(source).as_posix())
+    for path in listed:
+        report.skip(f"row of {METADATA} whose image is not there", path.relative_to(source).as_posix())
+    by_folder = {record.split for record in records} != {TRAIN}
+    splits_from = "names of the folders train, test and val" if by_folder else "no split in the source: all is train"
+    return Corpus(records, splits_from, report)
+
+
+def _split(path: Path, source: Path) -> str:
+    parts = path.relative_to(source).parts
+    return SPLIT_FOLDERS.get(parts[0].lower(), TRAIN) if len(parts) > 1 else TRAIN
+
+
+def _read_metadata(source: Path, report: Report) -> dict[Path, list[str]]:
+    """Sentences by image, of every metadata.jsonl; its file names are relative to where it lies."""
+    listed: dict[Path, list[str]] = {}
+    for table in sorted(source.rglob(METADATA)):
+        for number, line in enumerate(read_lines(table, report), start=1):
+            where = f"{table.relative_to(source).as_posix()} line {number}"
+            row = parse_json(line, where, report)
+            name = row.get("file_name") if isinstance(row, dict) else None
+            if not isinstance(name, str):
+                if row is not None:
+                    report.skip(f"row of {METADATA} without a file_name", where)
+            elif (path := path_inside(table.parent, name)) is None:
+                report.skip(f"path in {METADATA} that leaves the source folder", name)
+            else:
+                listed.setdefault(path, []).extend(captions_from_json(row))
+    return listed
+
+
+WEBDATASET = Origin("Captioned images", "", "unknown", "As the source says.")
+
+
+@dataclass(frozen=True)
+class ArchivedImage:
+    """An image within an uncompressed tar file."""
+
+    archive: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def fingerprint(self) -> str:
+        status = self.archive.stat()
+        return f"{self.archive}:{status.st_mtime_ns}:{self.offset}:{self.size}"
+
+
+@dataclass
+class _Sample:
+    image: ArchivedImage | None = None
+    sentences: list[str] = field(default_factory=list)
+
+
+def read_webdataset(source: Path, options: SourceOptions) -> Corpus:
+    """Index the tar files of a folder. Raises UserError when it holds none."""
+    archives = sorted(source.rglob("*.tar"), key=lambda path: natural_key(path.relative_to(source).as_posix()))
+    if not archives:
+        raise UserError(f"no .tar files below {source} (compressed archives have to be unpacked to .tar first)")
+    report, records = Report(), []
+    for archive in archives:
+        name = archive.relative_to(source).with_suffix("").as_posix()
+        for key, sample in _index(archive, report).items():
+            image_id = as_text(f"{name}/{key}")
+            if sample.image is None:
+                report.skip("captions without an image", image_id)
+            elif captions := clean_captions(sample.sentences, image_id, report):
+                records.append(Record(_split_webdataset(name), image_id, sample.image, captions))
+            else:
+                report.skip("image without captions", image_id)
+    return Corpus(records, "names of the tar files or their folders, else train", report)
+
+
+def _split_webdataset(name: str) -> str:
+    start = name.split("/")[0].lower().split("-")[0].split("_")[0]
+    return SPLIT_FOLDERS.get(start, TRAIN)
+
+
+def _index(archive: Path, report: Report) -> dict[str, _Sample]:
+    samples: dict[str, _Sample] = {}
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                key, suffix = _key(member.name)
+                if not member.isfile() or not key:
+                    continue
+                sample = samples.setdefault(key, _Sample())
+                if suffix in SUFFIXES:
+                    sample.image = ArchivedImage(archive, member.offset_data, member.size)
+                elif suffix in (".txt", ".json"):
+                    text = decode_text(tar.extractfile(member).read(), member.name, report)
+                    is_text = suffix == ".txt"
+                    sample.sentences += (
+                        split_lines(text) if is_text else captions_from_json(parse_json(text, member.name, report))
+                    )
+    except (tarfile.TarError, OSError) as error:
+        report.skip(f"rest of a tar file that cannot be read ({error})", archive.name)
+    return samples
+
+
+def _key(name: str) -> tuple[str, str]:
+    """As WebDataset splits names: everything before the first dot of the file's name, and the suffix."""
+    path = PurePosixPath(name)
+    stem, dot, suffix = path.name.partition(".")
+    return (str(path.with_name(stem)) if stem else "", (dot + suffix).lower())

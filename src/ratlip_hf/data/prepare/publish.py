@@ -1,0 +1,152 @@
+"""The dataset card of a prepared corpus: license, counts, where splits come from, what was left out, checksums.
+Publishing a prepared corpus: the folder as it is becomes a dataset on the Hub."""
+
+import hashlib
+from pathlib import Path
+
+import datasets
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCardData, HfApi
+
+from ...utils.errors import UserError
+from ..manifest import read_manifest, shard_paths
+from .records import Origin
+
+_TEXT = """---
+{metadata}
+---
+
+# {title}
+
+{source}Prepared by `ratlip data prepare {kind}` (ratlip_hf {version}). Images: {images}.
+
+```python
+from datasets import load_dataset
+
+data = load_dataset("this/folder/or/repository", split="train", streaming=True)
+```
+
+## License
+
+{terms}
+
+## Splits
+
+Who is where: {splits_from}. Rows lie in a fixed random order (seed {order_seed}).
+
+| split | images | files |
+|---|---|---|
+{counts}
+
+## Columns
+
+| column | content |
+|---|---|
+{columns}
+
+Captions are cleaned: white space collapsed, empty and repeated sentences of an image removed.
+
+## Left out and repaired
+
+{problems}
+
+## Checksums (SHA-256)
+
+```
+{checksums}
+```
+"""
+_COLUMNS = {
+    "image": "the image, embedded",
+    "captions": "one or more sentences",
+    "label": "class",
+    "bbox": "left, top, width, height of the object in pixels of the stored image",
+    "image_id": "name in the source",
+}
+
+
+def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> str:
+    """README.md of a corpus from its manifest."""
+    splits, storage = manifest["splits"], manifest["storage"]
+    files = [file for split in splits.values() for file in split["files"]]
+    original = "original files"
+    scaled = f"shorter side {storage['size']} px, JPEG of quality {storage['quality']}, uncropped"
+    return _TEXT.format(
+        metadata=_metadata(manifest, origin, features),
+        title=origin.title,
+        source=f"Source: <{origin.homepage}>. " if origin.homepage else "",
+        kind=manifest["kind"],
+        version=manifest["made_by"]["ratlip_hf"],
+        images=original if storage["size"] is None else scaled,
+        terms=origin.terms,
+        splits_from=manifest["splits_from"],
+        order_seed=manifest["order_seed"],
+        counts="\n".join(f"| {name} | {split['rows']:,} | {len(split['files'])} |" for name, split in splits.items()),
+        columns="\n".join(f"| `{name}` | {_COLUMNS[name]} |" for name in features),
+        problems=_problems(manifest),
+        checksums="\n".join(f"{file['sha256']}  {file['path']}" for file in files),
+    )
+
+
+def _metadata(manifest: dict, origin: Origin, features: datasets.Features) -> str:
+    data_files = [{"split": name, "path": f"data/{name}-*"} for name in manifest["splits"]]
+    checksums = [file["sha256"] for split in manifest["splits"].values() for file in split["files"]]
+    state = hashlib.sha256("".join(checksums).encode()).hexdigest()
+    card = DatasetCardData(
+        license=origin.license,
+        pretty_name=origin.title,
+        task_categories=["text-to-image"],
+        language=["en"],
+        # `datasets` finds its cache by the folder's name and this metadata, not by the shards. The checksum keeps
+        # corpora of the same name apart, and a corpus from an earlier one at the same place.
+        configs=[{"config_name": "default", "description": f"state {state}", "data_files": data_files}],
+    )
+    splits = datasets.SplitDict()
+    for name, split in manifest["splits"].items():
+        splits.add(datasets.SplitInfo(name, sum(file["bytes"] for file in split["files"]), split["rows"]))
+    info = datasets.DatasetInfo(features=features, splits=splits)
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card)
+    return card.to_yaml()
+
+
+def _problems(manifest: dict) -> str:
+    lines = [
+        f"* {verb} {entry['count']:,}: {reason}"
+        for verb, entries in (("left out", manifest["skipped"]), ("repaired", manifest["repaired"]))
+        for reason, entry in entries.items()
+    ]
+    return "\n".join([*lines, *(f"* {note}" for note in manifest["notes"])]) or "Nothing."
+
+
+def push(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload a folder from `prepare` and return the address of the dataset.
+
+    Args:
+        folder: the prepared corpus.
+        repository: "user/name"; made if it is not there.
+        private: for a repository that is made now.
+
+    Raises:
+        UserError: for a folder that is incomplete, a bad name, a missing token, or a Hub that refuses or is not there.
+    """
+    if repository.count("/") != 1:
+        raise UserError(f"the repository must be user/name, not {repository!r}")
+    manifest = read_manifest(folder)
+    missing = [str(path) for path in shard_paths(folder, manifest) if not path.is_file()]
+    if missing:
+        raise UserError(f"{folder} is incomplete: {missing[0]} is not there")
+    try:
+        api = HfApi()
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        # Shards of an earlier upload would otherwise stay among the new ones.
+        api.upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=folder,
+            delete_patterns="data/*.parquet",
+            commit_message="Upload prepared captions corpus",
+        )
+    except Exception as error:  # a refusal, a missing token, or whatever the HTTP client says of a Hub out of reach
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot publish {repository}: {reason}") from error
+    return f"{api.endpoint}/datasets/{repository}"

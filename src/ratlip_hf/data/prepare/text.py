@@ -1,0 +1,153 @@
+"""Captions as they come: files in any encoding, lists or single strings, doubled, empty or damaged sentences.
+Metadata from elsewhere is not trusted: pickles may hold plain values only, paths stay inside the source folder."""
+
+import codecs
+import json
+import pickle
+import re
+from pathlib import Path, PurePosixPath
+
+from .records import Report
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+KEYS = ("captions", "caption", "text", "sentences", "description")
+
+
+def read_text(path: Path, report: Report) -> str:
+    """Text of a file in UTF-8, with or without a byte order mark, or else in Windows' Western encoding."""
+    return decode_text(path.read_bytes(), path.name, report)
+
+
+def decode_text(content: bytes, name: str, report: Report) -> str:
+    """`read_text` for bytes that are already here; `name` is for the report."""
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        report.repair("text that is not UTF-8, read as Windows-1252", name)
+        return content.decode("cp1252", errors="replace")
+
+
+def read_lines(path: Path, report: Report) -> list[str]:
+    """Lines that are not blank, without surrounding white space and whatever ends them (also CRLF)."""
+    return [line.strip() for line in split_lines(read_text(path, report)) if line.strip()]
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines ended by LF, CRLF or CR. Other separators of Unicode may stand within a line, also of JSON."""
+    return re.split(r"\r\n|\r|\n", re.sub(r"(\r\n|\r|\n)\Z", "", text))
+
+
+def clean_captions(sentences: list[str], name: str, report: Report) -> tuple[str, ...]:
+    """Distinct, non-empty sentences in their order, white space collapsed and U+FFFD replaced by a space."""
+    cleaned = []
+    for sentence in sentences:
+        if REPLACEMENT in sentence:
+            report.repair("caption with U+FFFD, which became a space", name)
+        if _UNPRINTABLE.search(sentence):
+            report.repair("caption with control characters or half characters, which became spaces", name)
+        sentence = _UNPRINTABLE.sub(" ", sentence.replace(REPLACEMENT, " "))
+        sentence = re.sub(r"\s+", " ", sentence).strip()
+        if not sentence:
+            report.skip("empty caption", name)
+        elif sentence in cleaned:
+            report.skip("caption that repeats another one of its image", name)
+        else:
+            cleaned.append(sentence)
+    return tuple(cleaned)
+
+
+def captions_from_json(value) -> list[str]:
+    """Sentences in a JSON value: a string, a list of strings, or an object with one of `KEYS`; [] if none."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in KEYS if key in value), None)
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, str)]
+
+
+def parse_json(text: str, name: str, report: Report):
+    """The JSON value of `text`; None, counted as skipped, if it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        report.skip("metadata that is not valid JSON", name)
+        return None
+
+
+def captions_beside(stem: Path, report: Report) -> list[str]:
+    """Sentences of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
+    text, structured = (stem.with_name(stem.name + suffix) for suffix in (".txt", ".json"))
+    if text.is_file():
+        return split_lines(read_text(text, report))
+    if structured.is_file():
+        return captions_from_json(parse_json(read_text(structured, report), structured.name, report))
+    return []
+
+
+def class_caption(name: str) -> str:
+    """A sentence for an image of which only the class is known."""
+    name = re.sub(r"^\d+\.", "", name).replace("_", " ").strip().lower()
+    return f"a photo of {'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
+_PLAIN = (list, dict, str, int, float, bool)
+
+
+class RefusedPickle(ValueError):
+    """A pickle that holds, or would have to run, something other than plain values."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        raise RefusedPickle(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise RefusedPickle("it refers to an outside object")
+
+
+def load_plain_pickle(path: Path) -> list | dict | str | int | float:
+    """Read a pickle of lists, dicts, strings and numbers, such as the `filenames.pickle` of older projects.
+
+    No code of the pickle runs: whatever needs a class or function is refused before it is looked up.
+
+    Raises:
+        RefusedPickle: naming what else is in it, or saying that it is damaged.
+        OSError: when the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            value = _PlainUnpickler(file, encoding="latin1").load()  # Python 2 wrote most of them
+        except (RefusedPickle, OSError):
+            raise
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise RefusedPickle(f"it is damaged ({type(error).__name__})") from error
+    _check_plain(value)
+    return value
+
+
+def _check_plain(value) -> None:
+    # Not recursive, and each container once: a pickle may hold cycles and very deep nesting.
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if type(item) not in _PLAIN:
+            raise RefusedPickle(f"it holds a {type(item).__name__}")
+        if isinstance(item, list | dict) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += [*item.keys(), *item.values()] if isinstance(item, dict) else item
+
+
+def path_inside(root: Path, name: str) -> Path | None:
+    """The path that metadata calls `name`, seen from `root`; None if it would lie outside.
+
+    Backslashes of Windows count as slashes.
+    """
+    name = name.strip().replace("\\", "/")
+    path = PurePosixPath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+        return None
+    found = root.joinpath(*path.parts)
+    # A link on the way may still lead out, and names in metadata are not the user's own.
+    return found if found.resolve().is_relative_to(root.resolve()) else None

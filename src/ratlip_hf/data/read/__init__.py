@@ -1,0 +1,1 @@
+"""From Parquet shards and other datasets to training rows."""

@@ -1,0 +1,154 @@
+"""Sentence embeddings computed once: beside a corpus' shards or in a run's folder, for one CLIP and these captions.
+Owns the folders `text_embeddings/`; embeddings of another CLIP or of other captions are never taken by mistake."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from tqdm import tqdm
+
+from ...utils.errors import UserError
+from ...utils.files import atomic_directory
+from ..manifest import read_manifest
+
+FOLDER = "text_embeddings"
+_EMBEDS, _STARTS, _FACTS = "embeds.npy", "starts.npy", "facts.json"
+_BATCH = 256
+
+
+def embed_captions(folder: Path, encode: Callable[[list[str]], torch.Tensor], clip_sha256: str) -> list[Path]:
+    """Encode all captions of a prepared corpus and return the folders written, one per split.
+
+    Args:
+        folder: the prepared corpus.
+        encode: sentences to embeddings [N, D].
+        clip_sha256: fingerprint of the CLIP behind `encode`.
+    """
+    manifest = read_manifest(folder)
+    written = []
+    for split, entry in manifest["splits"].items():
+        per_row = [captions for file in entry["files"] for captions in _captions(folder / file["path"])]
+        facts = _facts_of_shards(manifest, split, clip_sha256)
+        written.append(_write(_place(folder, split, clip_sha256), per_row, encode, facts, split))
+    return written
+
+
+class EmbeddingTable:
+    """Embeddings of every caption of every row, in one folder, read from disk as they are needed.
+
+    Args:
+        place: the folder.
+        facts: what must be written in it about the CLIP and the captions.
+
+    Raises:
+        OSError, ValueError: when there are none, or damaged ones.
+        OtherFacts: when they belong to another CLIP or to other captions.
+    """
+
+    def __init__(self, place: Path, facts: dict):
+        if json.loads((place / _FACTS).read_text()) != facts:
+            raise OtherFacts(place)
+        try:
+            self._embeds = np.load(place / _EMBEDS, mmap_mode="r", allow_pickle=False)
+            self._starts = np.load(place / _STARTS, allow_pickle=False)
+        except EOFError as error:  # what numpy calls an empty file
+            raise ValueError(f"{place} holds an empty file") from error
+
+    def of(self, place: int, caption: int) -> torch.Tensor:
+        """Embedding [D] of a row, counted in the order of storage, and one of its captions."""
+        return torch.from_numpy(np.array(self._embeds[self._starts[place] + caption]))
+
+
+class OtherFacts(Exception):
+    """Embeddings that are not those asked for."""
+
+
+class StoredEmbeddings(EmbeddingTable):
+    """Embeddings of a split that `ratlip data embed` has left beside its shards.
+
+    Args:
+        folder: the prepared corpus.
+        split: for example "train".
+        clip_sha256: fingerprint of the CLIP that training uses.
+
+    Raises:
+        UserError: when there are none for this CLIP, or the shards have changed since.
+    """
+
+    def __init__(self, folder: Path, split: str, clip_sha256: str):
+        place = _place(folder, split, clip_sha256)
+        try:
+            super().__init__(place, _facts_of_shards(read_manifest(folder), split, clip_sha256))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} has no embeddings of this CLIP for {split}: run ratlip data embed") from error
+        except OtherFacts as error:
+            raise UserError(f"{place} belongs to other shards or another CLIP: run ratlip data embed again") from error
+
+
+def remembered_embeddings(
+    place: Path, per_row: list[list[str]], encode: Callable[[list[str]], torch.Tensor], clip_sha256: str
+) -> EmbeddingTable:
+    """Embeddings of any list of captions: those kept in `place`, or, if there are none that fit, computed and kept.
+
+    Of several processes with one file system the first must be through before the others come.
+
+    Args:
+        place: folder of their own; what it held of another CLIP or of other captions is replaced.
+        per_row: captions of every row in the order of storage.
+        encode: sentences to embeddings [N, D].
+        clip_sha256: fingerprint of the CLIP behind `encode`.
+    """
+    captions_sha256 = hashlib.sha256(json.dumps(per_row).encode()).hexdigest()
+    facts = {"clip_sha256": clip_sha256, "captions_sha256": captions_sha256}
+    try:
+        return EmbeddingTable(place, facts)
+    except (OSError, ValueError, OtherFacts):
+        return EmbeddingTable(_write(place, per_row, encode, facts, "the corpus"), facts)
+
+
+def _write(place: Path, per_row: list[list[str]], encode: Callable, facts: dict, what: str) -> Path:
+    starts = np.cumsum([0, *map(len, per_row)], dtype=np.int64)
+    sentences = [caption for captions in per_row for caption in captions]
+    with atomic_directory(place) as target:
+        _write_embeds(target / _EMBEDS, sentences, encode, what)
+        np.save(target / _STARTS, starts)
+        (target / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    return place
+
+
+def _facts_of_shards(manifest: dict, split: str, clip_sha256: str) -> dict:
+    return {"clip_sha256": clip_sha256, "shards_sha256": _shards_of(manifest, split)}
+
+
+def _place(folder: Path, split: str, clip_sha256: str) -> Path:
+    return folder / FOLDER / f"{split}-{clip_sha256[:12]}"
+
+
+def _shards_of(manifest: dict, split: str) -> list[str]:
+    return [file["sha256"] for file in manifest["splits"].get(split, {"files": []})["files"]]
+
+
+def _captions(shard: Path) -> Iterator[list[str]]:
+    try:
+        yield from pyarrow.parquet.read_table(shard, columns=["captions"]).column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"cannot read the shard {shard}") from error
+
+
+def _write_embeds(path: Path, sentences: list[str], encode: Callable, what: str) -> None:
+    """Batch after batch: a large corpus' embeddings need not fit into memory.
+
+    Not through a memory map: on a full disk that kills the process instead of raising OSError.
+    """
+    with path.open("wb") as file:
+        for start in tqdm(range(0, len(sentences), _BATCH), desc=f"captions of {what}", disable=None):
+            batch = encode(sentences[start : start + _BATCH]).float().cpu().numpy()
+            if not start:
+                shape = (len(sentences), batch.shape[1])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(batch, "<f4").tobytes())

@@ -1,0 +1,358 @@
+"""Endless, reproducible sequences of rows: of a dataset in memory, of Parquet shards read one window at a time,
+From the name of a dataset, or a prepared folder, to rows with captions, and from a row to the pixels of a square."""
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from ...utils.errors import UserError, one_line
+from ..block_jpeg import open_image
+from ..images import BadImage
+from ..prepare.importers.flowers import read_class_names
+from ..prepare.records import Report
+from ..prepare.text import class_caption
+from .transforms import ANTIALIASED, frame
+
+_ORDER, _SHARDS, _WITHIN, _MIXTURE = 1, 3, 4, 5  # separate random streams; 2 is the samples' own
+_BLOCK = 1000  # visits within which a mixture has exactly its weights
+_PIECE = 1000  # rows whose captions are read together
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read; `box` is used only where the data has it, None never."""
+
+    image: str = "image"
+    captions: str = "captions"
+    box: str | None = "bbox"
+
+    def present(self, available: Sequence[str]) -> list[str]:
+        """The columns to read of those available. Raises UserError when image or captions are not among them."""
+        for column in (self.image, self.captions):
+            if column not in available:
+                raise UserError(f"the data has no column {column!r}; there are {', '.join(available)}")
+        return [self.image, self.captions, *([self.box] if self.box in available else [])]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, undecoded, with at least one caption; `box` is left, top, width, height in pixels or None.
+    `place` is the row's number in the order of storage, within the dataset that `part` of a mixture numbers."""
+
+    content: bytes
+    captions: list[str]
+    box: list[float] | None
+    place: int
+    part: int = 0
+
+
+class Rows(Protocol):
+    """What readers have in common. `len` is the number of rows; visits go on beyond it, epoch after epoch."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, visit: int) -> Row:
+        """The row that the global sample `visit` (from 0) shows."""
+
+    def captions(self, count: int) -> Iterator[list[str]]:
+        """Captions of the first rows in the order of storage, read as they are asked for."""
+
+
+class Recent:
+    """Calls `function` and keeps its last `size` results; a copy in another process starts with none."""
+
+    def __init__(self, function: Callable, size: int):
+        self.function, self.size = function, size
+        self.results: OrderedDict[tuple, object] = OrderedDict()
+
+    def __call__(self, *key):
+        if key not in self.results:
+            self.results[key] = self.function(*key)
+        self.results.move_to_end(key)
+        while len(self.results) > self.size:
+            self.results.popitem(last=False)
+        return self.results[key]
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "results": OrderedDict()}
+
+
+class MapRows:
+    """Rows of a map-style dataset, each epoch in a random order of its own.
+
+    Args:
+        dataset: any `datasets.Dataset` with the columns.
+        columns: their names.
+        seed: of the order.
+
+    Raises:
+        UserError: for an empty dataset or missing columns.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, columns: Columns, seed: int):
+        names = columns.present(dataset.column_names)
+        if not len(dataset):
+            raise UserError("the dataset is empty")
+        # Undecoded: images are decoded in one place, whichever reader they come from.
+        self.dataset = dataset.select_columns(names).cast_column(columns.image, datasets.Image(decode=False))
+        self.columns, self.seed = columns, seed
+        self._order = Recent(self._permutation, 2)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def row(self, visit: int) -> Row:
+        epoch, position = divmod(visit, len(self))
+        return self.stored(int(self._order(epoch)[position]))
+
+    def stored(self, place: int) -> Row:
+        """The row with this number in the order of storage."""
+        return _to_row(self.dataset[place], self.columns, place)
+
+    def captions(self, count: int) -> Iterator[list[str]]:
+        column = self.dataset.select_columns(self.columns.captions)  # no images read
+        for start in range(0, min(count, len(self)), _PIECE):
+            piece = column[start : min(count, start + _PIECE)][self.columns.captions]
+            yield from (_as_list(value, index) for index, value in enumerate(piece, start))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self))
+
+
+class ShardRows:
+    """Rows of Parquet files, of which a window of a few is in memory at a time.
+
+    Each epoch shuffles the shards and, within every window of consecutive ones, the rows. Any visit is reached by
+    arithmetic on the row counts in the files' footers, so resuming reads no more than one window.
+
+    Args:
+        shards: paths or addresses (`hf://...`) of the files, in the order of storage.
+        columns: names of the columns.
+        seed: of the order.
+        window: shards that are in memory, and shuffled, together.
+
+    Raises:
+        UserError: for files that cannot be read, no rows, or missing columns.
+    """
+
+    def __init__(self, shards: list[str], columns: Columns, seed: int, window: int = 2):
+        if not shards:
+            raise UserError("there are no Parquet files to stream")
+        self.shards, self.columns, self.seed, self.window = shards, columns, seed, window
+        self.counts = np.array([self._open(shard, lambda file: file.metadata.num_rows) for shard in shards])
+        self._names = columns.present(self._open(shards[0], lambda file: file.schema_arrow.names))
+        if not self.counts.sum():
+            raise UserError("the dataset is empty")
+        self._first_place = np.concatenate([[0], np.cumsum(self.counts)])
+        self._epoch = Recent(self._plan_epoch, 2)
+        self._window_order = Recent(self._permutation, 2)
+        self._table = Recent(self._read, window)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def row(self, visit: int) -> Row:
+        epoch, position = divmod(visit, len(self))
+        order, starts = self._epoch(epoch)
+        window = int(np.searchsorted(starts, position, side="right")) - 1
+        shards = order[window * self.window : (window + 1) * self.window]
+        ends = np.cumsum(self.counts[shards])
+        offset = int(self._window_order(epoch, window, int(ends[-1]))[position - starts[window]])
+        which = int(np.searchsorted(ends, offset, side="right"))
+        shard, offset = int(shards[which]), offset - int(ends[which] - self.counts[shards[which]])
+        values = self._table(shard).slice(offset, 1).to_pylist()[0]
+        return _to_row(values, self.columns, int(self._first_place[shard]) + offset)
+
+    def captions(self, count: int) -> Iterator[list[str]]:
+        for shard, first in zip(self.shards, self._first_place, strict=False):
+            if first >= count:
+                break
+            column = self._open(shard, lambda file: file.read([self.columns.captions])).column(0).to_pylist()
+            values = islice(column, int(count - first))
+            yield from (_as_list(value, index) for index, value in enumerate(values, int(first)))
+
+    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the shards, and the position at which each window of them starts."""
+        order = np.random.default_rng((self.seed, _SHARDS, epoch)).permutation(len(self.shards))
+        ends = np.cumsum(self.counts[order])
+        return order, np.concatenate([[0], ends[self.window - 1 : -1 : self.window]])
+
+    def _permutation(self, epoch: int, window: int, length: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, _WITHIN, epoch, window)).permutation(length)
+
+    def _read(self, shard: int) -> pyarrow.Table:
+        return self._open(self.shards[shard], lambda file: file.read(self._names))
+
+    def _open(self, shard: str, use):
+        try:
+            with fsspec.open(shard, "rb") as handle, pyarrow.parquet.ParquetFile(handle) as file:
+                return use(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"cannot read the shard {shard}: {str(error).splitlines()[0]}") from error
+
+
+class MixedRows:
+    """Rows of several readers in proportion to weights, each reader going through its own epochs.
+
+    In every block of 1,000 visits the shares are exact to a thousandth and their order is random.
+
+    Args:
+        parts: the readers.
+        weights: positive numbers, one per reader; only their ratios count.
+        seed: of the order.
+
+    Raises:
+        UserError: for weights that are not positive, or a share below a thousandth.
+    """
+
+    def __init__(self, parts: list[Rows], weights: list[float], seed: int):
+        if len(parts) != len(weights) or not parts or min(weights) <= 0:
+            raise UserError(f"a mixture needs one positive weight per dataset, not {weights}")
+        self.parts, self.seed = parts, seed
+        self._quotas = _quotas(weights)
+        if not self._quotas.min():
+            raise UserError(f"a weight is below a thousandth of the sum: {weights}")
+        self._block = Recent(self._plan_block, 2)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def row(self, visit: int) -> Row:
+        part, local = self._locate(visit)
+        row = self.parts[part].row(local)
+        return Row(row.content, row.captions, row.box, row.place, part)
+
+    def captions(self, count: int) -> Iterator[list[str]]:
+        visits = [self._locate(visit) for visit in range(min(count, _BLOCK))]
+        firsts = [list(part.captions(count)) for part in self.parts]
+        yield from (firsts[part][local % len(firsts[part])] for part, local in visits)
+
+    def _locate(self, visit: int) -> tuple[int, int]:
+        """Which part a visit belongs to, and the how-manieth visit of that part it is."""
+        block, position = divmod(visit, _BLOCK)
+        parts, earlier = self._block(block)
+        part = int(parts[position])
+        return part, block * int(self._quotas[part]) + int(earlier[position])
+
+    def _plan_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = np.repeat(np.arange(len(self.parts)), self._quotas)
+        parts = np.random.default_rng((self.seed, _MIXTURE, block)).permutation(parts)
+        earlier = np.empty_like(parts)
+        for part in range(len(self.parts)):
+            earlier[parts == part] = np.arange(self._quotas[part])
+        return parts, earlier
+
+
+def find_shards(source: str, split: str = "train") -> list[str]:
+    """Parquet files of a split of a folder or a dataset on the Hub, by `datasets`' own rules.
+
+    Raises:
+        UserError: when there is no such dataset or split, or it does not consist of Parquet files.
+    """
+    builder = datasets.load_dataset_builder(source)
+    if "parquet" not in type(builder).__module__:
+        raise UserError(f"{source} does not consist of Parquet files: see ratlip data prepare, or do not stream")
+    files = (builder.config.data_files or {}).get(split)
+    if not files:
+        raise UserError(f"{source} has no split {split!r}")
+    return [str(file) for file in files]
+
+
+def _quotas(weights: list[float]) -> np.ndarray:
+    """Whole shares of a block: rounded down, then the largest remainders up."""
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * _BLOCK
+    quotas = np.floor(exact).astype(np.int64)
+    quotas[np.argsort(quotas - exact, kind="stable")[: _BLOCK - quotas.sum()]] += 1
+    return quotas
+
+
+def _to_row(values: dict, columns: Columns, place: int) -> Row:
+    image = values[columns.image]
+    if isinstance(image, dict):
+        image = image["bytes"] if image.get("bytes") is not None else _read(image["path"], place)
+    if not isinstance(image, bytes):
+        raise UserError(f"row {place} of the column {columns.image!r} holds no image")
+    return Row(image, _as_list(values[columns.captions], place), values.get(columns.box), place)
+
+
+def _read(path: str, place: int) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:  # a worker process could not send it on in one line
+        raise UserError(f"cannot read the image of row {place}, {path}: {error.strerror}") from error
+
+
+def _as_list(captions: str | list[str] | None, place: int) -> list[str]:
+    captions = [captions] if isinstance(captions, str) else captions
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f"row {place} has no captions")
+    if not all(caption.strip() for caption in captions):
+        raise UserError(f"row {place} has an empty caption: remove it from the data (ratlip data prepare does)")
+    return captions
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_captioned(
+    source: str, split: str, caption_column: str = "captions", limit: int | None = None
+) -> datasets.Dataset:
+    """One split of a dataset, the first `limit` rows of it; sentences are made of classes' names where that is all.
+
+    Raises:
+        UserError: when nothing loadable has that name, or it has no such split.
+    """
+    try:
+        dataset = datasets.load_dataset(str(source), split=split)
+    except Exception as error:  # datasets raises many kinds; each means that the name or folder is wrong
+        raise unreadable(source, error) from error
+    if limit is not None:
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    return _with_captions(dataset, source, caption_column)
+
+
+def unreadable(source: str, error: Exception) -> UserError:
+    """What is said of data that cannot be loaded."""
+    return UserError(f"cannot load the data {str(source)!r}: {one_line(error)}")
+
+
+def row_pixels(
+    row: Row, size: int, variant: str = ANTIALIASED, rng: np.random.Generator | None = None, mirror: bool = False
+) -> np.ndarray:
+    """Pixels [size, size, 3] uint8 of a row's image, cut out as [`frame`] does it.
+
+    Raises:
+        UserError: for a damaged image, saying where it is.
+    """
+    with naming_damage(row):
+        return frame(open_image(row.content), size, row.box, variant, rng, mirror)
+
+
+@contextlib.contextmanager
+def naming_damage(row: Row) -> Iterator[None]:
+    """Turn what is wrong with a row's image into a UserError that says where the image is."""
+    try:
+        yield
+    except BadImage as error:
+        raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
+
+
+def _with_captions(dataset: datasets.Dataset, source: str, caption_column: str) -> datasets.Dataset:
+    label = dataset.features.get("label")
+    if caption_column in dataset.column_names or not isinstance(label, datasets.ClassLabel):
+        return dataset
+    names = read_class_names(Path(source), Report())
+    captions = [class_caption(names.get(name, name)) for name in label.names]
+    logger.info("no captions in %s: sentences are made of class names, such as %r", source, captions[0])
+    return dataset.add_column(caption_column, [captions[index] for index in dataset["label"]])

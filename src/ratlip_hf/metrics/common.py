@@ -1,0 +1,122 @@
+"""What every metric asks of its features: two axes, one width, finite numbers, raised to float64.
+How certain a figure is: the percentile bootstrap of a mean, the jackknife of anything else."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+Vectors = torch.Tensor | np.ndarray | Sequence
+
+
+def as_tensor(values: Vectors) -> torch.Tensor:
+    """A tensor, an array or nested lists as a tensor; lists of floats become float64, where torch would round them."""
+    return values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+
+
+def as_features(features: Vectors, least: int = 1, name: str = "features") -> torch.Tensor:
+    """Feature vectors [N, d] as float64, on the device they are on; a tensor, an array or nested lists.
+
+    Raises:
+        ValueError: for another shape, fewer than `least` vectors, complex numbers, NaN or infinite values.
+    """
+    features = as_tensor(features)
+    if features.ndim != 2 or len(features) < least or not features.shape[1]:
+        raise ValueError(f"{name} must be [N, d] with N at least {least}, not {list(features.shape)}")
+    return as_finite(features, name)
+
+
+def as_feature_pair(first: Vectors, second: Vectors, least: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of feature vectors [N, d] and [M, d] as float64.
+
+    Raises:
+        ValueError: as [`as_features`], and for sets of different widths.
+    """
+    first, second = as_tensor(first), as_tensor(second)
+    fits = first.ndim == second.ndim == 2 and first.shape[1] == second.shape[1] > 0
+    if not fits or min(len(first), len(second)) < least:
+        shapes = f"{list(first.shape)} and {list(second.shape)}"
+        raise ValueError(f"features must be [N, d] and [M, d] with N and M at least {least}, not {shapes}")
+    return as_finite(first, "features"), as_finite(second, "features")
+
+
+def as_paired_features(first: Vectors, second: Vectors, names: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of feature vectors [N, d] that belong together row by row, as float64.
+
+    Raises:
+        ValueError: as [`as_feature_pair`], and for sets of different sizes.
+    """
+    first, second = as_tensor(first), as_tensor(second)
+    if first.shape != second.shape:
+        shapes = f"{list(first.shape)} and {list(second.shape)}"
+        raise ValueError(f"{names} belong together row by row and must be [N, d] both, not {shapes}")
+    return as_features(first, name=names), as_features(second, name=names)
+
+
+def as_finite(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Real numbers as float64; raises ValueError for complex, NaN and infinite ones."""
+    if values.is_complex() or not values.isfinite().all():
+        raise ValueError(f"{name} must be real numbers without NaN and infinite values")
+    return values.double()
+
+
+def unit_length(vectors: torch.Tensor, name: str = "embeddings") -> torch.Tensor:
+    """Vectors [..., d] divided by their lengths; raises ValueError for one of length 0, which has no direction."""
+    # Divided by the largest entry first: squares of huge or tiny entries would leave the range of float64.
+    largest = vectors.abs().amax(dim=-1, keepdim=True)
+    if not (largest > 0).all():
+        raise ValueError(f"{name} hold a vector of zeros, which has no direction")
+    vectors = vectors / largest
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+_DRAWS_AT_ONCE = 4_000_000
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Spread(NamedTuple):
+    """A distance and how far it is from certain; which of several measures `spread` is, the function says."""
+
+    distance: float
+    spread: float
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """Standard error of a figure from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
+    values = torch.tensor(without, dtype=torch.float64)
+    return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
+
+
+def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval of a mean (Efron and Tibshirani 1993, section 13.3), in float64.
+
+    Args:
+        values: independent samples [N], N at least 2. Images of one prompt are not independent: take one mean each.
+        level: share of resampled means within the interval, in (0, 1).
+        resamples: how often N values are drawn with replacement.
+        seed: of the draws; the same values and seed give the same interval everywhere.
+
+    Raises:
+        ValueError: for another shape, fewer than two values, NaN or infinite ones, or options out of range.
+    """
+    values = as_tensor(values)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"values must be [N] with N at least 2, not {list(values.shape)}")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level must lie between 0 and 1 and resamples be positive, not {level} and {resamples}")
+    values, generator = as_finite(values, "values").cpu(), torch.Generator().manual_seed(seed)
+    rows, means = max(1, _DRAWS_AT_ONCE // len(values)), []
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), len(values))
+        means.append(values[torch.randint(len(values), shape, generator=generator)].mean(dim=1))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(torch.cat(means), ends).tolist()
+    return Interval(float(values.mean()), low, high)

@@ -1,0 +1,221 @@
+"""CLIP score: the cosine between embeddings of images and of their captions.
+R-precision: how often an image is closer to its own caption than to captions of other images.
+Per-prompt diversity: how far apart the images of one prompt lie, for models that follow a prompt too closely.
+Attribute accuracy: how often what a judge reads off an image is what its prompt asked for."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .common import Vectors, as_features, as_finite, as_paired_features, as_tensor, unit_length
+
+
+@dataclass(frozen=True, eq=False)
+class CLIPScore:
+    """`cosine` in [-1, 1], `score` = 100 * cosine, `encoder`, and `per_sample` cosines [N] in float64."""
+
+    cosine: float
+    score: float
+    encoder: str
+    per_sample: torch.Tensor
+
+
+def clip_score(image_embeds: Vectors, text_embeds: Vectors, *, encoder: str) -> CLIPScore:
+    """Mean over pairs of cos(CLIP(image), CLIP(caption)), in float64.
+
+    No value is clamped at 0 and there is no factor 2.5 (Hessel et al. 2021 have both); published figures near 0.3 are
+    `cosine`, those near 30 `score`.
+
+    Args:
+        image_embeds: projected image embeddings [N, d], of any length but 0.
+        text_embeds: projected text embeddings [N, d] of the captions, row by row.
+        encoder: which CLIP they come from, recorded with the figure: scores of different encoders do not compare, and
+            that of the CLIP a generator was trained with is the training signal, not a test.
+
+    Raises:
+        ValueError: for other shapes, NaN or infinite values, vectors of zeros, or no name of an encoder.
+    """
+    if not isinstance(encoder, str) or not encoder.strip():
+        raise ValueError("a CLIP score needs the name of its encoder: pass encoder=")
+    images, texts = as_paired_features(image_embeds, text_embeds, "image and text embeddings")
+    cosines = (unit_length(images) * unit_length(texts)).sum(dim=1)
+    return CLIPScore(float(cosines.mean()), 100 * float(cosines.mean()), encoder, cosines)
+
+
+@dataclass(frozen=True, eq=False)
+class RPrecision:
+    """`value` in [0, 1], and `per_sample` hits [N]: 1, 0, or the share of a tie."""
+
+    value: float
+    per_sample: torch.Tensor
+
+
+def draw_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0) -> torch.Tensor:
+    """For each of N captions draw `count` captions of other groups, without replacement.
+
+    The protocol of AttnGAN (Xu et al. 2018, section 4): 99 mismatched descriptions beside the true one. Whether a
+    group is an image or, as for the birds there, a class, is the caller's choice and part of the protocol.
+
+    Args:
+        groups: what each caption belongs to, for example its image's or its class's id, [N].
+        count: captions to draw for each.
+        seed: of the draws.
+
+    Returns:
+        Indices of captions [N, count].
+
+    Raises:
+        ValueError: if some group has fewer than `count` captions outside of it, or `count` is not positive.
+    """
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    labels = torch.tensor([numbers[group] for group in groups], dtype=torch.long)
+    if count < 1 or not len(labels):
+        raise ValueError(f"cannot draw {count} mismatched captions among {len(labels)}")
+    most = int(labels.bincount().max())
+    if len(labels) - most < count:
+        raise ValueError(f"{count} mismatched captions are wanted, but a group has only {len(labels) - most} others")
+    generator, rows = torch.Generator().manual_seed(seed), []
+    for label in labels:
+        order = torch.randperm(len(labels), generator=generator)
+        rows.append(order[labels[order] != label][:count])
+    return torch.stack(rows)
+
+
+def r_precision(
+    image_embeds: Vectors,
+    text_embeds: Vectors,
+    candidate_embeds: Vectors,
+    candidates: torch.Tensor | None = None,
+) -> RPrecision:
+    """Share of images whose own caption has the largest cosine among it and K mismatched ones (R = 1), in float64.
+
+    In a tie of the own caption with t others the image counts 1 / (1 + t), the mean over fair ways to break it: an
+    encoder that tells nothing apart gets the chance level 1 / (1 + K), not 1.
+
+    Args:
+        image_embeds: [N, d].
+        text_embeds: embeddings [N, d] of the images' own captions.
+        candidate_embeds: embeddings [N, K, d] of each image's mismatched captions; or, with `candidates`, of a pool
+            [P, d], for example `text_embeds` again.
+        candidates: indices [N, K] into the pool, as from [`draw_mismatched`].
+
+    Raises:
+        ValueError: for other shapes, indices outside the pool, NaN or infinite values, or vectors of zeros.
+    """
+    images, texts = map(unit_length, as_paired_features(image_embeds, text_embeds, "image and text embeddings"))
+    own = (images * texts).sum(dim=1)
+    if candidates is None:
+        others = _check_given(candidate_embeds, images)
+        rivals = (others @ images[:, :, None])[..., 0]
+    else:
+        pool, candidates = _check_pool(candidate_embeds, candidates, images)
+        # Row by row: the embeddings of all candidates at once would be K times the pool.
+        rivals = torch.stack([pool[row] @ image for row, image in zip(candidates, images, strict=True)])
+    # The same caption twice must tie exactly, however its two cosines were summed up.
+    ties = (rivals - own[:, None]).abs() <= 1e-12
+    beaten = ((rivals > own[:, None]) & ~ties).any(dim=1)
+    hits = (~beaten).double() / (1 + ties.sum(dim=1))
+    return RPrecision(float(hits.mean()), hits)
+
+
+def _check_given(embeds: Vectors, images: torch.Tensor) -> torch.Tensor:
+    embeds, (count, dim) = as_tensor(embeds), images.shape
+    if embeds.ndim != 3 or (embeds.shape[0], embeds.shape[2]) != (count, dim) or not embeds.shape[1]:
+        raise ValueError(f"candidate embeddings must be [{count}, K, {dim}], not {list(embeds.shape)}")
+    return unit_length(as_finite(embeds, "candidate embeddings"))
+
+
+def _check_pool(pool: Vectors, candidates: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    pool, candidates = as_features(pool, name="candidate embeddings"), as_tensor(candidates)
+    if pool.shape[1] != images.shape[1] or candidates.ndim != 2 or len(candidates) != len(images):
+        shapes = f"{list(pool.shape)} and {list(candidates.shape)}"
+        raise ValueError(f"the pool must be [P, {images.shape[1]}] and candidates [{len(images)}, K], not {shapes}")
+    if (
+        candidates.is_floating_point()
+        or not candidates.numel()
+        or not 0 <= candidates.min() <= candidates.max() < len(pool)
+    ):
+        raise ValueError(f"candidates must be indices of the {len(pool)} embeddings in the pool, at least one per row")
+    return unit_length(pool), candidates.to(pool.device)
+
+
+DISTANCES = ("euclidean", "cosine")
+
+
+@dataclass(frozen=True)
+class PromptDiversity:
+    """`value`, at least 0, and `per_prompt`: the mean distance for each prompt, in the order of first appearance."""
+
+    value: float
+    per_prompt: dict[Hashable, float]
+
+
+def prompt_diversity(features: Vectors, prompts: Sequence[Hashable], distance: str = "euclidean") -> PromptDiversity:
+    """Mean distance over all pairs of different images of one prompt, averaged over prompts, in float64.
+
+    Every prompt weighs the same, however many images it has. The figure has no scale of its own: divide by that of
+    real images in the same features.
+
+    Args:
+        features: [N, d].
+        prompts: what image n was drawn for, [N]; each prompt at least twice.
+        distance: "euclidean", or "cosine" for 1 - cos, which lies in [0, 2].
+
+    Raises:
+        ValueError: for other shapes, a prompt with a single image, an unknown distance, NaN or infinite values, or
+            for "cosine" a vector of zeros.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, not {distance!r}")
+    features = as_features(features, least=2)
+    prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else list(prompts)
+    if len(prompts) != len(features):
+        raise ValueError(f"{len(features)} feature vectors need as many prompts, not {len(prompts)}")
+    features = unit_length(features, "features") if distance == "cosine" else features
+    rows: dict[Hashable, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    if lonely := [prompt for prompt, own in rows.items() if len(own) < 2]:
+        raise ValueError(f"{len(lonely)} prompt(s) have a single image, for example {lonely[0]!r}; two are needed")
+    values = {prompt: _mean_distance(features[own], distance) for prompt, own in rows.items()}
+    return PromptDiversity(sum(values.values()) / len(values), values)
+
+
+def _mean_distance(vectors: torch.Tensor, distance: str) -> float:
+    lengths = torch.nn.functional.pdist(vectors)
+    # Between unit vectors |x - y|^2 = 2 (1 - cos), without the cancellation of 1 - cos for neighbours.
+    return float((lengths.square() / 2 if distance == "cosine" else lengths).mean())
+
+
+@dataclass(frozen=True)
+class AttributeAccuracy:
+    """Shares in [0, 1]: the `mean` over all attributes, for each of the `parts`, and of images with `all` right."""
+
+    mean: float
+    parts: dict[str, float]
+    all: float
+
+
+def attribute_accuracy(read: Vectors, wanted: Vectors, parts: Sequence[str] | None = None) -> AttributeAccuracy:
+    """Share of attributes that agree.
+
+    Args:
+        read: labels [N, P] of integers that a judge read, P attributes of each image.
+        wanted: labels [N, P] that the prompts ask for.
+        parts: names of the P attributes; "0", "1", ... unless given. For the birds `synthetic_birds.attributes.PARTS`.
+
+    Raises:
+        ValueError: for other shapes, labels that are no integers, or another number of names.
+    """
+    read, wanted = as_tensor(read), as_tensor(wanted)
+    if read.shape != wanted.shape or read.ndim != 2 or not read.numel():
+        raise ValueError(f"labels must be [N, P] both, not {list(read.shape)} and {list(wanted.shape)}")
+    if any(labels.is_floating_point() or labels.is_complex() for labels in (read, wanted)):
+        raise ValueError("labels must be integers")
+    names = [str(index) for index in range(read.shape[1])] if parts is None else list(parts)
+    if len(names) != read.shape[1]:
+        raise ValueError(f"{read.shape[1]} attributes need as many names, not {len(names)}")
+    hits = (read == wanted.to(read.device)).double()
+    by_part = dict(zip(names, hits.mean(dim=0).tolist(), strict=True))
+    return AttributeAccuracy(float(hits.mean()), by_part, float(hits.prod(dim=1).mean()))

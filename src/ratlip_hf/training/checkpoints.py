@@ -1,0 +1,107 @@
+"""Checkpoints of a run: every stateful object is registered once, saved and restored by name.
+Owns the `checkpoints/` folder: atomic writing with a checksum, finding the latest sound one, removing old ones."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..utils.errors import UserError
+from ..utils.files import atomic_directory, file_sha256, remove_unfinished
+
+logger = logging.getLogger(__name__)
+
+_STATE, _FACTS = "state.pt", "facts.json"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose files are incomplete or do not match their checksum."""
+
+
+class Checkpoints:
+    """The checkpoints of one run under `folder`.
+
+    Args:
+        folder: where they lie, one folder `step-<n>` each.
+        keep: how many to keep, or None for all.
+    """
+
+    def __init__(self, folder: Path, keep: int | None):
+        self.folder, self.keep, self.objects = folder, keep, {}
+
+    def register(self, **objects) -> None:
+        """Name everything that has a state: anything with `state_dict` and `load_state_dict`."""
+        self.objects |= objects
+
+    def any(self) -> bool:
+        """Whether the folder holds a checkpoint."""
+        return bool(self._all())
+
+    def owns(self, path: str) -> bool:
+        """Whether a checkpoint is one of this run's."""
+        return Path(path).resolve().parent == self.folder.resolve()
+
+    def save(self, step: int, facts: dict) -> None:
+        """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go.
+
+        So do later ones, left by a run that was taken back to an earlier step, or "latest" would still mean them.
+        Raises OSError, and leaves the others as they are, when there is no room for it.
+        """
+        path = self.folder / f"step-{step:08d}"
+        with atomic_directory(path) as folder:
+            with (folder / _STATE).open("wb") as file:  # given a path, torch would not say why a write failed
+                torch.save({name: item.state_dict() for name, item in self.objects.items()}, file)
+            record = {"sha256": file_sha256(folder / _STATE), **facts}
+            (folder / _FACTS).write_text(json.dumps(record, indent=2) + "\n")
+        known = self._all()
+        later = known[known.index(path) + 1 :]
+        kept = known[: known.index(path) + 1]
+        for gone in later + (kept[: -self.keep] if self.keep else []):
+            shutil.rmtree(gone)
+        remove_unfinished(self.folder / "step-*")
+
+    def find(self, which: str) -> tuple[Path, dict] | None:
+        """The checkpoint meant by "latest" or a folder, with its facts; None if there is none yet.
+
+        A damaged newest checkpoint is reported and the one before it taken.
+
+        Raises:
+            UserError: when the named one, or every one, is missing or damaged.
+        """
+        candidates = self._all()[::-1] if which == "latest" else [Path(which)]
+        for path in candidates:
+            try:
+                return path, _sound_facts(path)
+            except DamagedCheckpoint as error:
+                if which != "latest":
+                    raise UserError(str(error)) from error
+                logger.warning("%s; trying the one before", error)
+        if candidates:
+            raise UserError(f"every checkpoint in {self.folder} is damaged")
+        return None
+
+    def restore(self, path: Path) -> None:
+        """Load every registered object from a checkpoint that `find` returned; UserError if one does not fit."""
+        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        for name, item in self.objects.items():
+            try:
+                item.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise UserError(f"the checkpoint {path} does not fit this configuration ({name})") from error
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+
+
+def _sound_facts(path: Path) -> dict:
+    try:
+        facts = json.loads((path / _FACTS).read_text())
+        sound = facts["sha256"] == file_sha256(path / _STATE)
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpoint(f"no complete checkpoint at {path}") from error
+    if not sound:
+        raise DamagedCheckpoint(f"the checkpoint {path} is damaged: its checksum differs")
+    return facts

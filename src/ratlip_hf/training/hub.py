@@ -1,0 +1,383 @@
+"""The model card of a training run: what was trained, on what, with which CLIP and code.
+The Hub side of a training run: checks before the first step, uploads in the background, never a reason to stop."""
+
+import contextlib
+import json
+import logging
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
+
+from ..bundled import NAME
+from ..model_card import PROMPT, card_data, use_section
+from ..utils.compat import validate_card
+from ..utils.errors import UserError, one_line
+from ..utils.files import atomic_write, link_files
+from ..version import __version__
+from .config import TrainingConfig
+
+_WIDGETS = 3
+_INTRODUCTION = """---
+{metadata}
+---
+
+# {title}
+
+A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to an image. {origin};
+these are the averaged weights of the generator. The discriminator lies in `discriminator/`, the files of the training
+run in `training/`.
+"""
+_TRAINING = """
+## Training
+
+{facts}
+
+<details><summary>Configuration</summary>
+
+```json
+{config}
+```
+
+</details>
+"""
+_METRICS = """
+## Evaluation
+
+| metric | value | protocol |
+|---|---|---|
+{rows}
+"""
+
+
+def model_card(
+    config: TrainingConfig,
+    repository: str,
+    *,
+    commit: str | None = None,
+    images: int | None = None,
+    clip: Mapping[str, str | None] | None = None,
+    prompts: Sequence[str] = (),
+    samples: Sequence[str] = (),
+    metrics: Sequence[Mapping] = (),
+) -> ModelCard:
+    """The card of a run; whatever is left out is not spoken of.
+
+    Args:
+        config: the run's configuration.
+        repository: "user/name", where the pipeline can be loaded from.
+        commit: of the code, from [`code_commit`].
+        images: number of real images seen.
+        clip: what `FrozenCLIP.describe` says.
+        prompts: captions; the first ones become the widget's examples.
+        samples: paths of sample images in the repository, oldest first.
+        metrics: records with `name`, `value` and `protocol` (how the value was measured).
+    """
+    title = repository.split("/")[-1]
+    text = _INTRODUCTION.format(
+        metadata=_metadata(config, title, clip or {}, prompts, samples, metrics).to_yaml(),
+        title=title,
+        origin=_origin(config),
+    )
+    if samples:
+        text += f"\n![samples]({samples[-1]})\n"
+    text += use_section(repository, prompts[0] if prompts else PROMPT)
+    facts = _facts(config, commit, images, clip or {})
+    text += _TRAINING.format(facts="\n".join(f"* {fact}" for fact in facts), config=config.to_json().strip())
+    if metrics:
+        rows = [" | ".join(_cell(record[key]) for key in ("name", "value", "protocol")) for record in metrics]
+        text += _METRICS.format(rows="\n".join(f"| {row} |" for row in rows))
+    return ModelCard(text)
+
+
+def _origin(config: TrainingConfig) -> str:
+    source = config.pretrained_model_name_or_path
+    return (
+        f"Fine-tuned from `{Path(source).name if Path(source).is_dir() else source}`"
+        if source
+        else (f"Preset `{config.preset}`")
+    )
+
+
+def code_commit() -> str | None:
+    """Git commit of this package's code, with "-dirty" if it was changed since; None where that cannot be told."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        # An installed package may lie inside a repository of the user's, whose commit would say nothing about it.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _metadata(
+    config: TrainingConfig,
+    title: str,
+    clip: Mapping[str, str | None],
+    prompts: Sequence[str],
+    samples: Sequence[str],
+    metrics: Sequence[Mapping],
+) -> ModelCardData:
+    card = card_data(
+        license=config.hub_license,
+        datasets=[source for source in _data_sources(config) if _is_on_hub(source)],
+        base_model=_base_models(config, clip),
+        widget=[_widget(prompt, samples) for prompt in prompts[:_WIDGETS]],
+    )
+    if results := [_result(config, record) for record in metrics if math.isfinite(record["value"])]:
+        card.model_name, card.eval_results = title, results
+    return card
+
+
+def _widget(prompt: str, samples: Sequence[str]) -> dict:
+    return {"text": prompt, **({"output": {"url": samples[-1]}} if samples else {})}
+
+
+def _base_models(config: TrainingConfig, clip: Mapping[str, str | None]) -> list[str]:
+    # Only what was loaded from the Hub has a revision there.
+    sources = [clip["source"]] if clip.get("revision") else []
+    if config.pretrained_model_name_or_path and _is_on_hub(config.pretrained_model_name_or_path):
+        sources.insert(0, config.pretrained_model_name_or_path)
+    return list(dict.fromkeys(sources))
+
+
+def _data_sources(config: TrainingConfig) -> list[str]:
+    return list(config.data_mixture) or [config.dataset_name or config.train_data_dir]
+
+
+def _is_on_hub(source: str) -> bool:
+    """Whether a dataset or model, given by a name or a folder, is a repository."""
+    if source == NAME or Path(source).exists():
+        return False
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _result(config: TrainingConfig, record: Mapping) -> EvalResult:
+    data = " + ".join(source if _is_on_hub(source) else Path(source).name for source in _data_sources(config))
+    return EvalResult(
+        task_type="text-to-image",
+        dataset_type=_slug(data),
+        dataset_name=data,
+        metric_type=_slug(record["name"]),
+        metric_name=record["name"],
+        # Numbers of NumPy and PyTorch would not be YAML.
+        metric_value=float(record["value"]),
+        metric_args={"protocol": record["protocol"]},
+    )
+
+
+def _facts(
+    config: TrainingConfig, commit: str | None, images: int | None, clip: Mapping[str, str | None]
+) -> list[str]:
+    sources = [
+        f"[{source}](https://huggingface.co/datasets/{source})" if _is_on_hub(source) else f"`{Path(source).name}`"
+        for source in _data_sources(config)
+    ]
+    facts = [f"Data: {', '.join(sources)}"]
+    if images is not None:
+        facts.append(f"Real images seen: {images:,}")
+    if clip:
+        if clip["revision"]:
+            source = f"`{clip['source']}`, revision `{clip['revision']}`"
+        else:
+            source = f"`{Path(config.clip_source).name}`"
+        facts.append(f"Frozen CLIP: {source}, SHA-256 of its weights `{clip['weights_sha256']}`")
+    facts.append(f"Code: ratlip_hf {__version__}" + (f", commit `{commit}`" if commit else ""))
+    return facts
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w./-]+", "_", text.lower()).strip("_")
+
+
+def _cell(value: str | float) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())
+
+
+logger = logging.getLogger(__name__)
+
+_SAMPLES = 4  # sample grids that are kept in the repository, the latest
+_STAGE = ".upload-"
+
+
+class HubRepository:
+    """Where a run is published. Made by [`HubRepository.open`]; only the main process has one.
+
+    Args:
+        name: "user/name".
+        config: the run's configuration.
+        api: client of the Hub.
+    """
+
+    def __init__(self, name: str, config: TrainingConfig, api: HfApi):
+        self.name, self.config = name, config
+        self._api, self._output = api, Path(config.output_dir)
+        self._code = code_commit()  # now: the working tree may move on while the run lasts
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub")
+        self._last: Future | None = None
+
+    @classmethod
+    def open(cls, config: TrainingConfig) -> "HubRepository":
+        """Check everything that an upload needs, and make the repository if it is not there.
+
+        Raises:
+            UserError: for a bad name or license, a missing token, or a Hub that refuses or is out of reach.
+        """
+        if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", config.hub_license):
+            raise UserError(
+                f"hub_license must be in the Hub's spelling, as cc-by-nc-4.0 or unknown, not {config.hub_license!r}"
+            )
+        name = config.hub_model_id or Path(config.output_dir).resolve().name
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UserError(f"choose another hub_model_id: {one_line(error)}") from error
+        if get_token() is None:
+            raise UserError("push_to_hub needs a token: log in with `hf auth login` or set HF_TOKEN")
+        api = HfApi()
+        if "/" not in name:
+            with _refusals_as_user_errors(name):
+                name = f"{api.whoami()['name']}/{name}"
+        with _refusals_as_user_errors(name):
+            _ensure_writable(api, name, config.hub_private_repo)
+            validate_card(model_card(config, name))
+        for left in Path(config.output_dir).glob(f"{_STAGE}*"):  # by a killed run
+            shutil.rmtree(left, ignore_errors=True)
+        return cls(name, config, api)
+
+    def upload(self, images: int, prompts: Sequence[str] = (), metrics: Sequence[Mapping] = ()) -> None:
+        """Publish the output folder as it is now; returns before the upload ends, and never raises for its failure.
+
+        An upload that still waits for an earlier one is replaced.
+
+        Args:
+            images: number of real images seen.
+            prompts: captions for the card's examples.
+            metrics: records with `name`, `value` and `protocol`.
+        """
+        try:
+            stage = self._stage(images, prompts, metrics)
+        except Exception as error:  # a full disk, a file that somebody moved away: no reason to end training
+            self._warn(error)
+            return
+        if self._last is not None:
+            self._last.cancel()  # has no effect on one that runs
+        self._last = self._executor.submit(self._send, Path(stage.name), f"Upload after {images} images")
+        self._last.add_done_callback(lambda _: stage.cleanup())
+
+    def close(self) -> None:
+        """Wait for the last upload; nothing can be uploaded afterwards."""
+        if self._last is not None and not self._last.done():
+            logger.info("waiting for the upload to %s", self.name)
+        self._executor.shutdown()
+
+    def _stage(self, images: int, prompts: Sequence[str], metrics: Sequence[Mapping]) -> tempfile.TemporaryDirectory:
+        """A folder in the layout of the repository, which the trainer's later writing does not touch."""
+        # Inside the output folder, since links do not reach over file systems.
+        stage = tempfile.TemporaryDirectory(prefix=_STAGE, dir=self._output, ignore_cleanup_errors=True)
+        try:
+            root, output = Path(stage.name), self._output
+            link_files(output / "pipeline", root)
+            link_files(output / "discriminator", root / "discriminator")
+            for name in ("config.json", "clip.json"):
+                link_files(output / name, root / "training" / name)
+            if (output / "log.jsonl").is_file():
+                # The only file that grows in place: a link would grow with it while it is being sent.
+                shutil.copyfile(output / "log.jsonl", root / "training" / "log.jsonl")
+            samples = [f"samples/{path.name}" for path in sorted((output / "samples").glob("*.png"))[-_SAMPLES:]]
+            for path in samples:
+                link_files(output / path, root / path)
+            clip = json.loads((output / "clip.json").read_text())
+            facts = {"commit": self._code, "images": images, "clip": clip, "prompts": prompts, "samples": samples}
+            atomic_write(root / "README.md", str(model_card(self.config, self.name, metrics=metrics, **facts)))
+        except BaseException:
+            stage.cleanup()
+            raise
+        return stage
+
+    def _send(self, stage: Path, message: str) -> None:
+        try:
+            files = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+            old = [path for path in self._api.list_repo_files(self.name) if re.fullmatch(r"samples/[^/]+\.png", path)]
+            operations = [CommitOperationAdd(path, file) for path, file in files.items()]
+            operations += [CommitOperationDelete(path) for path in old if path not in files]
+            # Not upload_folder, which may cut a folder into several commits: readers would see half of each.
+            with _no_progress_bars():
+                done = self._api.create_commit(self.name, operations, commit_message=message)
+            logger.info("uploaded: %s", done.commit_url)
+        except Exception as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        by_hand = shlex.join(["hf", "upload", self.name, str(self._output / "pipeline")])
+        logger.warning(
+            "not uploaded to %s: %s; nothing local is lost; by hand: %s", self.name, one_line(error), by_hand
+        )
+
+
+def _ensure_writable(api: HfApi, name: str, private: bool) -> None:
+    api.create_repo(name, private=private, exist_ok=True)
+    # That succeeds for any repository which is there already.
+    api.auth_check(name, write=True)
+    if private and not api.model_info(name).private:
+        raise UserError(f"{name} is public already: make it private on the Hub or choose another hub_model_id")
+
+
+@contextlib.contextmanager
+def _refusals_as_user_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a refusal, or whatever the HTTP client says of a Hub out of reach
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status == 401:
+            advice = "the token is not valid: log in with `hf auth login`"
+        elif status == 403:
+            advice = "the token may not write there: take one with write permission, or another hub_model_id"
+        else:
+            advice = "correct it or leave out push_to_hub"
+        raise UserError(f"cannot publish {name}: {advice} ({one_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

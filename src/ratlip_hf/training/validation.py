@@ -1,0 +1,178 @@
+"""The quick evaluation during a run, and the best weights it finds.
+Owns what is drawn and scored, by which score weights are the best, and the folder `best/`."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from .. import bundled
+from ..clip import FrozenCLIP, image_features_and_embeds
+from ..losses import clip_similarity
+from ..metrics import kernel_distance
+from ..models import RATLIPGenerator
+from ..pipeline import RATLIPPipeline, prepare_latents
+from ..utils.errors import UserError
+from ..utils.files import atomic_directory, atomic_write, remove_unfinished
+from .config import TrainingConfig
+from .samples import SYNTHETIC_BIRDS, CaptionedImages
+
+logger = logging.getLogger(__name__)
+
+HIGHER_IS_BETTER = {"attribute_accuracy": True, "kid": False}
+_JUDGED_SIZE = 64
+_NOISE_SEED = 0
+
+
+class QuickEvaluation:
+    """Scores a generator on images that are the same for the whole run; built once, before the first step.
+
+    - `kid`: kernel distance between the frozen CLIP's embeddings of the first real training samples and of images
+      drawn for their captions; embeddings at unit length, so that the kernel is (cos + 1)^3. Lower is better.
+    - `clip_similarity`: mean cosine of those images' embeddings with their captions'.
+    - `attribute_accuracy`: only for the synthetic birds at 64 px: share of colours that the bundled judges read as
+      the prompt says, on the first held-out prompts.
+
+    `protocol["decisive"]` names the score by which weights are the best: `attribute_accuracy` where there is one,
+    because the frozen CLIP is the training signal and the judges know nothing of it; otherwise `kid`. With few
+    samples these figures compare states of one run; they are no results to publish.
+
+    Texts are encoded here, so that the text tower is not needed afterwards. Neither building nor running draws from
+    a global random generator.
+
+    Args:
+        config: `evaluation_samples` (at most the size of the dataset is used) and the batch size.
+        data: the training data; samples 0 to N-1 are the real ones.
+        clip: the run's frozen CLIP, on the device to run on.
+
+    Raises:
+        UserError: for fewer than two samples.
+    """
+
+    def __init__(self, config: TrainingConfig, data: CaptionedImages, clip: FrozenCLIP):
+        self.count, self.batch_size = min(config.evaluation_samples, len(data)), config.train_batch_size
+        if self.count < 2:
+            raise UserError("a quick evaluation compares at least two images: raise evaluation_samples")
+        self.clip, self.device, self.noise_dim = clip, clip.image_encoder.device, data.noise_dim
+        self.real_embeds, self.prompt_embeds = self._read_real(data)
+        self.judged = None
+        if config.dataset_name == SYNTHETIC_BIRDS and data.size == _JUDGED_SIZE:
+            self.judged = _JudgedPrompts(config.evaluation_samples, clip, self.batch_size)
+        self.protocol = self._describe()
+
+    def _describe(self) -> dict:
+        """What a score of this evaluation means, for the record that is kept with it."""
+        return {
+            "samples": self.count,
+            "real": f"training samples 0 to {self.count - 1}",
+            "features": "image embeddings of the frozen CLIP, unit length",
+            "kid": "unbiased, all pairs, kernel (cos + 1)^3",
+            "clip_sha256": self.clip.describe()["weights_sha256"],
+            "heldout_prompts": len(self.judged.labels) if self.judged else 0,
+            "noise_seed": _NOISE_SEED,
+            "decisive": "attribute_accuracy" if self.judged else "kid",
+        }
+
+    @torch.no_grad()
+    def run(self, generator: RATLIPGenerator) -> dict[str, float]:
+        """Score a generator that is in eval mode, such as the averaged one. Returns the scores by name."""
+        embeds = torch.cat([self._embed(part) for part in self._draw(generator, self.prompt_embeds)])
+        scores = {
+            "kid": kernel_distance(_for_kernel(self.real_embeds), _for_kernel(embeds)),
+            "clip_similarity": clip_similarity(embeds, self.prompt_embeds).item(),
+        }
+        if self.judged:
+            images = torch.cat(list(self._draw(generator, self.judged.prompt_embeds)))
+            scores["attribute_accuracy"] = self.judged.accuracy(images)
+        return scores
+
+    def _draw(self, generator: RATLIPGenerator, prompt_embeds: torch.Tensor):
+        """Yield the images for `prompt_embeds` in batches of the training's size, which is known to fit."""
+        noise = prepare_latents(len(prompt_embeds), self.noise_dim, torch.Generator().manual_seed(_NOISE_SEED))
+        batches = zip(noise.to(self.device).split(self.batch_size), prompt_embeds.split(self.batch_size), strict=True)
+        for latents, embeds in batches:
+            # Within the range that a saved image has.
+            yield generator(latents, embeds, self.clip.image_encoder, return_dict=False)[0].float().clamp(-1, 1)
+
+    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+        return image_features_and_embeds(self.clip.image_encoder, images.to(self.device), layers=(0,))[1].float()
+
+    @torch.no_grad()
+    def _read_real(self, data: CaptionedImages) -> tuple[torch.Tensor, torch.Tensor]:
+        images, texts = [], []
+        for start in range(0, self.count, self.batch_size):
+            batch = data.batch(range(start, min(start + self.batch_size, self.count)))
+            stored = batch.prompt_embeds
+            images.append(self._embed(batch.images))
+            texts.append(self.clip.encode(batch.captions) if stored is None else stored.to(self.device))
+        return torch.cat(images), torch.cat(texts)
+
+
+class _JudgedPrompts:
+    """The first held-out prompts of the synthetic birds, encoded, and the judges that read their colours.
+
+    The prompts stand in the file in random order, so that the first ones are a fair sample.
+    """
+
+    def __init__(self, count: int, clip: FrozenCLIP, batch_size: int):
+        from ..synthetic_birds.dataset import load_heldout_prompts, prompt_labels
+        from ..synthetic_birds.judge import BirdJudge
+
+        prompts = load_heldout_prompts()[:count]
+        texts = [entry["prompt"] for entry in prompts]
+        parts = [clip.encode(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+        self.prompt_embeds, self.device = torch.cat(parts), clip.image_encoder.device
+        self.labels = torch.tensor(prompt_labels(prompts), device=self.device)
+        self.judges = [BirdJudge.from_pretrained(folder).to(self.device) for folder in bundled.judge_dirs()]
+
+    def accuracy(self, images: torch.Tensor) -> float:
+        """Share of right colours over judges, images [N, 3, 64, 64] and parts."""
+        from ..synthetic_birds.alignment import attribute_hits
+
+        return attribute_hits(images.to(self.device), self.judges, self.labels).mean().item()
+
+
+class Best:
+    """The best weights of a run so far, by the decisive score, in `best/`: a pipeline, and `best.json` beside it.
+
+    Registered in the checkpoints, so that a resumed run neither forgets nor undoes what was best before.
+    """
+
+    def __init__(self, output_dir: Path):
+        self.folder = Path(output_dir) / "best"
+        self.score: float | None = None
+
+    def update(self, record: dict, pipeline: RATLIPPipeline) -> bool:
+        """Save `pipeline` if `record` (step, images, scores, protocol) beats the best so far; says whether it did.
+
+        A score that is not finite never does, nor does an equal one.
+        """
+        decisive = record["protocol"]["decisive"]
+        score = record["scores"][decisive]
+        if not math.isfinite(score) or not self._beaten_by(score, HIGHER_IS_BETTER[decisive]):
+            return False
+        with atomic_directory(self.folder) as folder:
+            pipeline.save_pretrained(folder)
+            atomic_write(folder / "best.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+        remove_unfinished(self.folder)
+        self.score = score
+        logger.info("the best so far: %s %.4g at %d images", decisive, score, record["images"])
+        return True
+
+    def state_dict(self) -> dict:
+        return {"score": self.score}
+
+    def load_state_dict(self, state: dict) -> None:
+        # In another output folder, or without its weights, nothing has been the best yet.
+        self.score = state["score"] if self.folder.is_dir() else None
+
+    def _beaten_by(self, score: float, higher_is_better: bool) -> bool:
+        return self.score is None or (score > self.score if higher_is_better else score < self.score)
+
+
+def _for_kernel(embeds: torch.Tensor) -> torch.Tensor:
+    """Embeddings [N, d] of length sqrt(d), for which x.y / d of the kernel is their cosine."""
+    return F.normalize(embeds.double(), dim=1) * embeds.shape[1] ** 0.5
