@@ -26,6 +26,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from .bundled import resolve
 from .utils.networks import at_least_float32, weights_sha256
 
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"  # what the original programs were trained with
 CLIP_INPUTS = ("clip", "released")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from ..clip import FrozenCLIP, load_clip
+from ..clip import DEFAULT_CLIP, FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..utils.errors import one_line
@@ -210,7 +210,6 @@ def _equal(stored: torch.Tensor, given: torch.Tensor) -> bool:
     return torch.allclose(stored, given, rtol=2**-11, atol=2**-24)
 
 
-DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 COUPLED_BATCH = (
     "the program that trained this checkpoint takes the batch as the time axis of its LSTMs, so that every image "
     "depends on all prompts of its batch"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.read.transforms import ANTIALIASED, VARIANTS
+from ..clip import DEFAULT_CLIP
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
 from ..utils.errors import CommandParser, UserError
@@ -18,7 +19,6 @@ from .augmentation import AUGMENTATIONS
 
 PRECISIONS = ("no", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb")
-DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
 def _option(default, text: str):
