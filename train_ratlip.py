@@ -1,5 +1,5 @@
 """Train a RATLIP generator: `accelerate launch train_ratlip.py --config synthetic_birds --output_dir DIR`.
-A shell over `ratlip_hf.training`, which an installed package runs as `accelerate launch -m ratlip_hf.training`."""
+The same as `accelerate launch -m ratlip_hf.training`, which an installed package has."""
 
 import sys
 

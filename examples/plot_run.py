@@ -62,9 +62,9 @@ def draw_figure(axes: Axes, lines: list[dict], figure: str, colour: str) -> None
 def shade(axes: Axes, config: TrainingConfig, figures: dict[str, str]) -> None:
     """Mark the ends of the healthy ranges of the panel's figures."""
     for entry in healthy_ranges(config):
-        if entry.figure not in figures:
+        if entry.label not in figures:
             continue
-        colour = figures[entry.figure] if len(figures) > 1 else GREY
+        colour = figures[entry.label] if len(figures) > 1 else GREY
         for end in (entry.low, entry.high):
             if math.isfinite(end):
                 axes.axhline(end, color=colour, linestyle=":", linewidth=1.4)

@@ -15,12 +15,11 @@ def double_clip(*arguments, load=run.load_frozen_clip):
     return clip
 
 
-def double_inputs(*arguments, make=loop.step_inputs):
-    inputs = make(*arguments)
-    return type(inputs)(*(x if x is None else x.double() for x in inputs))
+def double_inputs(*arguments, to_device=loop.to_device):
+    return to_device(*arguments).map(torch.Tensor.double)
 
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    run.load_frozen_clip, loop.step_inputs = double_clip, double_inputs
+    run.load_frozen_clip, loop.to_device = double_clip, double_inputs
     loop.train(load_config(sys.argv[1:]))

@@ -253,7 +253,10 @@ def test_stored_embeddings_are_those_of_the_drawn_captions(config, small_clip, t
     embed_captions(folder, small_clip.encode, small_clip.describe()["weights_sha256"])
     config.train_data_dir, config.streaming, config.text_embeddings = str(folder), streaming, True
     batch = load_training_data(config, 16, 3, small_clip).batch(range(30))
-    for embeds, captions in ((batch.prompt_embeds, batch.captions), (batch.mismatched_embeds, batch.mismatched)):
+    for embeds, captions in (
+        (batch.prompt_embeds, batch.captions),
+        (batch.mismatched_embeds, batch.mismatched_captions),
+    ):
         torch.testing.assert_close(embeds, small_clip.encode(captions), rtol=0, atol=1e-5)
     config.text_embeddings = False
     assert load_training_data(config, 16, 3, small_clip).batch(range(2)).prompt_embeds is None

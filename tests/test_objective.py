@@ -16,7 +16,7 @@ from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.clip import image_features, image_features_and_embeds
 from ratlip_hf.data.read.rows import Columns, MapRows
 from ratlip_hf.training import loop
-from ratlip_hf.training.optimization import rate_factor
+from ratlip_hf.training.optimization import lr_factor
 from ratlip_hf.training.run import fit_conditioning
 from ratlip_hf.training.samples import CaptionedImages
 from ratlip_hf.training.step import training_step
@@ -61,7 +61,8 @@ def test_discriminator_phase_is_eq_8(nets, form, clip_input):
     nets.config.penalty_form, nets.config.penalty_weight, nets.config.penalty_power = form, 3.0, 4.0
     nets.discriminator.register_to_config(clip_input=clip_input)
     keep_gradients(nets)
-    images, noise, text, *_ = inputs = step_inputs()
+    inputs = step_inputs()
+    images, noise, text = inputs.images, inputs.noise, inputs.prompt_embeds
     reference = copy.deepcopy(nets.discriminator)
     with torch.no_grad():
         fakes = copy.deepcopy(nets.generator)(noise, text, nets.image_encoder).sample
@@ -77,7 +78,8 @@ def test_generator_phase_is_eq_8_with_the_discriminator_already_moved(nets, clip
     nets.config.clip_loss_weight, nets.config.range_weight = 2.5, 7.0
     nets.discriminator.register_to_config(clip_input=clip_input)
     keep_gradients(nets)
-    _, noise, text, *_ = inputs = step_inputs()
+    inputs = step_inputs()
+    noise, text = inputs.noise, inputs.prompt_embeds
     reference = copy.deepcopy(nets.generator)
     training_step(nets, [inputs])
     images = reference(noise, text, nets.image_encoder).sample
@@ -101,22 +103,22 @@ def test_bf16_passes_leave_weights_and_penalty_in_float32(nets):
 @pytest.mark.parametrize(("seen", "factor"), [(0, 1.0), (400, 1.0), (500, 0.55), (600, 0.1)])
 def test_rates_fall_over_the_last_third(nets, seen, factor):
     nets.config.max_train_images, nets.config.final_learning_rate_factor = 600, 0.1
-    assert rate_factor(nets.config, 1000, seen) == pytest.approx(factor)
-    nets.generator_optimization.set_rate(factor)
-    nets.generator_optimization.set_rate(factor)
+    assert lr_factor(nets.config, 1000, seen) == pytest.approx(factor)
+    nets.generator_optimization.set_lr_factor(factor)
+    nets.generator_optimization.set_lr_factor(factor)
     assert nets.generator_optimization.optimizer.param_groups[0]["lr"] == pytest.approx(factor * 0.1)
 
 
 def test_rates_rise_over_the_first_steps(config):
     config.lr_warmup_steps = 4
-    assert [rate_factor(config, step, 0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [lr_factor(config, step, 0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_conditioning_is_fitted_to_the_data(small_clip, config):
     generator = RATLIPGenerator(**GENERATOR, text_center=True, text_norm=4.0)
     discriminator = RATLIPDiscriminator(**DISCRIMINATOR)
     data = corpus(config)
-    fit_conditioning([generator, discriminator], small_clip, data, discriminator.config)
+    fit_conditioning([generator, discriminator], small_clip, data, discriminator)
     mean = F.normalize(small_clip.encode([f"{index} first" for index in range(10)]), dim=1).mean(0)
     torch.testing.assert_close(generator.text_conditioning.mean, mean)
     torch.testing.assert_close(discriminator.text_conditioning.mean, mean)

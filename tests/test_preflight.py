@@ -26,7 +26,7 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.checkpoints import Checkpoints
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.footprint import DiskUse, disk_use, weight_bytes
-from ratlip_hf.training.preflight import check_data, check_disk, check_surroundings, images_per_step
+from ratlip_hf.training.preflight import check_data, check_disk, check_surroundings
 from ratlip_hf.training.samples import CaptionedImages
 from ratlip_hf.utils.display import as_size
 from ratlip_hf.utils.errors import UserError
@@ -117,7 +117,7 @@ def test_a_step_of_one_image_is_refused(config, no_clip, refused):
 
 def test_images_of_a_step_are_counted_over_processes_and_micro_batches(config):
     config.gradient_accumulation_steps = 3
-    assert images_per_step(config, 2) == 24
+    assert config.images_per_step(2) == 24
 
 
 @pytest.mark.parametrize(("wanted", "said"), [(16, ""), (18, "max_train_images 18 is no multiple of a step's 8: 24")])
@@ -301,7 +301,7 @@ def test_one_caption_for_everything_is_refused(config):
 def test_the_start_of_a_stream_does_not_condemn_it(config, tmp_path, monkeypatch):
     rows = {"image": [Image.new("RGB", (32, 32))] * 3, "captions": ["a", "a", "b"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train-0.parquet")
-    monkeypatch.setattr(preflight, "_STREAM_CAPTIONS", 2)
+    monkeypatch.setattr(preflight, "_CAPTIONS", 2)
     check_data(config, samples(config, ShardRows([str(tmp_path / "train-0.parquet")], Columns(), 0)), 2)
 
 

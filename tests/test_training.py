@@ -47,7 +47,7 @@ def test_a_step_moves_both_networks_and_nothing_else(nets):
 @pytest.mark.parametrize(("rate_index", "network"), [(0, "discriminator"), (1, "generator")])
 def test_each_optimizer_moves_its_own_network_only(nets, rate_index, network):
     """With one network's rate at zero the other phase must not move it: no gradient leaks between the phases."""
-    (nets.discriminator_optimization, nets.generator_optimization)[rate_index].set_rate(0.0)
+    (nets.discriminator_optimization, nets.generator_optimization)[rate_index].set_lr_factor(0.0)
     before = copy.deepcopy(getattr(nets, network))
     training_step(nets, [step_inputs()])
     assert not moved(before, getattr(nets, network))

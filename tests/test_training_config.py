@@ -83,10 +83,10 @@ def test_precision_is_accelerates_unless_it_is_given(monkeypatch):
         (["--dataset_name", "a", "--ema_decay", "1.5"], "ema_decay"),
         (["--dataset_name", "a", "--penalty_weight", "NaN"], "penalty_weight must be finite"),
         (["--dataset_name", "a", "--augmentation", "color,blur"], "not 'blur'"),
-        (["--dataset_name", "a", "--report_to", "paper"], "report_to"),
+        (["--dataset_name", "a", "--report_to", "paper"], "report_to must be one of"),
         (["--dataset_name", "a", "--max_grad_norm", "0"], "max_grad_norm must be positive"),
         (["--dataset_name", "a", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
-        (["--dataset_name", "a", "--dataloader_num_workers", "-1"], "must not be negative"),
+        (["--dataset_name", "a", "--dataloader_num_workers", "-1"], "dataloader_num_workers must be at least 0"),
         (
             ["--dataset_name", "a", "--pretrained_model_name_or_path", "b", "--generator", '{"sample_size": 64}'],
             "as they are",

@@ -23,14 +23,14 @@ def test_samples_do_not_depend_on_how_batches_are_cut(config):
     assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
     assert torch.equal(torch.cat([first.images, second.images]), whole.images)
     assert first.captions + second.captions == whole.captions
-    assert first.mismatched + second.mismatched == whole.mismatched
+    assert first.mismatched_captions + second.mismatched_captions == whole.mismatched_captions
     assert len({tuple(row.tolist()) for row in whole.noise}) == 8
 
 
 def test_the_mismatched_caption_is_the_next_samples_one(config):
     data = corpus(config, count=20)
     captions = data.batch(range(9)).captions
-    assert data.batch(range(8)).mismatched == captions[1:]
+    assert data.batch(range(8)).mismatched_captions == captions[1:]
 
 
 def test_the_mismatched_caption_belongs_to_another_image_and_says_something_else(config):
@@ -41,7 +41,7 @@ def test_the_mismatched_caption_belongs_to_another_image_and_says_something_else
     rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
     batch = CaptionedImages(rows, config, 32, 3).batch(range(60))
     own = {"a flower": "a daisy"}
-    assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched, strict=True))
+    assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched_captions, strict=True))
 
 
 def test_rows_of_two_corpora_with_one_number_are_different_images(config):
@@ -49,7 +49,8 @@ def test_rows_of_two_corpora_with_one_number_are_different_images(config):
     parts = [MapRows(datasets.Dataset.from_dict(part), Columns(), config.seed) for part in parts]
     batch = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3).batch(range(20))
     assert all(
-        {own, other} == {"a rose", "a finch"} for own, other in zip(batch.captions, batch.mismatched, strict=True)
+        {own, other} == {"a rose", "a finch"}
+        for own, other in zip(batch.captions, batch.mismatched_captions, strict=True)
     )
 
 
@@ -67,7 +68,7 @@ def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
     batches = data.batches(4)
     for start in (4, 8, 12):
         batch, expected = next(batches), data.batch(range(start, start + 4))
-        assert torch.equal(batch.images, expected.images) and batch.mismatched == expected.mismatched
+        assert torch.equal(batch.images, expected.images) and batch.mismatched_captions == expected.mismatched_captions
     rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 2, "captions": [["a"], []]})
     with pytest.raises(UserError, match=r"^row 1 has no captions$"):
         next(CaptionedImages(MapRows(rows, Columns(), 0), config, 32, 3).batches(0))

@@ -7,11 +7,12 @@ import functools
 import pytest
 import torch
 
-from ratlip_hf.training.augmentation import AUGMENTATIONS, augment, draw
+from ratlip_hf.training import step
+from ratlip_hf.training.augmentation import AUGMENTATIONS, augment, augmentation_numbers
 from ratlip_hf.training.optimization import Optimization
-from ratlip_hf.training.run import step_inputs as prepare_inputs
 from ratlip_hf.training.run import wrap
-from ratlip_hf.training.step import Networks, StepInputs, training_step
+from ratlip_hf.training.samples import StepInputs
+from ratlip_hf.training.step import Networks, to_device, training_step
 from ratlip_hf.utils.errors import UserError
 from training_toys import corpus, keep_gradients, step_inputs
 
@@ -19,8 +20,7 @@ from training_toys import corpus, keep_gradients, step_inputs
 
 
 def cut(inputs: StepInputs, parts: int) -> list[StepInputs]:
-    chunks = [[None] * parts if tensor is None else tensor.chunk(parts) for tensor in inputs]
-    return [StepInputs(*part) for part in zip(*chunks, strict=True)]
+    return [inputs.map(lambda tensor, part=part: tensor.chunk(parts)[part]) for part in range(parts)]
 
 
 def freeze_statistics(nets: Networks) -> None:
@@ -33,16 +33,16 @@ def freeze_statistics(nets: Networks) -> None:
 def test_micro_batches_are_one_batch_when_statistics_are_frozen(nets, parts):
     freeze_statistics(nets)
     cut_nets = copy.deepcopy(nets)
-    figures = training_step(nets, [step_inputs()])
-    cut_figures = training_step(cut_nets, cut(step_inputs(), parts))
-    for name, value in figures.items():
-        torch.testing.assert_close(cut_figures[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    metrics = training_step(nets, [step_inputs()])
+    cut_metrics = training_step(cut_nets, cut(step_inputs(), parts))
+    for name, value in metrics.items():
+        torch.testing.assert_close(cut_metrics[name], value, rtol=1e-5, atol=1e-6, msg=name)
     for whole, other in ((nets.generator, cut_nets.generator), (nets.discriminator, cut_nets.discriminator)):
         for name, value in whole.state_dict().items():
             torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_statistics_move_once_per_micro_batch_although_images_are_drawn_twice(nets):
+def test_statistics_move_once_per_micro_batch_although_images_are_generated_twice(nets):
     norm = next(module for module in nets.generator.modules() if isinstance(module, torch.nn.BatchNorm2d))
     means, calls = [], []
     norm.register_forward_hook(lambda module, inputs, _: means.append(inputs[0].detach().mean(dim=(0, 2, 3))))
@@ -67,9 +67,9 @@ def test_a_lazy_penalty_counts_for_the_steps_without_it(nets):
         keep_gradients(each)
     lazy.config.penalty_interval = 4
     assert "d_penalty" not in training_step(plain, [step_inputs()], penalise=False)
-    figures, lazy_figures = (training_step(each, [step_inputs()]) for each in (nets, lazy))
+    metrics, lazy_metrics = (training_step(each, [step_inputs()]) for each in (nets, lazy))
     for name in ("d_penalty", "d_loss"):  # what is logged does not depend on the interval
-        assert lazy_figures[name] == figures[name]
+        assert lazy_metrics[name] == metrics[name]
     for each, times in ((nets, 1), (lazy, 4)):
         gradients = [p.grad - q.grad for p, q in zip(*map(moving, (each, plain)), strict=True)]
         each.penalty_gradient = torch.cat([gradient.flatten() for gradient in gradients]) / times
@@ -100,13 +100,13 @@ def test_half_precision_steps_stay_close_to_float32(nets, precision, tolerance):
     if precision == "fp16":
         for name in ("generator_optimization", "discriminator_optimization"):
             setattr(half, name, Optimization(getattr(half, name).optimizer, half=True))
-    figures, half_figures = (training_step(each, [step_inputs()]) for each in (nets, half))
-    assert half_figures["d_penalty"] == pytest.approx(figures["d_penalty"].item(), rel=tolerance)
+    metrics, half_metrics = (training_step(each, [step_inputs()]) for each in (nets, half))
+    assert half_metrics["d_penalty"] == pytest.approx(metrics["d_penalty"].item(), rel=tolerance)
     names = ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm")
     for name in names:
-        assert half_figures[name].item() == pytest.approx(figures[name].item(), rel=10 * tolerance), name
+        assert half_metrics[name].item() == pytest.approx(metrics[name].item(), rel=10 * tolerance), name
     # One of them may round to the same number.
-    assert sum(half_figures[name].item() == figures[name].item() for name in names) <= 1
+    assert sum(half_metrics[name].item() == metrics[name].item() for name in names) <= 1
 
 
 @pytest.mark.parametrize("penalise", [True, False])
@@ -190,11 +190,13 @@ def test_a_resumed_optimizer_keeps_its_moments_and_takes_the_new_settings(half):
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_is_differentiable_and_a_function_of_seed_and_index(name):
     images = (torch.rand(6, 3, 16, 16) * 2 - 1).requires_grad_()
-    draws = draw(3, range(10, 16), generated=True)
-    changed = augment(images, [name], draws)
+    numbers = augmentation_numbers(3, range(10, 16), generated=True)
+    changed = augment(images, [name], numbers)
     assert changed.shape == images.shape and not torch.equal(changed, images)
-    torch.testing.assert_close(augment(images[2:3], [name], draw(3, [12], generated=True)), changed[2:3])
-    assert not torch.equal(draw(3, [12], generated=False), draws[2:3])
+    torch.testing.assert_close(
+        augment(images[2:3], [name], augmentation_numbers(3, [12], generated=True)), changed[2:3]
+    )
+    assert not torch.equal(augmentation_numbers(3, [12], generated=False), numbers[2:3])
     changed.sum().backward()
     assert images.grad.abs().sum(dim=(1, 2, 3)).min() > 0
 
@@ -226,30 +228,35 @@ def test_colours_move_about_grey_and_about_the_mean_of_the_whole_image():
         (0.5, 0.0, (image + mean) / 2),
         (0.5, 1.0, 1.5 * image - mean / 2),
     ):
-        draws = torch.tensor([[0.5, saturation, contrast, 0, 0, 0, 0]])
-        torch.testing.assert_close(augment(image, ["color"], draws), expected)
+        numbers = torch.tensor([[0.5, saturation, contrast, 0, 0, 0, 0]])
+        torch.testing.assert_close(augment(image, ["color"], numbers), expected)
 
 
-def test_real_and_generated_images_have_draws_of_their_own(config, small_clip):
-    config.augmentation = "color"
+def test_captions_are_encoded_where_no_embeddings_are_stored(config, small_clip):
     batch = corpus(config).batch(range(3, 7))
-    inputs = prepare_inputs(batch, small_clip, torch.device("cpu"), config)
-    assert torch.equal(inputs.real_draws, draw(config.seed, range(3, 7), generated=False))
-    assert torch.equal(inputs.fake_draws, draw(config.seed, range(3, 7), generated=True))
+    inputs = to_device(batch, small_clip, torch.device("cpu"))
+    assert batch.prompt_embeds is None and inputs.indices == [3, 4, 5, 6]
     torch.testing.assert_close(inputs.prompt_embeds, small_clip.encode(batch.captions))
-    torch.testing.assert_close(inputs.mismatched_embeds, small_clip.encode(batch.mismatched))
+    torch.testing.assert_close(inputs.mismatched_embeds, small_clip.encode(batch.mismatched_captions))
+    assert to_device(inputs, None, torch.device("cpu")).prompt_embeds is inputs.prompt_embeds
 
 
-def test_the_discriminator_sees_augmented_images_both_real_and_generated(nets):
+def test_the_discriminator_sees_augmented_images_with_numbers_of_their_own(nets, monkeypatch):
+    """Real and generated ones; and in the other order, 1 - u, one kind's change reaches its own metrics only."""
     nets.config.augmentation = "color, cutout"
-    draws = {"real_draws": draw(0, range(4), False), "fake_draws": draw(0, range(4), True)}
 
-    def figures(**changed) -> dict[str, torch.Tensor]:
-        return training_step(copy.deepcopy(nets), [step_inputs()._replace(**{**draws, **changed})])
+    def metrics(flipped: bool | None) -> dict[str, torch.Tensor]:
+        def numbers(seed, indices, generated):
+            assert (seed, list(indices)) == (nets.config.seed, [0, 1, 2, 3])
+            uniform = augmentation_numbers(seed, indices, generated)
+            return 1 - uniform if generated is flipped else uniform
 
-    expected, names = figures(), ("d_real", "d_mismatch", "d_fake")
-    for which, reached in (("real_draws", ["d_real", "d_mismatch"]), ("fake_draws", ["d_fake"])):
-        other = figures(**{which: 1 - draws[which]})
+        monkeypatch.setattr(step, "augmentation_numbers", numbers)
+        return training_step(copy.deepcopy(nets), [step_inputs()])
+
+    expected, names = metrics(None), ("d_real", "d_mismatch", "d_fake")
+    for flipped, reached in ((False, ["d_real", "d_mismatch"]), (True, ["d_fake"])):
+        other = metrics(flipped)
         assert [name for name in names if other[name] != expected[name]] == reached
 
 
@@ -278,7 +285,7 @@ def test_compiled_networks_give_the_same_step_and_save_plain_names(nets, monkeyp
     twin.generator, twin.discriminator = wrap(
         twin.generator, twin.discriminator, twin.image_encoder, twin.accelerator, twin.config
     )
-    figures, compiled = (training_step(each, [step_inputs()]) for each in (nets, twin))
-    for name, value in figures.items():
+    metrics, compiled = (training_step(each, [step_inputs()]) for each in (nets, twin))
+    for name, value in metrics.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5, msg=name)
     assert twin.generator.state_dict().keys() == nets.generator.state_dict().keys()

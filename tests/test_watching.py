@@ -18,7 +18,7 @@ from ratlip_hf.utils.errors import UserError, first_few
 
 ROOT = Path(__file__).parents[1]
 HEALTHY_LOG = ROOT / "tests" / "records" / "healthy_log.jsonl"
-FIGURES = {
+METRICS = {
     "d_loss": 1.1,
     "d_penalty": 0.06,
     "d_real": 0.8,
@@ -47,9 +47,9 @@ def strict(line: str) -> dict:
 # The log
 
 
-def test_figures_that_are_not_finite_are_null_in_the_log(config):
+def test_metrics_that_are_not_finite_are_null_in_the_log(config):
     with make_report(config) as report:
-        report.log(1, 4, {**FIGURES, "g_grad_norm": float("inf"), "d_loss": float("nan")})
+        report.log(1, 4, {**METRICS, "g_grad_norm": float("inf"), "d_loss": float("nan")})
         report.evaluated(1, 4, {"kid": float("nan"), "clip_similarity": 0.5}, {"samples": 8})
     line = strict((Path(config.output_dir) / "log.jsonl").read_text())
     assert (line["g_grad_norm"], line["d_loss"], line["d_real"]) == (None, None, 0.8)
@@ -65,7 +65,7 @@ def test_figures_that_are_not_finite_are_null_in_the_log(config):
 def test_both_logs_drop_what_lies_after_the_step_a_run_resumes_from(config):
     with make_report(config) as report:
         for step in (1, 2, 3):
-            report.log(step, 4 * step, FIGURES)
+            report.log(step, 4 * step, METRICS)
             report.evaluated(step, 4 * step, {"kid": 0.1}, {})
     for name in ("log.jsonl", "evaluations.jsonl"):
         with (Path(config.output_dir) / name).open("a") as file:
@@ -90,10 +90,10 @@ def test_a_lazy_penalty_is_logged_although_its_steps_are_not(config):
     assert all(line["d_penalty"] > 0 for line in lines)
 
 
-def test_small_figures_keep_their_digits(config):
-    """Rounded to so many decimals, small gradients would be none at all, and the health watch would warn of them."""
+def test_small_metrics_keep_their_digits(config):
+    """Rounded to so many decimals, small gradients would be none at all, and the health check would warn of them."""
     with make_report(config) as report:
-        report.log(1, 4, {**FIGURES, "g_grad_norm": 1.2345678e-5, "d_grad_norm": 1234.5678})
+        report.log(1, 4, {**METRICS, "g_grad_norm": 1.2345678e-5, "d_grad_norm": 1234.5678})
     (line,) = Log(Path(config.output_dir) / "log.jsonl", 1).read()
     assert (line["g_grad_norm"], line["d_grad_norm"]) == (1.2346e-5, 1234.5678)
 
@@ -105,10 +105,10 @@ def scalars(output_dir: str) -> EventAccumulator:
     return EventAccumulator(str(Path(output_dir) / "tensorboard")).Reload()
 
 
-def test_tensorboard_gets_figures_evaluations_and_configuration(config):
+def test_tensorboard_gets_metrics_evaluations_and_configuration(config):
     config.report_to = "tensorboard"
     with make_report(config) as report:
-        report.log(10, 40, FIGURES)
+        report.log(10, 40, METRICS)
         report.evaluated(10, 40, {"kid": 0.25}, {})
         report.accelerator.end_training()
     found = scalars(config.output_dir)
@@ -126,16 +126,16 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(config):
     for steps, start in (((1, 2, 3), 0), ((3, 4), 2)):
         with make_report(config, step=start, seen=4 * start) as report:
             for step in steps:
-                report.log(step, 4 * step, {**FIGURES, "d_real": start})
+                report.log(step, 4 * step, {**METRICS, "d_real": start})
             report.accelerator.end_training()
     events = scalars(config.output_dir).Scalars("d_real")
     assert [(event.step, event.value) for event in events] == [(1, 0), (2, 0), (3, 2), (4, 2)]
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "comet_ml"])
 def test_a_tracker_that_is_not_installed_is_one_line_before_anything_happens(config, tracker, monkeypatch):
     config.report_to = tracker
-    monkeypatch.setitem(monitor._AVAILABLE, tracker, lambda: False)
+    monkeypatch.setattr(monitor, "get_available_trackers", list)
     with pytest.raises(UserError, match=f"pip install {tracker}$"):
         loop.train(config)
     assert not Path(config.output_dir).exists()
@@ -148,7 +148,7 @@ def test_the_bar_counts_images_from_where_the_run_resumes(config, capsys):
     with make_report(config, step=2, seen=8) as report:
         report.advance(4)
         assert (report.bar.n, report.bar.initial, report.bar.total) == (12, 8, config.max_train_images)
-        report.log(3, 12, FIGURES)
+        report.log(3, 12, METRICS)
         report.advance(8)  # beyond the end, where tqdm would give up the bar
         assert report.bar.n == 16
     last = capsys.readouterr().err.split("\r")[-1]
@@ -162,7 +162,7 @@ def test_the_bar_is_not_repeated_in_a_file(config, capsys):
     with make_report(config) as report:
         for step in range(1, 1001):
             report.advance(4)
-            report.log(step, 4 * step, FIGURES)
+            report.log(step, 4 * step, METRICS)
     assert capsys.readouterr().err.count("\r") <= 3
 
 
@@ -180,11 +180,11 @@ def test_messages_stand_on_lines_of_their_own_and_logging_is_handed_back(config,
 # Health
 
 
-def feed(health: Health, count: int, first: int = 0, interval: int = 1000, **figures) -> list[str]:
+def feed(health: Health, count: int, first: int = 0, interval: int = 1000, **metrics) -> list[str]:
     warnings = []
     for index in range(first, first + count):
-        now = {name: value(index) if callable(value) else value for name, value in figures.items()}
-        warnings += health.watch((index + 1) * interval, {**FIGURES, **now})
+        now = {name: value(index) if callable(value) else value for name, value in metrics.items()}
+        warnings += health.update((index + 1) * interval, {**METRICS, **now})
     return warnings
 
 
@@ -196,7 +196,7 @@ def test_a_real_healthy_run_does_not_warn(config):
     health = Health(config)
     lines = [json.loads(line) for line in HEALTHY_LOG.read_text().splitlines()]
     assert lines[-1]["images"] > 30_000
-    assert [health.watch(line["images"], line) for line in lines] == [[]] * len(lines)
+    assert [health.update(line["images"], line) for line in lines] == [[]] * len(lines)
 
 
 UNHEALTHY = [
@@ -211,9 +211,9 @@ UNHEALTHY = [
 ]
 
 
-@pytest.mark.parametrize(("figures", "message"), UNHEALTHY)
-def test_an_unhealthy_run_is_warned_once(config, figures, message):
-    warnings = feed(Health(config), 200, **{"clip_similarity": rising, **figures})
+@pytest.mark.parametrize(("metrics", "message"), UNHEALTHY)
+def test_an_unhealthy_run_is_warned_once(config, metrics, message):
+    warnings = feed(Health(config), 200, **{"clip_similarity": rising, **metrics})
     assert len(warnings) == 1
     assert message in warnings[0]
     assert "docs/healthy_run.md" in warnings[0]
@@ -247,17 +247,17 @@ def test_bounds_follow_the_configuration(config):
 def test_the_document_gives_the_same_ranges(config):
     text = (ROOT / "docs" / "healthy_run.md").read_text()
     for entry in healthy_ranges(config):
-        row = next(line for line in text.splitlines() if line.startswith("| `") and entry.figure in _first_cell(line))
+        row = next(line for line in text.splitlines() if line.startswith("| `") and entry.label in _first_cell(line))
         bounds = [bound for bound in (entry.low, entry.high) if math.isfinite(bound)]
-        if entry.figure != "d_penalty":  # given there as a formula
-            assert all(f"{bound:g}" in row.split("|")[3] for bound in bounds), entry.figure
+        if entry.label != "d_penalty":  # given there as a formula
+            assert all(f"{bound:g}" in row.split("|")[3] for bound in bounds), entry.label
 
 
 def _first_cell(line: str) -> str:
     return line.split("|")[1].replace("`", "")
 
 
-def test_the_plot_of_a_run_is_drawn(config, run_python, tmp_path):
+def test_a_run_is_plotted(config, run_python, tmp_path):
     pytest.importorskip("matplotlib")
     config.evaluate_every, config.evaluation_samples = 8, 4
     run = loop.train(config)
@@ -270,15 +270,15 @@ def test_a_resumed_run_knows_its_past(config, caplog):
     """The similarity at the start, and what has been said already, come from the log's lines."""
     with make_report(config) as report:
         for step in range(1, 31):
-            report.log(step, 1000 * step, {**FIGURES, "d_penalty": 9.0})
+            report.log(step, 1000 * step, {**METRICS, "d_penalty": 9.0})
     assert caplog.text.count("d_penalty is 9") == caplog.text.count("clip_similarity since the start is 0") == 1
     caplog.clear()
     with make_report(config, step=30, seen=30_000) as report:
         for step in range(31, 31 + WINDOW):
-            report.log(step, 1000 * step, {**FIGURES, "d_penalty": 9.0, "clip_similarity": 0.7})
+            report.log(step, 1000 * step, {**METRICS, "d_penalty": 9.0, "clip_similarity": 0.7})
         assert not caplog.text
         for step in range(31 + WINDOW, 31 + 2 * WINDOW):
-            report.log(step, 1000 * step, FIGURES)
+            report.log(step, 1000 * step, METRICS)
     assert caplog.text.count("clip_similarity since the start is 0") == 1
 
 

@@ -1,4 +1,4 @@
-"""What the training tests have in common: toy configurations, a corpus of grey images, the inputs of a step.
+"""What the training tests have in common: toy configurations, a dataset of grey images, the inputs of a step.
 The fixtures made of them are in `conftest`."""
 
 import datasets
@@ -8,8 +8,8 @@ from PIL import Image
 
 from ratlip_hf.data.read.rows import Columns, MapRows
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.samples import CaptionedImages
-from ratlip_hf.training.step import Networks, StepInputs
+from ratlip_hf.training.samples import CaptionedImages, StepInputs
+from ratlip_hf.training.step import Networks
 
 DISCRIMINATOR = {
     "clip_width": 32,
@@ -51,7 +51,7 @@ def step_inputs() -> StepInputs:
     """Four samples; the mismatched text of each is the next one's, as in the released code."""
     torch.manual_seed(1)
     images, noise, text = torch.rand(4, 3, 32, 32) * 2 - 1, torch.randn(4, 8), torch.randn(4, 16)
-    return StepInputs(images, noise, text, text.roll(-1, 0))
+    return StepInputs(images, noise, text, text.roll(-1, 0), indices=range(4))
 
 
 def keep_gradients(nets: Networks) -> None:

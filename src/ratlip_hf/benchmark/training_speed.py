@@ -14,10 +14,10 @@ from ..clip import image_features_and_embeds
 from ..models import RATLIPGenerator
 from ..training.arrangement import resize_late
 from ..training.config import TrainingConfig
-from ..training.loop import averaged
 from ..training.optimization import EMA, Optimization
 from ..training.run import build_networks, load_frozen_clip, start_accelerator, wrap
-from ..training.step import Figures, Networks, StepInputs, training_step
+from ..training.samples import StepInputs
+from ..training.step import Metrics, Networks, mean_over_processes, training_step
 from .inference import image_tower
 from .measuring import in_fresh_process, interleaved, peak_bytes, ratio, summary
 
@@ -31,7 +31,7 @@ class ReleasedInputs:
     input_ids: torch.Tensor
 
 
-def released_step(nets: Networks, text_encoder: nn.Module, inputs: ReleasedInputs) -> Figures:
+def released_step(nets: Networks, text_encoder: nn.Module, inputs: ReleasedInputs) -> Metrics:
     """Move both networks once (Eq. 8); returns the detached losses.
 
     As released: sentences are encoded in every step; real images ask for gradients, so that their pass through the
@@ -148,9 +148,9 @@ def stepper(path: str, what: Training) -> Callable[[], object]:
         take = lambda: training_step(nets, [inputs])  # noqa: E731
 
     def step() -> dict[str, float]:
-        figures = averaged(take(), nets)  # as in the loop, this waits for the device
+        metrics = mean_over_processes(take(), nets.accelerator)  # as in the loop, this waits for the device
         ema.update(nets.bare(nets.generator))
-        return figures
+        return metrics
 
     return step
 

@@ -1,5 +1,5 @@
 """Command line of the trainer: `accelerate launch -m ratlip_hf.training --config synthetic_birds --output_dir DIR`.
-The top-level `train_ratlip.py` of the repository is a shell over `main`."""
+The repository's `train_ratlip.py` calls the same `main`."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what the discriminator sees, for small corpora (Zhao et al. 2020, arXiv:2006.10738).
+"""Differentiable augmentation of what the discriminator sees, for small datasets (Zhao et al. 2020, arXiv:2006.10738).
 What happens to a sample is a function of (seed, global sample index, real or generated), nothing else."""
 
 from collections.abc import Sequence
@@ -8,34 +8,32 @@ import torch
 import torch.nn.functional as F
 
 AUGMENTATIONS = ("color", "translation", "cutout")
-_STREAM = 6  # random stream of the draws; data readers have others
-_DRAWS = 7  # uniform numbers per sample: three for colour, two for each of the others
+_STREAM = 6  # random stream of these numbers; samples and rows have others
+_NUMBERS = 7  # uniform numbers per sample: three for colour, two for each of the others
 _SHIFT, _HOLE = 1 / 8, 1 / 2  # largest translation and side of the hole, as shares of the image's side
 
 
-def draw(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
-    """Uniform numbers in [0, 1), [B, 7], for the samples with these global indices."""
-    draws = [np.random.default_rng((seed, _STREAM, index, int(generated))).random(_DRAWS) for index in indices]
-    return torch.from_numpy(np.stack(draws)).float()
-
-
-def augment(images: torch.Tensor, names: Sequence[str], draws: torch.Tensor | None) -> torch.Tensor:
-    """Change images [B, 3, H, W] in [-1, 1] in the ways of `names`, by numbers [B, 7] from [`draw`]; differentiable.
+def augment(images: torch.Tensor, names: Sequence[str], numbers: torch.Tensor) -> torch.Tensor:
+    """Change images [B, 3, H, W] in [-1, 1] in the ways of `names`; differentiable.
 
     "color": brightness, saturation and contrast. "translation": a shift by up to an eighth, zeros move in. "cutout": a
-    square hole of half the side, which may reach over the edge. They are applied in this order; without any, no
-    numbers are needed.
+    square hole of half the side, which may reach over the edge. They are applied in this order, by the numbers [B, 7]
+    of [`augmentation_numbers`].
     """
-    if not names:
-        return images
-    draws = draws.to(images)
+    numbers = numbers.to(images)
     if "color" in names:
-        images = _color(images, *draws[:, :3].T)
+        images = _color(images, *numbers[:, :3].T)
     if "translation" in names:
-        images = _translate(images, *draws[:, 3:5].T)
+        images = _translate(images, *numbers[:, 3:5].T)
     if "cutout" in names:
-        images = _cut_out(images, *draws[:, 5:7].T)
+        images = _cut_out(images, *numbers[:, 5:7].T)
     return images
+
+
+def augmentation_numbers(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
+    """Uniform numbers in [0, 1), [B, 7], for the samples with these global indices."""
+    rngs = (np.random.default_rng((seed, _STREAM, index, int(generated))) for index in indices)
+    return torch.from_numpy(np.stack([rng.random(_NUMBERS) for rng in rngs])).float()
 
 
 def _color(images: torch.Tensor, brightness: torch.Tensor, saturation: torch.Tensor, contrast: torch.Tensor):
@@ -60,18 +58,18 @@ def _translate(images: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -
     return padded[sample, channel, rows, columns]
 
 
-def _positions(draws: torch.Tensor, side: int, share: float) -> torch.Tensor:
+def _positions(numbers: torch.Tensor, side: int, share: float) -> torch.Tensor:
     """Whole numbers from -share * side to +share * side, each as likely as the others."""
     most = round(side * share)
-    return (draws * (2 * most + 1)).long().clamp(max=2 * most) - most
+    return (numbers * (2 * most + 1)).long().clamp(max=2 * most) - most
 
 
 def _cut_out(images: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[-2:]
     inside = []
-    for draws, side in ((down, height), (across, width)):
+    for numbers, side in ((down, height), (across, width)):
         hole = round(side * _HOLE)
-        first = (draws * (side + 1)).long().clamp(max=side) - hole // 2
+        first = (numbers * (side + 1)).long().clamp(max=side) - hole // 2
         place = torch.arange(side, device=images.device)
         inside.append((place >= first[:, None]) & (place < first[:, None] + hole))
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]

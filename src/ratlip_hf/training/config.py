@@ -1,5 +1,4 @@
-"""Everything that can be set about a training run: one dataclass, the only home of its defaults.
-From JSON file and command line to a [`TrainingConfig`]: an unknown key is an error, and so is a wrong kind."""
+"""Everything that can be set about a training run, with its default, and how it is read from a file and options."""
 
 import dataclasses
 import json
@@ -10,36 +9,20 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.read.transforms import ANTIALIASED, VARIANTS
 from ..clip import DEFAULT_CLIP
+from ..data.read.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
 from ..utils.errors import CommandParser, UserError
 from .augmentation import AUGMENTATIONS
 
 PRECISIONS = ("no", "fp16", "bf16")
-TRACKERS = ("tensorboard", "wandb")
 
 
-def _option(default, text: str):
-    settings = {"default_factory": default} if callable(default) else {"default": default}
-    return field(metadata={"help": text}, **settings)
-
-
-_COUNTS = (
-    "max_train_images",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "penalty_interval",
-    "checkpointing_steps",
-    "logging_steps",
-    "sample_every",
-    "evaluate_every",
-    "evaluation_samples",
-    "stream_window",
-    "max_train_samples",
-    "checkpoints_total_limit",
-)
+def _option(default, text: str, least: int | None = None):
+    """A field with its help text, and the smallest whole number that it takes."""
+    kind = "default_factory" if callable(default) else "default"
+    return field(metadata={"help": text, "least": least}, **{kind: default})
 
 
 @dataclass
@@ -53,7 +36,7 @@ class TrainingConfig:
         dict, "values of the discriminator's configuration that differ from the preset (JSON)"
     )
     pretrained_model_name_or_path: str | None = _option(
-        None, "fine-tune this pipeline (repository or folder) and the discriminator beside it, instead of preset"
+        None, "fine-tune this pipeline (repository or folder) and its discriminator, instead of the preset"
     )
     revision: str | None = _option(None, "branch, tag or commit of pretrained_model_name_or_path")
     clip: str | None = _option(
@@ -75,22 +58,22 @@ class TrainingConfig:
     random_crop: bool = _option(True, "crop at random; off: the middle. Images of the right size stay whole")
     resize: str = _option(ANTIALIASED, f"how images are cropped and scaled: {', '.join(VARIANTS)} (the released code)")
     streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole dataset")
-    stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming")
+    stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming", least=1)
     text_embeddings: bool = _option(
         False, "compute the captions' embeddings once, or take those of `ratlip data embed`; no text tower in the loop"
     )
-    max_train_samples: int | None = _option(None, "use the first N samples (for synthetic-birds: how many to draw)")
+    max_train_samples: int | None = _option(None, "use the first N samples; of synthetic-birds, render N", least=1)
     random_flip: bool = _option(True, "mirror half of the images; off where captions speak of left and right")
-    dataloader_num_workers: int = _option(0, "processes that decode images beside each training process")
+    dataloader_num_workers: int = _option(0, "processes that load images for each training process", least=0)
 
     # Optimisation (method section 6)
-    max_train_images: int = _option(1_000_000, "length of the run in real images seen")
-    train_batch_size: int = _option(16, "real images per process and micro-batch")
-    gradient_accumulation_steps: int = _option(1, "micro-batches per step")
+    max_train_images: int = _option(1_000_000, "length of the run in real images seen", least=1)
+    train_batch_size: int = _option(16, "real images per process and micro-batch", least=1)
+    gradient_accumulation_steps: int = _option(1, "micro-batches per step", least=1)
     generator_learning_rate: float = _option(1e-4, "Adam, generator")
     discriminator_learning_rate: float = _option(4e-4, "Adam, discriminator")
-    final_learning_rate_factor: float = _option(1.0, "rates fall to this share of themselves over the last third")
-    lr_warmup_steps: int = _option(0, "steps over which both rates rise to their value")
+    final_learning_rate_factor: float = _option(1.0, "learning rates fall to this share over the last third")
+    lr_warmup_steps: int = _option(0, "steps over which learning rates rise to their value", least=0)
     adam_beta1: float = _option(0.0, "Adam, both networks")
     adam_beta2: float = _option(0.9, "Adam, both networks")
     adam_epsilon: float = _option(1e-8, "Adam, both networks")
@@ -98,9 +81,9 @@ class TrainingConfig:
     penalty_weight: float = _option(2.0, "k of Eq. 8: weight of the gradient penalty")
     penalty_power: float = _option(6.0, "p of Eq. 8: power of the gradient norm")
     penalty_form: str = _option("summed", f"norm of the two gradients: {', '.join(PENALTY_FORMS)} (the released code)")
-    penalty_interval: int = _option(1, "steps between penalties; its weight is multiplied by this (lazy penalty)")
+    penalty_interval: int = _option(1, "steps between penalties, whose weight is multiplied by this (lazy)", least=1)
     range_weight: float = _option(0.0, "weight of the penalty on pixels beyond [-1, 1]; not in the paper")
-    ema_decay: float = _option(0.999, "averaging of the generator that is saved and sampled")
+    ema_decay: float = _option(0.999, "decay of the EMA weights, which are saved and sampled; 0: no averaging")
     max_grad_norm: float | None = _option(None, "clip each network's gradients to this norm")
     augmentation: str = _option(
         "", f"differentiable augmentation of what the discriminator sees, a list of: {', '.join(AUGMENTATIONS)}"
@@ -108,20 +91,24 @@ class TrainingConfig:
     mixed_precision: str | None = _option(
         None, f"precision of the forward passes: {', '.join(PRECISIONS)}; by default what accelerate is set to"
     )
-    gradient_checkpointing: bool = _option(False, "recompute activations: less memory, more time, same numbers")
+    gradient_checkpointing: bool = _option(False, "recompute activations: less memory, more time, same results")
     torch_compile: bool = _option(False, "compile the generator and the image tower")
 
     # Run
     output_dir: str = _option("ratlip-output", "where everything goes")
     seed: int = _option(0, "noise, captions and order are functions of it and of the sample's global index")
     resume_from_checkpoint: str | None = _option(None, "'latest' or a checkpoint folder")
-    checkpointing_steps: int = _option(1000, "steps between checkpoints")
-    checkpoints_total_limit: int | None = _option(2, "checkpoints kept")
-    logging_steps: int = _option(10, "steps between lines of log.jsonl")
-    report_to: str | None = _option(None, f"tracker beside log.jsonl: {', '.join(TRACKERS)}")
-    sample_every: int = _option(8_000, "real images between sample grids")
-    evaluate_every: int | None = _option(None, "real images between quick evaluations, which keep the best weights")
-    evaluation_samples: int = _option(256, "images drawn for a quick evaluation")
+    checkpointing_steps: int = _option(1000, "steps between checkpoints", least=1)
+    checkpoints_total_limit: int | None = _option(2, "checkpoints kept", least=1)
+    logging_steps: int = _option(10, "steps between lines of log.jsonl", least=1)
+    report_to: str | None = _option(
+        None, "tracker next to log.jsonl: tensorboard, wandb, or another one that accelerate has"
+    )
+    sample_every: int = _option(8_000, "real images between sample grids", least=1)
+    evaluate_every: int | None = _option(
+        None, "images between quick evaluations, which keep the best weights", least=1
+    )
+    evaluation_samples: int = _option(256, "images generated for a quick evaluation", least=1)
     push_to_hub: bool = _option(False, "upload pipeline, samples and model card to the Hub at every checkpoint")
     hub_model_id: str | None = _option(None, "repository on the Hub, name or user/name; by default as output_dir")
     hub_private_repo: bool = _option(False, "make the repository a private one")
@@ -138,44 +125,42 @@ class TrainingConfig:
         """Where the frozen CLIP comes from."""
         return self.clip or self.pretrained_model_name_or_path or DEFAULT_CLIP
 
+    def images_per_step(self, num_processes: int) -> int:
+        """Real images that one step of all processes sees."""
+        return self.train_batch_size * num_processes * self.gradient_accumulation_steps
+
     def to_json(self) -> str:
         """The JSON object that `--config` reads again."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def validate(self) -> "TrainingConfig":
         """Raise [`UserError`] for a value or a combination that cannot work; returns self."""
-        if self.preset not in PRESETS:
-            raise UserError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
+        self._validate_values()
         if [self.dataset_name is None, self.train_data_dir is None, not self.data_mixture].count(False) != 1:
             raise UserError("give the data by dataset_name, train_data_dir or data_mixture, one of them")
-        if self.resize not in VARIANTS:
-            raise UserError(f"resize must be one of {', '.join(VARIANTS)}, not {self.resize!r}")
         if any(type(weight) not in (int, float) or not 0 < weight < math.inf for weight in self.data_mixture.values()):
             raise UserError(f"data_mixture must give each dataset a positive weight, not {self.data_mixture}")
         if self.streaming and (self.max_train_samples is not None or self.dataset_name == "synthetic-birds"):
             raise UserError(
-                "streaming reads whole corpora from Parquet files: neither max_train_samples nor drawn birds"
+                "streaming reads whole datasets from Parquet files: neither max_train_samples nor synthetic-birds"
             )
-        if self.mixed_precision not in (None, *PRECISIONS):
-            raise UserError(f"mixed_precision must be one of {', '.join(PRECISIONS)}, not {self.mixed_precision!r}")
-        if self.penalty_form not in PENALTY_FORMS:
-            raise UserError(f"penalty_form must be one of {', '.join(PENALTY_FORMS)}, not {self.penalty_form!r}")
-        if unknown := [name for name in self.augmentations if name not in AUGMENTATIONS]:
-            raise UserError(f"augmentation must list some of {', '.join(AUGMENTATIONS)}, not {unknown[0]!r}")
-        if self.report_to not in (None, *TRACKERS):
-            raise UserError(f"report_to must be one of {', '.join(TRACKERS)}, or none, not {self.report_to!r}")
         if self.pretrained_model_name_or_path and (self.generator or self.discriminator):
             raise UserError("generator and discriminator are taken from pretrained_model_name_or_path as they are")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        for name in ("lr_warmup_steps", "dataloader_num_workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
-        for name, value in vars(self).items():
+        return self
+
+    def _validate_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(filter(None, choices))
+                raise UserError(f"{name} must be one of {listed}, not {getattr(self, name)!r}")
+        if unknown := [name for name in self.augmentations if name not in AUGMENTATIONS]:
+            raise UserError(f"augmentation must list some of {', '.join(AUGMENTATIONS)}, not {unknown[0]!r}")
+        for item in dataclasses.fields(self):
+            value, least = getattr(self, item.name), item.metadata["least"]
+            if least is not None and value is not None and value < least:
+                raise UserError(f"{item.name} must be at least {least}, not {value}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name} must be finite, not {value}")
+                raise UserError(f"{item.name} must be finite, not {value}")
         for name in ("generator_learning_rate", "discriminator_learning_rate", "penalty_power", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -184,9 +169,14 @@ class TrainingConfig:
             raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         if not 0 <= self.final_learning_rate_factor <= 1:
             raise UserError(f"final_learning_rate_factor must lie in [0, 1], not {self.final_learning_rate_factor}")
-        return self
 
 
+_CHOICES = {
+    "preset": PRESETS,
+    "resize": VARIANTS,
+    "mixed_precision": (None, *PRECISIONS),
+    "penalty_form": PENALTY_FORMS,
+}
 SHIPPED = Path(__file__).parent / "configs"
 _KINDS = typing.get_type_hints(TrainingConfig)
 
@@ -194,9 +184,8 @@ _KINDS = typing.get_type_hints(TrainingConfig)
 def load_config(argv: list[str] | None = None) -> TrainingConfig:
     """Defaults, then the JSON file of `--config`, then command-line options; validated.
 
-    `mixed_precision` is resolved: unless it is given, accelerate's launcher says what it is.
-
-    `--config NAME` takes a file, or the name of a configuration that ships with the package.
+    `--config` takes a file, or the name of a configuration that ships with the package. Unless `mixed_precision` is
+    given, accelerate's launcher says what it is.
 
     Raises:
         UserError: for unknown keys, unreadable files, and values of the wrong kind.

@@ -1,5 +1,4 @@
-"""How much room a run takes: bytes of its files, and memory of a process, without allocating what is measured.
-Counts only; `preflight` compares them with what there is, and `dry_run` shows them."""
+"""How much room a run takes: bytes of its files, and memory of a process, without allocating what is measured."""
 
 import copy
 import math
@@ -18,7 +17,8 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from .arrangement import arrange
 from .config import TrainingConfig
 from .optimization import Optimization
-from .step import Networks, StepInputs, training_step
+from .samples import StepInputs
+from .step import Networks, training_step
 
 
 def weight_bytes(module: nn.Module, trainable_only: bool = False) -> int:
@@ -44,9 +44,9 @@ def disk_use(
     discriminator: RATLIPDiscriminator,
     clip: FrozenCLIP,
 ) -> DiskUse:
-    """Room for checkpoints and models in `output_dir`; samples and log are small beside them.
+    """Room for checkpoints and models in `output_dir`; samples and log are small.
 
-    A checkpoint holds both networks, the averaged generator and Adam's two moments. A new one is complete before an
+    A checkpoint holds both networks, the EMA weights and Adam's two moments. A new one is complete before an
     old one goes, and so are models and the best pipeline, so there is one more of each for a moment.
     """
     networks = (generator, discriminator)
@@ -62,7 +62,7 @@ def disk_use(
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes per process: all weights with the average, gradients, Adam's moments, and what a step holds besides."""
+    """Bytes per process: all weights with the EMA, gradients, Adam's moments, and what else a step holds."""
 
     weights: int
     gradients: int
@@ -120,12 +120,12 @@ def step_peak_bytes(
 def _empty_inputs(config: TrainingConfig, generator: RATLIPGenerator) -> StepInputs:
     batch, sizes = config.train_batch_size, generator.config
     images, noise = torch.empty(batch, 3, sizes.sample_size, sizes.sample_size), torch.empty(batch, sizes.noise_dim)
-    text, draws = torch.empty(batch, sizes.text_dim), torch.empty(batch, 7) if config.augmentations else None
-    return StepInputs(images, noise, text, text, draws, draws)
+    text = torch.empty(batch, sizes.text_dim)
+    return StepInputs(images, noise, text, text, indices=range(batch))
 
 
 class _Unmoved(Optimization):
-    """Takes gradients and lets them go: an optimizer's memory is known, and a loss scale needs numbers."""
+    """Drops gradients without a step: an optimizer's memory is known, and a loss scale needs real numbers."""
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()

@@ -1,5 +1,4 @@
-"""What a healthy run looks like, in numbers: the range of each figure, what leaving it means, what to do then.
-What a running training tells its owner: `log.jsonl`, trackers, a progress bar, and warnings about its health."""
+"""What a run reports while it trains: `log.jsonl`, trackers, a progress bar, and warnings about its health."""
 
 import contextlib
 import dataclasses
@@ -9,13 +8,13 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available, is_wandb_available
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -23,164 +22,10 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from .config import TrainingConfig
 
-WINDOW = 20  # logged lines of which the median is judged, so that single outliers do not warn
-
-
-@dataclass(frozen=True)
-class Range:
-    """The healthy range of one figure.
-
-    Args:
-        figure: what it is, in the words of the log.
-        names: the logged figures it is computed from; where one is missing, nothing is judged.
-        compute: their function.
-        low, high: ends of the range; an infinite one is never left.
-        too_low, too_high: what it means to be beyond, and what to do.
-        after: real images to see before it is judged.
-    """
-
-    figure: str
-    names: tuple[str, ...]
-    low: float = -math.inf
-    high: float = math.inf
-    too_low: str = ""
-    too_high: str = ""
-    after: int = 5_000
-    compute: Callable[..., float] = float
-    since_start: bool = False
-
-
-def healthy_ranges(config: TrainingConfig) -> list[Range]:
-    """The table for a run. Bounds are wide: in two good runs on the synthetic birds no median came near one."""
-    lower_d = "lower discriminator_learning_rate or raise penalty_weight"
-    raise_d = "raise discriminator_learning_rate"
-    check = "check that captions belong to their images"
-    return [
-        Range(
-            "d_loss",
-            ("d_loss",),
-            low=0.2,
-            high=2.5,
-            too_low=f"the discriminator has won and hardly teaches any more; {lower_d}",
-            too_high=f"the discriminator is worse than a constant (2.0); {lower_d}",
-        ),
-        Range(
-            "d_real - d_fake",
-            ("d_real", "d_fake"),
-            compute=lambda real, fake: real - fake,
-            low=0.05,
-            high=4.0,
-            too_low=f"the discriminator does not tell real from generated; {raise_d} or lower penalty_weight",
-            too_high=f"the discriminator wins; {lower_d}",
-        ),
-        Range(
-            "d_real - d_mismatch",
-            ("d_real", "d_mismatch"),
-            compute=lambda real, mismatch: real - mismatch,
-            low=0.1,
-            too_low=f"the discriminator ignores the text; {check}",
-            after=20_000,
-        ),
-        Range(
-            "d_penalty",
-            ("d_penalty",),
-            high=max(config.penalty_weight, 0.1) * config.penalty_interval,
-            too_high="the discriminator's gradients are longer than 1; lower discriminator_learning_rate",
-        ),
-        *_similarity_range(config, check),
-        Range(
-            "d_grad_norm",
-            ("d_grad_norm",),
-            low=1e-6,
-            high=1e3,
-            too_low=f"the discriminator is not taught; {raise_d}",
-            too_high="the discriminator's gradients explode; lower discriminator_learning_rate or set max_grad_norm",
-        ),
-        Range(
-            "g_grad_norm",
-            ("g_grad_norm",),
-            low=1e-6,
-            high=1e3,
-            too_low="the generator is not taught; check generator_learning_rate and the precision",
-            too_high="the generator's gradients explode; lower generator_learning_rate or set max_grad_norm",
-        ),
-    ]
-
-
-def _similarity_range(config: TrainingConfig, check: str) -> list[Range]:
-    """How high the similarity is depends on the CLIP; that it rises does not. A fine-tuned model may start high."""
-    if not config.clip_loss_weight:
-        return []
-    fresh = config.pretrained_model_name_or_path is None
-    return [
-        Range(
-            "clip_similarity since the start",
-            ("clip_similarity",),
-            low=0.02 if fresh else -0.05,
-            too_low=f"the generator does not follow the text; {check}, or raise clip_loss_weight",
-            after=20_000,
-            since_start=True,
-        )
-    ]
-
-
-class Health:
-    """Watches a run's figures and warns once when the median over [`WINDOW`] lines leaves its range.
-
-    It warns again only after the figure has come back. Nothing needs a checkpoint: fed with the lines of `log.jsonl`
-    it is in the state it had when they were written.
-    """
-
-    def __init__(self, config: TrainingConfig):
-        self.watches = [_Watch(entry) for entry in healthy_ranges(config)]
-
-    def watch(self, images: int, figures: Mapping[str, float | None]) -> list[str]:
-        """Take in one logged line and return the warnings it gives rise to, a sentence each.
-
-        Args:
-            images: real images seen.
-            figures: numbers by name; None or what is not finite is passed over.
-        """
-        warnings = (watch.take(images, figures) for watch in self.watches)
-        return [warning for warning in warnings if warning]
-
-
-class _Watch:
-    """One entry of the table, its latest values, and whether it is outside its range."""
-
-    def __init__(self, entry: Range):
-        self.entry, self.values = entry, deque(maxlen=WINDOW)
-        self.start: list[float] = []
-        self.outside = False
-
-    def take(self, images: int, figures: Mapping[str, float | None]) -> str | None:
-        entry = self.entry
-        inputs = [figures.get(name) for name in entry.names]
-        if any(value is None or not math.isfinite(value) for value in inputs):
-            return None
-        self.values.append(entry.compute(*inputs))
-        if len(self.start) < 3:  # by more lines a similarity may have risen already
-            self.start.append(self.values[-1])
-        if len(self.values) < WINDOW or images < entry.after:
-            return None
-        value = median(self.values) - (median(self.start) if entry.since_start else 0.0)
-        was, self.outside = self.outside, not entry.low <= value <= entry.high
-        return self._warning(images, value) if self.outside and not was else None
-
-    def _warning(self, images: int, value: float) -> str:
-        entry = self.entry
-        low = value < entry.low
-        side, bound = ("below", entry.low) if low else ("above", entry.high)
-        reason = entry.too_low if low else entry.too_high
-        return (
-            f"{entry.figure} is {value:.3g} at {images} images, {side} its healthy {bound:g}: {reason} "
-            "(docs/healthy_run.md)"
-        )
-
-
 logger = logging.getLogger(__name__)
 
-_PROJECT = "ratlip_hf"
+WINDOW = 20  # logged lines of which the median is judged, so that single outliers do not warn
+_START = 3  # lines that say where a metric started; over more of them a similarity may have risen already
 _POSTFIX = {
     "d_real": "real",
     "d_fake": "fake",
@@ -188,14 +33,77 @@ _POSTFIX = {
     "d_penalty": "penalty",
     "clip_similarity": "clip",
 }
-_AVAILABLE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-_PATIENCE = {True: 0.5, False: 60.0}  # seconds between states of the bar on a terminal and in a file
+
+
+class Report:
+    """Everything that the main process reports while it trains; a context manager, so that an error ends the bar.
+
+    Args:
+        output_dir: where `log.jsonl` and `evaluations.jsonl` grow.
+        accelerator: made with [`tracker_arguments`]; its trackers are started here.
+        config: the run's configuration.
+        step, seen: how far the run is, 0 or what it resumes from.
+    """
+
+    def __init__(self, output_dir: Path, accelerator: Accelerator, config: TrainingConfig, step: int, seen: int):
+        self.accelerator = accelerator
+        self.metrics = Log(output_dir / "log.jsonl", step)
+        self.evaluations = Log(output_dir / "evaluations.jsonl", step)
+        self.health = Health(config)
+        for line in self.metrics.read():  # a resumed run knows its past, and does not repeat its warnings
+            self.health.update(line["images"], line)
+        _start_trackers(accelerator, config, step)
+        self.bar = _make_bar(config.max_train_images, seen)
+        self.open = contextlib.ExitStack()
+        self.open.enter_context(self.bar)
+        self.open.enter_context(logging_redirect_tqdm())
+        self.started, self.first = time.monotonic(), seen
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def advance(self, images: int) -> None:
+        """Move the bar by so many real images; the last step may go beyond its end."""
+        self.bar.update(min(images, self.bar.total - self.bar.n))
+
+    def log(self, step: int, seen: int, metrics: Mapping[str, float]) -> None:
+        """Write a line to `log.jsonl`, tell the trackers and the bar, and warn if one leaves its healthy range.
+
+        Args:
+            step, seen: steps and real images so far.
+            metrics: numbers by name; `images_per_second` is added.
+        """
+        per_second = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
+        values = {**metrics, "images_per_second": per_second}
+        rounded = {name: _shortened(value) for name, value in values.items()}
+        rounded["images_per_second"] = round(values["images_per_second"], 1)
+        self.metrics.write({"step": step, "images": seen, **rounded})
+        self.accelerator.log({**values, "images": seen}, step=step)
+        shown = {short: f"{values[name]:.2f}" for name, short in _POSTFIX.items() if name in values}
+        self.bar.set_postfix(shown, refresh=False)
+        for warning in self.health.update(seen, rounded):
+            logger.warning("%s", warning)
+
+    def evaluated(self, step: int, seen: int, scores: Mapping[str, float], protocol: Mapping) -> dict:
+        """Write a line to `evaluations.jsonl`, tell the trackers, and say it; returns the line's content."""
+        record = {"step": step, "images": seen, "scores": dict(scores), "protocol": dict(protocol)}
+        self.evaluations.write(record)
+        self.accelerator.log({f"evaluation/{name}": value for name, value in scores.items()}, step=step)
+        logger.info("evaluation at %d images: %s", seen, "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        return record
+
+    def close(self) -> None:
+        """End the bar and hand logging back; may be called twice."""
+        self.open.close()
 
 
 class Log:
     """A file with a JSON object per line, each with its "step". Lines after `step`, where a run resumes, are dropped.
 
-    Figures that are not finite, for which JSON has no word, are written as null.
+    Values that are not finite, for which JSON has no word, are written as null.
     """
 
     def __init__(self, path: Path, step: int):
@@ -223,80 +131,17 @@ class Log:
         return kept
 
 
-class Report:
-    """Everything that the main process reports while it trains; a context manager, so that an error ends the bar.
-
-    Args:
-        output_dir: where `log.jsonl` and `evaluations.jsonl` grow.
-        accelerator: made with [`tracker_arguments`]; its trackers are started here.
-        config: the run's configuration.
-        step, seen: how far the run is, 0 or what it resumes from.
-    """
-
-    def __init__(self, output_dir: Path, accelerator: Accelerator, config: TrainingConfig, step: int, seen: int):
-        self.accelerator = accelerator
-        self.figures = Log(output_dir / "log.jsonl", step)
-        self.evaluations = Log(output_dir / "evaluations.jsonl", step)
-        self.health = Health(config)
-        for line in self.figures.read():  # a resumed run knows its past, and does not repeat its warnings
-            self.health.watch(line["images"], line)
-        _start_trackers(accelerator, config, step)
-        self.bar = _make_bar(config.max_train_images, seen)
-        self.open = contextlib.ExitStack()
-        self.open.enter_context(self.bar)
-        self.open.enter_context(logging_redirect_tqdm())
-        self.started, self.first = time.monotonic(), seen
-
-    def __enter__(self) -> "Report":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def advance(self, images: int) -> None:
-        """Move the bar by so many real images; the last step may go beyond its end."""
-        self.bar.update(min(images, self.bar.total - self.bar.n))
-
-    def log(self, step: int, seen: int, figures: Mapping[str, float]) -> None:
-        """Write a line to `log.jsonl`, tell the trackers and the bar, and warn if a figure leaves its healthy range.
-
-        Args:
-            step, seen: steps and real images so far.
-            figures: numbers or scalar tensors by name; `images_per_second` is added.
-        """
-        values = {name: float(value) for name, value in figures.items()}
-        values["images_per_second"] = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
-        rounded = {name: _shortened(value) for name, value in values.items()}
-        rounded["images_per_second"] = round(values["images_per_second"], 1)
-        self.figures.write({"step": step, "images": seen, **rounded})
-        self.accelerator.log({**values, "images": seen}, step=step)
-        shown = {short: f"{values[name]:.2f}" for name, short in _POSTFIX.items() if name in values}
-        self.bar.set_postfix(shown, refresh=False)
-        for warning in self.health.watch(seen, rounded):
-            logger.warning("%s", warning)
-
-    def evaluated(self, step: int, seen: int, scores: Mapping[str, float], protocol: Mapping) -> dict:
-        """Write a line to `evaluations.jsonl`, tell the trackers, and say it; returns the line's content."""
-        record = {"step": step, "images": seen, "scores": dict(scores), "protocol": dict(protocol)}
-        self.evaluations.write(record)
-        self.accelerator.log({f"evaluation/{name}": value for name, value in scores.items()}, step=step)
-        logger.info("evaluation at %d images: %s", seen, "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        return record
-
-    def close(self) -> None:
-        """End the bar and hand logging back; may be called twice."""
-        self.open.close()
-
-
 def tracker_arguments(config: TrainingConfig) -> dict:
     """Keyword arguments of `Accelerator` for `config.report_to`; empty without a tracker.
 
     Raises:
-        UserError: when the tracker's package is not installed.
+        UserError: for a tracker that accelerate does not know, or whose package is not installed.
     """
     if config.report_to is None:
         return {}
-    if not _AVAILABLE[config.report_to]():
+    if config.report_to not in LOGGER_TYPE_TO_CLASS:
+        raise UserError(f"report_to must be one of {', '.join(LOGGER_TYPE_TO_CLASS)}, not {config.report_to!r}")
+    if config.report_to not in get_available_trackers():
         raise UserError(f"report_to {config.report_to} needs its package: pip install {config.report_to}")
     return {"log_with": config.report_to, "project_dir": config.output_dir}
 
@@ -311,8 +156,8 @@ def _start_trackers(accelerator: Accelerator, config: TrainingConfig, step: int)
         "wandb": {"name": output_dir.resolve().name, "dir": config.output_dir},
     }
     # Accelerate's "project" is TensorBoard's folder below output_dir.
-    project = "tensorboard" if config.report_to == "tensorboard" else _PROJECT
-    accelerator.init_trackers(project, _flat(config), {config.report_to: options[config.report_to]})
+    project = "tensorboard" if config.report_to == "tensorboard" else "ratlip_hf"
+    accelerator.init_trackers(project, _flat(config), {config.report_to: options.get(config.report_to, {})})
 
 
 def _flat(config: TrainingConfig) -> dict[str, int | float | str | bool]:
@@ -323,7 +168,7 @@ def _flat(config: TrainingConfig) -> dict[str, int | float | str | bool]:
 
 def _make_bar(total: int, seen: int) -> tqdm:
     """A bar in images. `miniters=1`, or tqdm would write more often than every `mininterval` into a file."""
-    interval = _PATIENCE[sys.stderr.isatty()]
+    interval = 0.5 if sys.stderr.isatty() else 60.0  # seconds
     total = max(total, seen)
     return tqdm(
         total=total, initial=seen, unit=" img", unit_scale=True, mininterval=interval, miniters=1, dynamic_ncols=True
@@ -339,3 +184,136 @@ def _finite(value):
     if isinstance(value, Mapping):
         return {name: _finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Range:
+    """The healthy range of one metric, or of the difference of two.
+
+    Args:
+        metric: a logged metric, "d_real", or a difference, "d_real - d_fake"; where one is missing, nothing is judged.
+        low, high: ends of the range; an infinite one is never left.
+        too_low, too_high: what it means to be beyond, and what to do.
+        after: real images to see before it is judged.
+        since_start: judge how much it has risen since the first lines.
+    """
+
+    metric: str
+    low: float = -math.inf
+    high: float = math.inf
+    too_low: str = ""
+    too_high: str = ""
+    after: int = 5_000
+    since_start: bool = False
+
+    @property
+    def label(self) -> str:
+        """What is judged, in words."""
+        return f"{self.metric} since the start" if self.since_start else self.metric
+
+    def value(self, line: Mapping[str, float | None]) -> float:
+        """The metric in a line of the log; NaN where there is none."""
+        values = [line.get(name) for name in self.metric.split(" - ")]
+        return math.nan if None in values else values[0] - sum(values[1:])
+
+
+def healthy_ranges(config: TrainingConfig) -> list[Range]:
+    """The ranges for a run. They are wide: in two good runs on the synthetic birds no median came near an end."""
+    lower_d = "lower discriminator_learning_rate or raise penalty_weight"
+    raise_d = "raise discriminator_learning_rate"
+    check = "check that captions belong to their images"
+    ranges = [
+        Range(
+            "d_loss",
+            low=0.2,
+            high=2.5,
+            too_low=f"the discriminator has won and hardly teaches any more; {lower_d}",
+            too_high=f"the discriminator is worse than a constant (2.0); {lower_d}",
+        ),
+        Range(
+            "d_real - d_fake",
+            low=0.05,
+            high=4.0,
+            too_low=f"the discriminator does not tell real from generated; {raise_d} or lower penalty_weight",
+            too_high=f"the discriminator wins; {lower_d}",
+        ),
+        Range(
+            "d_real - d_mismatch",
+            low=0.1,
+            too_low=f"the discriminator ignores the text; {check}",
+            after=20_000,
+        ),
+        Range(
+            "d_penalty",
+            high=max(config.penalty_weight, 0.1) * config.penalty_interval,
+            too_high="the discriminator's gradients are longer than 1; lower discriminator_learning_rate",
+        ),
+        Range(
+            "d_grad_norm",
+            low=1e-6,
+            high=1e3,
+            too_low=f"the discriminator is not taught; {raise_d}",
+            too_high="the discriminator's gradients explode; lower discriminator_learning_rate or set max_grad_norm",
+        ),
+        Range(
+            "g_grad_norm",
+            low=1e-6,
+            high=1e3,
+            too_low="the generator is not taught; check generator_learning_rate and the precision",
+            too_high="the generator's gradients explode; lower generator_learning_rate or set max_grad_norm",
+        ),
+    ]
+    if config.clip_loss_weight:
+        # How high the similarity is depends on the CLIP; that it rises does not. A fine-tuned model may start high.
+        low = 0.02 if config.pretrained_model_name_or_path is None else -0.05
+        reason = f"the generator does not follow the text; {check}, or raise clip_loss_weight"
+        ranges.append(Range("clip_similarity", low=low, too_low=reason, after=20_000, since_start=True))
+    return ranges
+
+
+class Health:
+    """Warns once when the median of a metric over [`WINDOW`] lines leaves its range, and again after it came back.
+
+    Nothing needs a checkpoint: fed with the lines of `log.jsonl` it is in the state it had when they were written.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.checks = [_Check(healthy) for healthy in healthy_ranges(config)]
+
+    def update(self, images: int, line: Mapping[str, float | None]) -> list[str]:
+        """Process one logged line and return the warnings it causes.
+
+        Args:
+            images: real images seen.
+            line: metrics by name; None or what is not finite is passed over.
+        """
+        warnings = (check.update(images, check.healthy.value(line)) for check in self.checks)
+        return [warning for warning in warnings if warning]
+
+
+class _Check:
+    """One range, the latest values of its metric, and whether they are outside."""
+
+    def __init__(self, healthy: Range):
+        self.healthy, self.values, self.start = healthy, deque(maxlen=WINDOW), []
+        self.outside = False
+
+    def update(self, images: int, value: float) -> str | None:
+        if not math.isfinite(value):
+            return None
+        healthy = self.healthy
+        self.values.append(value)
+        if len(self.start) < _START:
+            self.start.append(value)
+        if len(self.values) < WINDOW or images < healthy.after:
+            return None
+        value = median(self.values) - (median(self.start) if healthy.since_start else 0.0)
+        was, self.outside = self.outside, not healthy.low <= value <= healthy.high
+        if was or not self.outside:
+            return None
+        low = value < healthy.low
+        side, bound = ("below", healthy.low) if low else ("above", healthy.high)
+        return (
+            f"{healthy.label} is {value:.3g} at {images} images, {side} its healthy {bound:g}: "
+            f"{healthy.too_low if low else healthy.too_high} (docs/healthy_run.md)"
+        )

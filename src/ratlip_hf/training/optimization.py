@@ -1,5 +1,5 @@
-"""How one network is moved: its optimizer, learning rate, loss scale and gradient clipping.
-Exponential moving average of a network, weights and buffers: what is saved, sampled and evaluated."""
+"""How one network is moved: optimizer, learning rate, loss scale, gradient clipping.
+And the exponential moving average (EMA) of the generator, which is what gets saved, sampled and evaluated."""
 
 import copy
 
@@ -15,7 +15,7 @@ class Optimization:
     """Everything between a loss and moved weights, with a state that a checkpoint holds.
 
     Args:
-        optimizer: of this network's parameters; its learning rate is the one at full height.
+        optimizer: of this network's parameters, at its full learning rate.
         half: scale losses, because float16 is in use.
         max_grad_norm: clip gradients to this norm, or None.
         device: type of the device, for the scale.
@@ -30,19 +30,19 @@ class Optimization:
     ):
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=half)
-        self.rate = optimizer.param_groups[0]["lr"]
+        self.lr = optimizer.param_groups[0]["lr"]
 
     @classmethod
-    def adam(cls, network: nn.Module, rate: float, config: TrainingConfig, device: str) -> "Optimization":
+    def adam(cls, network: nn.Module, lr: float, config: TrainingConfig, device: str) -> "Optimization":
         """Adam as configured, over the parameters that require gradients."""
         moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(moving, rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
+        optimizer = torch.optim.Adam(moving, lr, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
         return cls(optimizer, config.mixed_precision == "fp16", config.max_grad_norm, device)
 
-    def set_rate(self, factor: float) -> None:
-        """Set the learning rate to this share of its full height."""
+    def set_lr_factor(self, factor: float) -> None:
+        """Set the learning rate to this share of the full one."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * factor
+            group["lr"] = self.lr * factor
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss."""
@@ -72,7 +72,7 @@ class Optimization:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on with the moments and the loss scale of `state`, but with today's settings of the optimizer."""
+        """Go on with the moments and the loss scale of `state`, but with the present settings of the optimizer."""
         groups = self.optimizer.param_groups
         settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -82,7 +82,7 @@ class Optimization:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def rate_factor(config: TrainingConfig, step: int, seen: int) -> float:
+def lr_factor(config: TrainingConfig, step: int, seen: int) -> float:
     """Share of the full learning rate after `step` steps and `seen` images.
 
     A linear rise over the first `lr_warmup_steps`, then constant, and over the last third of the images a linear fall
@@ -94,7 +94,7 @@ def rate_factor(config: TrainingConfig, step: int, seen: int) -> float:
 
 
 class EMA:
-    """Running average of `module`; `self.module` is an ordinary module in eval mode.
+    """Moving average of weights and buffers; `self.module` is an ordinary module in eval mode.
 
     The decay starts low, as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten.
     """

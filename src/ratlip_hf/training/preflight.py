@@ -1,5 +1,5 @@
-"""What can be known to go wrong before a run's first step: refused in one line, or, where it may be meant, warned of.
-`--dry_run`: what a run would be, in figures, without taking a step and without leaving a file."""
+"""Before the first step: what can be known to go wrong is refused in one line, or, where it may be meant, warned of.
+And `--dry_run`, which describes a run without taking a step or leaving a file."""
 
 import logging
 import math
@@ -26,13 +26,8 @@ from .samples import CaptionedImages
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 64  # images that are looked at
-_STREAM_CAPTIONS = 1000  # rows of a stream whose captions are looked at
-
-
-def images_per_step(config: TrainingConfig, num_processes: int) -> int:
-    """Real images that one step of all processes sees."""
-    return config.train_batch_size * num_processes * config.gradient_accumulation_steps
+_IMAGES = 64  # that are opened
+_CAPTIONS = 1000  # that are read of a stream or a mixture, where reading all takes too long
 
 
 def check_surroundings(config: TrainingConfig, num_processes: int, device: torch.device) -> None:
@@ -49,7 +44,7 @@ def check_surroundings(config: TrainingConfig, num_processes: int, device: torch
     """
     _check_processes(num_processes)
     _check_gpus(device)
-    per_step = images_per_step(config, num_processes)
+    per_step = config.images_per_step(num_processes)
     if per_step == 1:
         raise UserError(
             "a step of a single image has no mismatched captions: "
@@ -87,19 +82,19 @@ def check_disk(config: TrainingConfig, use: DiskUse) -> None:
 
 
 def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> None:
-    """Look through the captions, of a stream through the first ones, and at some images.
+    """Read the captions, of a stream the first ones, and open some images.
 
-    Warns of a corpus smaller than a step, and of images that mostly have to be enlarged.
+    Warns of a dataset smaller than a step, and of images that mostly have to be enlarged.
 
     Raises:
-        UserError: for empty captions, damaged images among those looked at, or one caption for everything.
+        UserError: for empty captions, damaged images among those opened, or one caption for everything.
     """
     _check_captions(data.rows)
     if len(data) < per_step:
         logger.warning(
             "a step of %d images is larger than the dataset of %d: it shows some twice", per_step, len(data)
         )
-    sides = [min(size) for size in sample_sizes(config, data)]
+    sides = [min(size) for size in _image_sizes(config, data)]
     small = sum(side < data.size for side in sides)
     if 2 * small > len(sides):
         logger.warning(
@@ -112,16 +107,42 @@ def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> 
         )
 
 
-def sample_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[int, int]]:
-    """Width and height of what can be shown of the first images, that is, of the object's region where there is one.
+def describe_run(
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    clip: FrozenCLIP,
+    data: CaptionedImages,
+) -> str:
+    """Parameters, memory, data, length and files of a run, a line each: what `--dry_run` prints.
 
-    Raises UserError for an image that cannot be opened.
+    Raises:
+        UserError: for an image among the first that cannot be opened.
     """
-    return [_shown_size(data.rows.row(visit), config) for visit in range(min(SAMPLE, len(data)))]
+    per_step = config.images_per_step(accelerator.num_processes)
+    steps = math.ceil(config.max_train_images / per_step)
+    seen = steps * per_step
+    memory = memory_use(config, accelerator, generator, discriminator, clip)
+    disk = disk_use(config, per_step, generator, discriminator, clip)
+    lines = {
+        "generator": _count_parameters(generator),
+        "discriminator": _count_parameters(discriminator),
+        "CLIP text tower": _count_parameters(clip.text_encoder),
+        "CLIP image tower": _count_parameters(clip.image_encoder),
+        "memory": f"about {as_size(memory.total)} per process: weights and EMA {as_size(memory.weights)}, gradients "
+        f"{as_size(memory.gradients)}, Adam {as_size(memory.moments)}, activations of {config.train_batch_size} "
+        f"images {as_size(memory.activations)}; libraries come on top",
+        **_describe_data(config, data),
+        "length": f"{steps:,} steps of {per_step:,} images are {seen:,} images, {seen / len(data):.2f} epochs",
+        "files": f"checkpoints of {as_size(disk.checkpoint)} ({config.checkpoints_total_limit or 'all'} kept), "
+        f"pipeline and discriminator {as_size(disk.models)}, at most {as_size(disk.peak)} at a time",
+    }
+    return "\n".join(f"{name:<18}{text}" for name, text in lines.items()) + "\n"
 
 
 def _check_processes(num_processes: int) -> None:
-    """A launcher's processes that find no GPU each believe to be alone, and would write over each other's files."""
+    """Without GPUs, each process of a launcher may believe to be the only one, and they would overwrite files."""
     launched = int(os.environ.get("WORLD_SIZE") or 1)
     if launched > 1 and num_processes == 1:
         raise UserError(
@@ -133,7 +154,7 @@ def _check_processes(num_processes: int) -> None:
 def _check_gpus(device: torch.device) -> None:
     """Without a GPU accelerate takes the CPU and says nothing, and a run for a GPU would take weeks there."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    none = ("", "-1", "NoDevFiles")  # the last is Slurm's word
+    none = ("", "-1", "NoDevFiles")  # the last is what Slurm writes
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
     if device.type == "cpu" and asked not in none and not on_cpu:
         raise UserError(
@@ -165,7 +186,7 @@ def _bytes_below(folder: Path) -> int:
 def _check_captions(rows: Rows) -> None:
     """Reading the captions refuses empty ones; what is left to see is whether they differ."""
     parts = rows.parts if isinstance(rows, MixedRows) else [rows]
-    counts = [min(len(part), _STREAM_CAPTIONS) if isinstance(part, ShardRows) else len(part) for part in parts]
+    counts = [min(len(part), _CAPTIONS) if isinstance(part, ShardRows) else len(part) for part in parts]
     captions: set[str] = set()
     for part, count in zip(parts, counts, strict=True):
         for of_row in part.captions(count):
@@ -177,7 +198,15 @@ def _check_captions(rows: Rows) -> None:
         )
 
 
-def _shown_size(row: Row, config: TrainingConfig) -> tuple[int, int]:
+def _image_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[int, int]]:
+    """Width and height of the first images, of the object's region where there is one.
+
+    Raises UserError for an image that cannot be opened.
+    """
+    return [_image_size(data.rows.row(index), config) for index in range(min(_IMAGES, len(data)))]
+
+
+def _image_size(row: Row, config: TrainingConfig) -> tuple[int, int]:
     with naming_damage(row):
         size = open_image(row.content).size
     if row.box is None:
@@ -186,64 +215,18 @@ def _shown_size(row: Row, config: TrainingConfig) -> tuple[int, int]:
     return right - left, bottom - top
 
 
-_LOOKED_AT = 1000  # rows of a stream or a mixture whose captions are counted
-
-
-def describe_run(
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    generator: RATLIPGenerator,
-    discriminator: RATLIPDiscriminator,
-    clip: FrozenCLIP,
-    data: CaptionedImages,
-) -> str:
-    """Parameters, memory, data, length and files of a run, a line each.
-
-    Raises:
-        UserError: for an image among the first that cannot be opened.
-    """
-    per_step = images_per_step(config, accelerator.num_processes)
-    lines = {
-        **_parameters(generator, discriminator, clip),
-        "memory": _memory(config, accelerator, generator, discriminator, clip),
-        **_data(config, data),
-        "length": _length(config, data, per_step),
-        "files": _files(config, disk_use(config, per_step, generator, discriminator, clip)),
-    }
-    return "\n".join(f"{name:<18}{text}" for name, text in lines.items()) + "\n"
-
-
-def _parameters(generator, discriminator, clip: FrozenCLIP) -> dict[str, str]:
-    modules = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "CLIP text tower": clip.text_encoder,
-        "CLIP image tower": clip.image_encoder,
-    }
-    return {name: _count_parameters(module) for name, module in modules.items()}
-
-
 def _count_parameters(module: nn.Module) -> str:
     total = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return f"{total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
 
 
-def _memory(config: TrainingConfig, accelerator: Accelerator, generator, discriminator, clip: FrozenCLIP) -> str:
-    use = memory_use(config, accelerator, generator, discriminator, clip)
-    return (
-        f"about {as_size(use.total)} per process: weights and average {as_size(use.weights)}, gradients "
-        f"{as_size(use.gradients)}, Adam {as_size(use.moments)}, activations of {config.train_batch_size} images "
-        f"{as_size(use.activations)}; libraries come on top"
-    )
-
-
-def _data(config: TrainingConfig, data: CaptionedImages) -> dict[str, str]:
-    looked_at = len(data) if not _is_costly(data) else min(len(data), _LOOKED_AT)
-    per_row = [len(captions) for captions in data.rows.captions(looked_at)]
+def _describe_data(config: TrainingConfig, data: CaptionedImages) -> dict[str, str]:
+    partly = isinstance(data.rows, ShardRows | MixedRows)
+    per_row = [len(captions) for captions in data.rows.captions(min(len(data), _CAPTIONS) if partly else len(data))]
     count = sum(per_row)
-    captions = f"{count:,} captions" if looked_at == len(data) else f"{count:,} captions of the first {len(per_row):,}"
-    sizes = sample_sizes(config, data)
+    captions = f"{count:,} captions" + (f" of the first {len(per_row):,}" if len(per_row) < len(data) else "")
+    sizes = _image_sizes(config, data)
     (widths, heights), shorter = zip(*sizes, strict=True), statistics.median(map(min, sizes))
     return {
         "data": f"{len(data):,} images, {captions}, {count / len(per_row):.1f} per image",
@@ -251,22 +234,3 @@ def _data(config: TrainingConfig, data: CaptionedImages) -> dict[str, str]:
         f"wide, {min(heights)} to {max(heights)} high, median of the shorter side {shorter:.0f}",
         "captions": "; ".join(repr(caption) for caption in data.first_captions(3)),
     }
-
-
-def _is_costly(data: CaptionedImages) -> bool:
-    """Whether all captions cannot be had at once: those of a stream are far, those of a mixture come as drawn."""
-    return isinstance(data.rows, ShardRows) or hasattr(data.rows, "parts")
-
-
-def _length(config: TrainingConfig, data: CaptionedImages, per_step: int) -> str:
-    steps = math.ceil(config.max_train_images / per_step)
-    seen = steps * per_step
-    return f"{steps:,} steps of {per_step:,} images are {seen:,} images, {seen / len(data):.2f} epochs"
-
-
-def _files(config: TrainingConfig, use) -> str:
-    kept = config.checkpoints_total_limit or "all"
-    return (
-        f"checkpoints of {as_size(use.checkpoint)} ({kept} kept), pipeline and discriminator {as_size(use.models)}, "
-        f"at most {as_size(use.peak)} at a time"
-    )

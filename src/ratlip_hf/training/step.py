@@ -1,7 +1,8 @@
-"""One training iteration (Eq. 8): the discriminator phase and the generator phase, a screen each.
-Owns which pass has a graph and which network moves; the terms themselves are in `losses`."""
+"""One training step (Eq. 8): the discriminator phase, then the generator phase, a screen each.
+Which pass has a graph and which network moves is decided here; the terms themselves are in `losses`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,42 +13,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import losses
-from ..clip import image_features, image_features_and_embeds
+from ..clip import FrozenCLIP, image_features, image_features_and_embeds
 from ..models.base import untracked_statistics
 from ..utils.networks import at_least_float32
-from .augmentation import augment
+from .augmentation import augment, augmentation_numbers
 from .config import TrainingConfig
 from .optimization import Optimization
+from .samples import StepInputs
 
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-Figures = dict[str, torch.Tensor]
-
-
-class StepInputs(NamedTuple):
-    """One micro-batch on the device.
-
-    Args:
-        images: real images [B, 3, S, S] in [-1, 1].
-        noise: z [B, Z].
-        prompt_embeds: raw sentence embeddings [B, D] of the real images' captions.
-        mismatched_embeds: the same of captions that belong to other images.
-        real_draws, fake_draws: random numbers [B, 7] of the augmentation, where there is any.
-    """
-
-    images: torch.Tensor
-    noise: torch.Tensor
-    prompt_embeds: torch.Tensor
-    mismatched_embeds: torch.Tensor
-    real_draws: torch.Tensor | None = None
-    fake_draws: torch.Tensor | None = None
-
-
-class Generated(NamedTuple):
-    """Generated images [B, 3, S, S], their CLIP features [B, L, C, g, g] and embeddings [B, D]."""
-
-    images: torch.Tensor
-    features: torch.Tensor
-    embeds: torch.Tensor
+Metrics = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -68,10 +43,10 @@ class Networks:
         half = _HALVES.get(self.config.mixed_precision)
         return torch.autocast(self.accelerator.device.type, half or torch.bfloat16, enabled=half is not None)
 
-    def set_rates(self, factor: float) -> None:
-        """Set both learning rates to this share of their full height."""
+    def set_lr_factor(self, factor: float) -> None:
+        """Set both learning rates to this share of their configured values."""
         for optimization in (self.generator_optimization, self.discriminator_optimization):
-            optimization.set_rate(factor)
+            optimization.set_lr_factor(factor)
 
     def bare(self, network: nn.Module) -> nn.Module:
         """The network without accelerate's wrapper: for passes that leave no gradients in its parameters."""
@@ -82,97 +57,123 @@ class Networks:
         return contextlib.nullcontext() if now else self.accelerator.no_sync(network)
 
 
-def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool = True) -> Figures:
+class Generated(NamedTuple):
+    """Generated images [B, 3, S, S], their CLIP features [B, L, C, g, g] and embeddings [B, D]."""
+
+    images: torch.Tensor
+    features: torch.Tensor
+    embeds: torch.Tensor
+
+
+def to_device(inputs: StepInputs, clip: FrozenCLIP, device: torch.device) -> StepInputs:
+    """A micro-batch on the device, with its captions encoded unless stored embeddings came with it."""
+    if inputs.prompt_embeds is None:
+        # Most mismatched captions are captions of the same batch, too: each is encoded once.
+        rows = {text: row for row, text in enumerate(dict.fromkeys([*inputs.captions, *inputs.mismatched_captions]))}
+        encoded = clip.encode(list(rows))
+        inputs = dataclasses.replace(
+            inputs,
+            prompt_embeds=encoded[[rows[text] for text in inputs.captions]],
+            mismatched_embeds=encoded[[rows[text] for text in inputs.mismatched_captions]],
+        )
+    return inputs.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool = True) -> Metrics:
     """Move both networks once, by the mean over micro-batches of equal size.
 
-    With one micro-batch, one generator forward serves both phases. With several, the discriminator phase draws without
-    a graph, and the generator phase draws the same images again, so that one graph at a time is in memory.
+    With one micro-batch, one generator forward serves both phases. With several, the discriminator phase generates
+    without a graph, and the generator phase generates the same images again, so that one graph at a time is in memory.
 
     Args:
         nets: everything that takes part.
-        batches: the micro-batches of this process.
+        batches: the micro-batches of this process, on the device.
         penalise: whether this step has a gradient penalty.
 
     Returns:
         Detached scalars by name, for the log.
     """
-    drawn = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
+    fakes = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
     return {
-        **discriminator_phase(nets, batches, drawn, penalise),
-        **generator_phase(nets, batches, drawn),
+        **discriminator_phase(nets, batches, fakes, penalise),
+        **generator_phase(nets, batches, fakes),
     }
 
 
 def generate(nets: Networks, generator: nn.Module, inputs: StepInputs) -> Generated:
     """Images for a micro-batch, and what CLIP sees in them."""
-    reader = nets.bare(nets.discriminator).config
+    reads = nets.bare(nets.discriminator).config
     with nets.autocast():
         images = generator(inputs.noise, inputs.prompt_embeds, nets.image_encoder, return_dict=False)[0]
-        shown = augment(images, nets.config.augmentations, inputs.fake_draws)
-        seen = image_features_and_embeds(nets.image_encoder, shown, reader.feature_layers, reader.clip_input)
+        augmented = _augment(nets, images, inputs, generated=True)
+        seen = image_features_and_embeds(nets.image_encoder, augmented, reads.feature_layers, reads.clip_input)
     return Generated(images, *seen)
 
 
 def discriminator_phase(
-    nets: Networks, batches: Sequence[StepInputs], drawn: Generated | None, penalise: bool
-) -> Figures:
+    nets: Networks, batches: Sequence[StepInputs], fakes: Generated | None, penalise: bool
+) -> Metrics:
     """Move the discriminator by L_D of Eq. 8; no graph reaches the generator or the image tower."""
-    figures, optimization = [], nets.discriminator_optimization
+    metrics, optimization = [], nets.discriminator_optimization
     for number, inputs in enumerate(batches, start=1):
-        real_features, fakes = _read_real(nets, inputs), drawn or _generate_without_graph(nets, inputs)
+        real_features = _read_real(nets, inputs)
+        fake_features = (fakes or _generate_without_graph(nets, inputs)).features.detach()
         with nets.gather_gradients(nets.discriminator, now=number == len(batches)):
-            loss, terms = discriminator_loss(nets, inputs, real_features, fakes.features.detach(), penalise)
+            loss, terms = discriminator_loss(nets, inputs, real_features, fake_features, penalise)
             optimization.backward(loss / len(batches))
-        figures.append(terms)
-    return {**_means(figures), "d_grad_norm": optimization.step()}
+        metrics.append(terms)
+    return {**_mean_over_micro_batches(metrics), "d_grad_norm": optimization.step()}
 
 
 def discriminator_loss(
     nets: Networks, inputs: StepInputs, real_features: torch.Tensor, fake_features: torch.Tensor, penalise: bool
-) -> tuple[torch.Tensor, Figures]:
-    """L_D of Eq. 8 on features [B, L, C, g, g] without graphs, and its figures; the penalty in float32."""
+) -> tuple[torch.Tensor, Metrics]:
+    """L_D of Eq. 8 on CLIP features [B, L, C, g, g] without graphs, and its metrics."""
     config, discriminator = nets.config, nets.discriminator
     condition = nets.bare(discriminator).condition
     conditioned = condition(at_least_float32(real_features), inputs.prompt_embeds)
     real_features, text = (x.detach().requires_grad_(penalise) for x in conditioned)
-    fake_features, other_text = condition(at_least_float32(fake_features), inputs.mismatched_embeds)
+    fake_features, mismatched_text = condition(at_least_float32(fake_features), inputs.mismatched_embeds)
 
+    # Real matching pairs stay in float32 when there is a penalty: it takes the norm of their gradients to the 6th
+    # power and is differentiated once more. Float16 would overflow at a norm of 6.4 (6.4^6 = 68,719, beyond 65,504)
+    # and underflow at 0.05 (1.6e-8), and the power makes the rounding errors of bfloat16 six times as large.
     with contextlib.nullcontext() if penalise else nets.autocast():
         real = discriminator(real_features, text, conditioned=True, return_dict=False)[0]
-    with nets.autocast():
-        pairs = torch.cat([fake_features, real_features.detach()])
-        texts = torch.cat([text.detach(), other_text])
-        fake, mismatch = discriminator(pairs, texts, conditioned=True, return_dict=False)[0].chunk(2)
+    with nets.autocast():  # generated and mismatched pairs have no penalty: one pass of 2B samples
+        features = torch.cat([fake_features, real_features.detach()])
+        texts = torch.cat([text.detach(), mismatched_text])
+        fake, mismatch = discriminator(features, texts, conditioned=True, return_dict=False)[0].chunk(2)
 
     hinge = losses.discriminator_hinge(real, fake, mismatch)
-    figures = {"d_loss": hinge, "d_real": real.mean(), "d_fake": fake.mean(), "d_mismatch": mismatch.mean()}
+    metrics = {"d_loss": hinge, "d_real": real.mean(), "d_fake": fake.mean(), "d_mismatch": mismatch.mean()}
     if not penalise:
-        return hinge, figures
+        return hinge, metrics
     penalty = losses.matching_aware_gradient_penalty(
         losses.input_gradients(real, [real_features, text]),
         config.penalty_weight,
         config.penalty_power,
         config.penalty_form,
     )
+    # A lazy penalty stands for the steps without one; what is logged does not depend on the interval.
     loss = hinge + config.penalty_interval * penalty
-    return loss, {**figures, "d_loss": hinge + penalty, "d_penalty": penalty}
+    return loss, {**metrics, "d_loss": hinge + penalty, "d_penalty": penalty}
 
 
-def generator_phase(nets: Networks, batches: Sequence[StepInputs], drawn: Generated | None) -> Figures:
+def generator_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated | None) -> Metrics:
     """Move the generator by L_G of Eq. 8, with the discriminator just moved and now frozen."""
-    figures, optimization = [], nets.generator_optimization
+    metrics, optimization = [], nets.generator_optimization
     with _frozen(nets.discriminator):
         for number, inputs in enumerate(batches, start=1):
             with nets.gather_gradients(nets.generator, now=number == len(batches)):
-                fakes = drawn or generate(nets, nets.generator, inputs)
-                loss, terms = generator_loss(nets, inputs, fakes)
+                loss, terms = generator_loss(nets, inputs, fakes or generate(nets, nets.generator, inputs))
                 optimization.backward(loss / len(batches))
-            figures.append(terms)
-    return {**_means(figures), "g_grad_norm": optimization.step()}
+            metrics.append(terms)
+    return {**_mean_over_micro_batches(metrics), "g_grad_norm": optimization.step()}
 
 
-def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tuple[torch.Tensor, Figures]:
-    """L_G of Eq. 8, and its figures."""
+def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tuple[torch.Tensor, Metrics]:
+    """L_G of Eq. 8, and its metrics."""
     config = nets.config
     with nets.autocast():
         logits = nets.bare(nets.discriminator)(fakes.features, inputs.prompt_embeds, return_dict=False)[0]
@@ -186,8 +187,9 @@ def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tupl
 
 @torch.no_grad()
 def _generate_without_graph(nets: Networks, inputs: StepInputs) -> Generated:
-    """What the generator phase will draw again, and only then count for the BatchNorm statistics."""
     generator = nets.bare(nets.generator)
+    # The generator phase runs the same batch again, with a graph. Only that pass may move the running statistics of
+    # BatchNorm: tracked in both, each micro-batch would count twice.
     with untracked_statistics(generator):
         return generate(nets, generator, inputs)
 
@@ -195,15 +197,17 @@ def _generate_without_graph(nets: Networks, inputs: StepInputs) -> Generated:
 @torch.no_grad()
 def _read_real(nets: Networks, inputs: StepInputs) -> torch.Tensor:
     """CLIP features of the real images; the tower is left after the last layer that is read."""
-    reader = nets.bare(nets.discriminator).config
+    reads = nets.bare(nets.discriminator).config
     with nets.autocast():
-        shown = augment(inputs.images, nets.config.augmentations, inputs.real_draws)
-        return image_features(nets.image_encoder, shown, reader.feature_layers, reader.clip_input)
+        augmented = _augment(nets, inputs.images, inputs, generated=False)
+        return image_features(nets.image_encoder, augmented, reads.feature_layers, reads.clip_input)
 
 
-def _means(figures: Sequence[Figures]) -> Figures:
-    """Means over micro-batches of each figure, detached."""
-    return {name: torch.stack([terms[name].detach() for terms in figures]).mean() for name in figures[0]}
+def _augment(nets: Networks, images: torch.Tensor, inputs: StepInputs, generated: bool) -> torch.Tensor:
+    names = nets.config.augmentations
+    if not names:
+        return images
+    return augment(images, names, augmentation_numbers(nets.config.seed, inputs.indices, generated))
 
 
 @contextlib.contextmanager
@@ -217,3 +221,13 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in moving:
             parameter.requires_grad_(True)
+
+
+def _mean_over_micro_batches(metrics: Sequence[Metrics]) -> Metrics:
+    return {name: torch.stack([terms[name].detach() for terms in metrics]).mean() for name in metrics[0]}
+
+
+def mean_over_processes(metrics: Metrics, accelerator: Accelerator) -> dict[str, float]:
+    """Means in one transfer; every process gets the same numbers, and so stops for the same ones."""
+    stacked = torch.stack([at_least_float32(value) for value in metrics.values()])
+    return dict(zip(metrics, accelerator.reduce(stacked, "mean").tolist(), strict=True))

@@ -1,5 +1,4 @@
-"""The quick evaluation during a run, and the best weights it finds.
-Owns what is drawn and scored, by which score weights are the best, and the folder `best/`."""
+"""The quick evaluation during a run, and the best weights it finds, in the folder `best/`."""
 
 import json
 import logging
@@ -31,17 +30,17 @@ class QuickEvaluation:
     """Scores a generator on images that are the same for the whole run; built once, before the first step.
 
     - `kid`: kernel distance between the frozen CLIP's embeddings of the first real training samples and of images
-      drawn for their captions; embeddings at unit length, so that the kernel is (cos + 1)^3. Lower is better.
+      generated for their captions; embeddings at unit length, so that the kernel is (cos + 1)^3. Lower is better.
     - `clip_similarity`: mean cosine of those images' embeddings with their captions'.
     - `attribute_accuracy`: only for the synthetic birds at 64 px: share of colours that the bundled judges read as
       the prompt says, on the first held-out prompts.
 
     `protocol["decisive"]` names the score by which weights are the best: `attribute_accuracy` where there is one,
     because the frozen CLIP is the training signal and the judges know nothing of it; otherwise `kid`. With few
-    samples these figures compare states of one run; they are no results to publish.
+    samples these scores compare states of one run; they are no results to publish.
 
-    Texts are encoded here, so that the text tower is not needed afterwards. Neither building nor running draws from
-    a global random generator.
+    Texts are encoded here, so that the text tower is not needed afterwards. Neither building nor running uses a
+    global random generator.
 
     Args:
         config: `evaluation_samples` (at most the size of the dataset is used) and the batch size.
@@ -78,18 +77,18 @@ class QuickEvaluation:
 
     @torch.no_grad()
     def run(self, generator: RATLIPGenerator) -> dict[str, float]:
-        """Score a generator that is in eval mode, such as the averaged one. Returns the scores by name."""
-        embeds = torch.cat([self._embed(part) for part in self._draw(generator, self.prompt_embeds)])
+        """Score a generator that is in eval mode, such as the one of EMA weights. Returns the scores by name."""
+        embeds = torch.cat([self._embed(part) for part in self._generate(generator, self.prompt_embeds)])
         scores = {
             "kid": kernel_distance(_for_kernel(self.real_embeds), _for_kernel(embeds)),
             "clip_similarity": clip_similarity(embeds, self.prompt_embeds).item(),
         }
         if self.judged:
-            images = torch.cat(list(self._draw(generator, self.judged.prompt_embeds)))
+            images = torch.cat(list(self._generate(generator, self.judged.prompt_embeds)))
             scores["attribute_accuracy"] = self.judged.accuracy(images)
         return scores
 
-    def _draw(self, generator: RATLIPGenerator, prompt_embeds: torch.Tensor):
+    def _generate(self, generator: RATLIPGenerator, prompt_embeds: torch.Tensor):
         """Yield the images for `prompt_embeds` in batches of the training's size, which is known to fit."""
         noise = prepare_latents(len(prompt_embeds), self.noise_dim, torch.Generator().manual_seed(_NOISE_SEED))
         batches = zip(noise.to(self.device).split(self.batch_size), prompt_embeds.split(self.batch_size), strict=True)
