@@ -1,5 +1,5 @@
 """Plots what a training run has logged, with the healthy ranges shaded: log.jsonl, evaluations.jsonl, sample grids.
-Usage: python examples/plot_run.py RUN_DIR --output_file FIGURES.png [--samples GRIDS.jpg]  (needs ratlip_hf[plots])"""
+Usage: python examples/plot_run.py RUN_DIR --output_file PLOTS.png [--samples GRIDS.jpg]  (needs ratlip_hf[plots])"""
 
 import argparse
 import dataclasses
@@ -16,12 +16,12 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ratlip_hf.training.config import TrainingConfig
-from ratlip_hf.training.monitor import WINDOW, healthy_ranges
+from ratlip_hf.training.monitor import WINDOW, Range, healthy_ranges
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#888888"
 PANELS = (
-    ("Answers of the discriminator", {"d_real": BLUE, "d_fake": ORANGE, "d_mismatch": GREEN}),
-    ("Differences of its answers", {"d_real - d_fake": ORANGE, "d_real - d_mismatch": GREEN}),
+    ("Logits of the discriminator", {"d_real": BLUE, "d_fake": ORANGE, "d_mismatch": GREEN}),
+    ("Differences of its logits", {"d_real - d_fake": ORANGE, "d_real - d_mismatch": GREEN}),
     ("Loss of the discriminator", {"d_loss": BLUE}),
     ("Its gradient penalty", {"d_penalty": BLUE}),
     ("CLIP similarity of generated images", {"clip_similarity": BLUE}),
@@ -41,47 +41,46 @@ def read_config(run: Path) -> TrainingConfig:
     return TrainingConfig(**{name: value for name, value in stored.items() if name in known})
 
 
-def value_of(line: dict, figure: str) -> float:
-    """A logged figure or the difference of two; NaN where it is missing."""
-    values = [line.get(name) for name in figure.split(" - ")]
-    return math.nan if None in values else values[0] - sum(values[1:])
+def value_of(line: dict, metric: str) -> float:
+    """A logged metric or the difference of two; NaN where it is missing."""
+    return Range(metric).value(line)
 
 
-def draw_figure(axes: Axes, lines: list[dict], figure: str, colour: str) -> None:
+def plot_metric(axes: Axes, lines: list[dict], metric: str, colour: str) -> None:
     """Single lines faint, the median over a window (which is what is judged) strong."""
-    points = [(line["images"], value_of(line, figure)) for line in lines]
+    points = [(line["images"], value_of(line, metric)) for line in lines]
     points = [(images, value) for images, value in points if math.isfinite(value)]
     if not points:
         return
     images, values = zip(*points, strict=True)
     medians = [median(values[max(0, end - WINDOW) : end]) for end in range(1, len(values) + 1)]
     axes.plot(images, values, color=colour, alpha=0.18, linewidth=0.7)
-    axes.plot(images, medians, color=colour, linewidth=1.8, label=figure)
+    axes.plot(images, medians, color=colour, linewidth=1.8, label=metric)
 
 
-def shade(axes: Axes, config: TrainingConfig, figures: dict[str, str]) -> None:
-    """Mark the ends of the healthy ranges of the panel's figures."""
+def shade(axes: Axes, config: TrainingConfig, metrics: dict[str, str]) -> None:
+    """Mark the ends of the healthy ranges of the panel's metrics."""
     for entry in healthy_ranges(config):
-        if entry.label not in figures:
+        if entry.label not in metrics:
             continue
-        colour = figures[entry.label] if len(figures) > 1 else GREY
+        colour = metrics[entry.label] if len(metrics) > 1 else GREY
         for end in (entry.low, entry.high):
             if math.isfinite(end):
                 axes.axhline(end, color=colour, linestyle=":", linewidth=1.4)
 
 
-def draw_panel(axes: Axes, lines: list[dict], config: TrainingConfig, title: str, figures: dict[str, str]) -> None:
-    for figure, colour in figures.items():
-        draw_figure(axes, lines, figure, colour)
-    if "d_penalty" in figures:
+def plot_panel(axes: Axes, lines: list[dict], config: TrainingConfig, title: str, metrics: dict[str, str]) -> None:
+    for metric, colour in metrics.items():
+        plot_metric(axes, lines, metric, colour)
+    if "d_penalty" in metrics:
         axes.set_yscale("log")
-    shade(axes, config, figures)
-    if len(figures) > 1:
+    shade(axes, config, metrics)
+    if len(metrics) > 1:
         axes.legend(loc="best", fontsize=8, frameon=False)
     finish(axes, title)
 
 
-def draw_evaluations(axes: Axes, lines: list[dict], score: str) -> None:
+def plot_evaluations(axes: Axes, lines: list[dict], score: str) -> None:
     points = [(line["images"], line["scores"].get(score)) for line in lines]
     points = [(images, value) for images, value in points if value is not None]
     axes.plot(*zip(*points, strict=True), "o-", color=BLUE, markersize=3)
@@ -100,24 +99,24 @@ def finish(axes: Axes, title: str) -> None:
 def print_medians(run: Path) -> None:
     """Between which values the medians over full windows lay: the numbers in docs/healthy_run.md."""
     lines = read_lines(run / "log.jsonl")
-    for figure in sorted({figure for _, figures in PANELS for figure in figures}):
-        values = [value for value in (value_of(line, figure) for line in lines) if math.isfinite(value)]
+    for metric in sorted({metric for _, metrics in PANELS for metric in metrics}):
+        values = [value for value in (value_of(line, metric) for line in lines) if math.isfinite(value)]
         medians = [median(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
         if medians:
-            print(f"{figure:22} {min(medians):8.2f} to {max(medians):.2f}")
+            print(f"{metric:22} {min(medians):8.2f} to {max(medians):.2f}")
 
 
-def plot_figures(run: Path, out: Path) -> None:
+def plot_metrics(run: Path, out: Path) -> None:
     lines, evaluations = read_lines(run / "log.jsonl"), read_lines(run / "evaluations.jsonl")
     config = read_config(run)
     scores = list(evaluations[0]["scores"]) if evaluations else []
     rows = math.ceil((len(PANELS) + len(scores)) / 3)
     figure, grid = plt.subplots(rows, 3, figsize=(12, 3 * rows), squeeze=False, layout="constrained")
     panels = iter(grid.flat)
-    for title, figures in PANELS:
-        draw_panel(next(panels), lines, config, title, figures)
+    for title, metrics in PANELS:
+        plot_panel(next(panels), lines, config, title, metrics)
     for score in scores:
-        draw_evaluations(next(panels), evaluations, score)
+        plot_evaluations(next(panels), evaluations, score)
     for spare in panels:
         spare.set_visible(False)
     figure.suptitle(f"faint: single lines; strong: median of {WINDOW}; dotted: end of the healthy range", fontsize=9)
@@ -145,10 +144,10 @@ def plot_samples(run: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--output_file", type=Path, required=True, help="image of the figures")
+    parser.add_argument("--output_file", type=Path, required=True, help="image of the plots")
     parser.add_argument("--samples", type=Path, help="image of sample grids over the run")
     options = parser.parse_args()
-    plot_figures(options.run_dir, options.output_file)
+    plot_metrics(options.run_dir, options.output_file)
     print_medians(options.run_dir)
     if options.samples:
         plot_samples(options.run_dir, options.samples)

@@ -1,9 +1,8 @@
-"""What all model cards of this package have in common, and the card of a pipeline of which nothing else is known.
-Owns metadata, the sections about use, and what becomes of a card that is there already."""
+"""What all model cards of this package have in common, and the card of a pipeline of which nothing else is known."""
 
 import json
+from collections.abc import Iterator
 
-from diffusers import ModelMixin
 from huggingface_hub import ModelCard, ModelCardData
 
 from .version import __version__
@@ -16,13 +15,13 @@ _PIPELINE = """---
 
 # {title}
 
-A text-to-image GAN of the RATLIP family: one forward pass from a sentence and noise to an image.
+A text-to-image GAN of the RATLIP family: one forward pass from a prompt and noise to an image.
 {use}
 ## Model
 
 {facts}
 
-This card was written from the files alone: what the model was trained on is not known to it.
+This card was written from the files alone: they do not say what the model was trained on.
 """
 _USE = """
 ## Use
@@ -50,7 +49,7 @@ def card_data(**fields) -> ModelCardData:
 
 
 def use_section(repository: str, prompt: str = PROMPT) -> str:
-    """Markdown: how to draw `prompt` with the pipeline at `repository`."""
+    """Markdown: how to generate images for `prompt` with the pipeline at `repository`."""
     return _USE.format(repository=repository, prompt=json.dumps(prompt, ensure_ascii=False))
 
 
@@ -58,7 +57,7 @@ def pipeline_card(components: dict, repository: str, known: ModelCardData | None
     """The card of a pipeline of which its components alone are known.
 
     Args:
-        components: of the pipeline; those that are None are not spoken of.
+        components: of the pipeline; those that are None are left out.
         repository: "user/name", where it can be loaded from.
         known: metadata to keep, for instance a license.
     """
@@ -81,22 +80,12 @@ def own_card(found: ModelCard, components: dict, repository: str) -> ModelCard:
     return pipeline_card(components, repository, found.data)
 
 
-def _facts(components: dict) -> list[str]:
-    facts = []
+def _facts(components: dict) -> Iterator[str]:
     if (generator := components.get("generator")) is not None:
-        facts.append(_generator_fact(generator))
+        config, millions = generator.config, generator.num_parameters() / 1e6
+        fusion = f"recurrence {config.recurrence}" if config.fusion == "rat" else "no recurrence"
+        yield f"Generator: {config.sample_size} px, {millions:.1f} M parameters, noise {config.noise_dim}, {fusion}"
     if (tower := components.get("image_encoder")) is not None:
         size = f"width {tower.config.hidden_size}, {tower.config.num_hidden_layers} layers"
-        facts.append(
-            f"Frozen CLIP, in this repository: image tower of {size}, patches of {tower.config.patch_size} px"
-        )
-    return [*facts, f"Written by ratlip_hf {__version__}"]
-
-
-def _generator_fact(generator: ModelMixin) -> str:
-    config = generator.config
-    fusion = f"recurrence {config.recurrence}" if config.fusion == "rat" else "no recurrence"
-    return (
-        f"Generator: {config.sample_size} px, {generator.num_parameters() / 1e6:.1f} M parameters, noise "
-        f"{config.noise_dim}, {fusion}"
-    )
+        yield f"Frozen CLIP, in this repository: image tower of {size}, patches of {tower.config.patch_size} px"
+    yield f"Written by ratlip_hf {__version__}"

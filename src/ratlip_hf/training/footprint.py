@@ -81,11 +81,10 @@ def memory_use(
     discriminator: RATLIPDiscriminator,
     clip: FrozenCLIP,
 ) -> MemoryUse:
-    """Memory of one training process at its peak, from tensor sizes alone.
+    """Memory of one training process at its peak, from tensor sizes alone; it allocates nothing.
 
-    On a CPU (torch 2.13, one thread, float32) it gave 229 MB for `tiny` at batch 16 and 2,946 MB for `ratlip` at batch
-    2 with a ViT-B/32; the allocator's own record said 230 and 2,982 (before resizes came late, which takes less). The
-    process grew by 327 and 3,630 MB: kernels' scratch space and fragments come on top.
+    On a CPU it gave 1 % less than the allocator's own record (docs/training.md); libraries and scratch space of
+    kernels come on top.
     """
     trained = sum(weight_bytes(network, trainable_only=True) for network in (generator, discriminator))
     towers = weight_bytes(clip.image_encoder) + weight_bytes(clip.text_encoder)
@@ -112,16 +111,12 @@ def step_peak_bytes(
     with fake, torch.device(generator.device), _PeakOfLiveBytes() as tracked:
         unmoved = [_Unmoved(torch.optim.SGD(network.parameters())) for network in copies[:2]]
         nets = Networks(*copies[:2], *unmoved, copies[2], accelerator, config)
+        batch, sizes = config.train_batch_size, generator.config
+        images, text = torch.empty(batch, 3, *[sizes.sample_size] * 2), torch.empty(batch, sizes.text_dim)
+        inputs = StepInputs(images, torch.empty(batch, sizes.noise_dim), text, text, indices=range(batch))
         # Of more micro-batches than two, no more is alive at once.
-        training_step(nets, [_empty_inputs(config, generator)] * min(2, config.gradient_accumulation_steps))
+        training_step(nets, [inputs] * min(2, config.gradient_accumulation_steps))
     return tracked.peak
-
-
-def _empty_inputs(config: TrainingConfig, generator: RATLIPGenerator) -> StepInputs:
-    batch, sizes = config.train_batch_size, generator.config
-    images, noise = torch.empty(batch, 3, sizes.sample_size, sizes.sample_size), torch.empty(batch, sizes.noise_dim)
-    text = torch.empty(batch, sizes.text_dim)
-    return StepInputs(images, noise, text, text, indices=range(batch))
 
 
 class _Unmoved(Optimization):

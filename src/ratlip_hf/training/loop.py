@@ -79,7 +79,7 @@ def iterate(run: Run) -> Iterator[dict[str, float]]:
 
 
 def _iterate_and_report(run: Run) -> None:
-    """What the main process does besides taking steps."""
+    """Steps, and what only the main process does after each: report, evaluate, save, publish."""
     config, first = run.config, run.seen
     evaluation = QuickEvaluation(config, run.data, run.clip) if config.evaluate_every else None
     prompts = run.data.first_captions(_SAMPLE_CAPTIONS)

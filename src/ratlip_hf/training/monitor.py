@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 20  # logged lines of which the median is judged, so that single outliers do not warn
 _START = 3  # lines that say where a metric started; over more of them a similarity may have risen already
+_CHECK_CAPTIONS = "check that captions belong to their images"
 _POSTFIX = {
     "d_real": "real",
     "d_fake": "fake",
@@ -88,7 +89,7 @@ class Report:
             logger.warning("%s", warning)
 
     def evaluated(self, step: int, seen: int, scores: Mapping[str, float], protocol: Mapping) -> dict:
-        """Write a line to `evaluations.jsonl`, tell the trackers, and say it; returns the line's content."""
+        """Write a line to `evaluations.jsonl`, tell the trackers and log them; returns the line's content."""
         record = {"step": step, "images": seen, "scores": dict(scores), "protocol": dict(protocol)}
         self.evaluations.write(record)
         self.accelerator.log({f"evaluation/{name}": value for name, value in scores.items()}, step=step)
@@ -141,7 +142,7 @@ def tracker_arguments(config: TrainingConfig) -> dict:
         return {}
     if config.report_to not in LOGGER_TYPE_TO_CLASS:
         raise UserError(f"report_to must be one of {', '.join(LOGGER_TYPE_TO_CLASS)}, not {config.report_to!r}")
-    if config.report_to not in get_available_trackers():
+    if config.report_to not in map(str, get_available_trackers()):
         raise UserError(f"report_to {config.report_to} needs its package: pip install {config.report_to}")
     return {"log_with": config.report_to, "project_dir": config.output_dir}
 
@@ -219,42 +220,8 @@ class Range:
 
 def healthy_ranges(config: TrainingConfig) -> list[Range]:
     """The ranges for a run. They are wide: in two good runs on the synthetic birds no median came near an end."""
-    lower_d = "lower discriminator_learning_rate or raise penalty_weight"
-    raise_d = "raise discriminator_learning_rate"
-    check = "check that captions belong to their images"
     ranges = [
-        Range(
-            "d_loss",
-            low=0.2,
-            high=2.5,
-            too_low=f"the discriminator has won and hardly teaches any more; {lower_d}",
-            too_high=f"the discriminator is worse than a constant (2.0); {lower_d}",
-        ),
-        Range(
-            "d_real - d_fake",
-            low=0.05,
-            high=4.0,
-            too_low=f"the discriminator does not tell real from generated; {raise_d} or lower penalty_weight",
-            too_high=f"the discriminator wins; {lower_d}",
-        ),
-        Range(
-            "d_real - d_mismatch",
-            low=0.1,
-            too_low=f"the discriminator ignores the text; {check}",
-            after=20_000,
-        ),
-        Range(
-            "d_penalty",
-            high=max(config.penalty_weight, 0.1) * config.penalty_interval,
-            too_high="the discriminator's gradients are longer than 1; lower discriminator_learning_rate",
-        ),
-        Range(
-            "d_grad_norm",
-            low=1e-6,
-            high=1e3,
-            too_low=f"the discriminator is not taught; {raise_d}",
-            too_high="the discriminator's gradients explode; lower discriminator_learning_rate or set max_grad_norm",
-        ),
+        *_discriminator_ranges(config),
         Range(
             "g_grad_norm",
             low=1e-6,
@@ -266,9 +233,48 @@ def healthy_ranges(config: TrainingConfig) -> list[Range]:
     if config.clip_loss_weight:
         # How high the similarity is depends on the CLIP; that it rises does not. A fine-tuned model may start high.
         low = 0.02 if config.pretrained_model_name_or_path is None else -0.05
-        reason = f"the generator does not follow the text; {check}, or raise clip_loss_weight"
+        reason = f"the generator does not follow the text; {_CHECK_CAPTIONS}, or raise clip_loss_weight"
         ranges.append(Range("clip_similarity", low=low, too_low=reason, after=20_000, since_start=True))
     return ranges
+
+
+def _discriminator_ranges(config: TrainingConfig) -> list[Range]:
+    weaker = "lower discriminator_learning_rate or raise penalty_weight"
+    stronger = "raise discriminator_learning_rate"
+    return [
+        Range(
+            "d_loss",
+            low=0.2,
+            high=2.5,
+            too_low=f"the discriminator has won and hardly teaches any more; {weaker}",
+            too_high=f"the discriminator is worse than a constant (2.0); {weaker}",
+        ),
+        Range(
+            "d_real - d_fake",
+            low=0.05,
+            high=4.0,
+            too_low=f"the discriminator does not tell real from generated; {stronger} or lower penalty_weight",
+            too_high=f"the discriminator wins; {weaker}",
+        ),
+        Range(
+            "d_real - d_mismatch",
+            low=0.1,
+            too_low=f"the discriminator ignores the text; {_CHECK_CAPTIONS}",
+            after=20_000,
+        ),
+        Range(
+            "d_penalty",
+            high=max(config.penalty_weight, 0.1) * config.penalty_interval,
+            too_high="the discriminator's gradients are longer than 1; lower discriminator_learning_rate",
+        ),
+        Range(
+            "d_grad_norm",
+            low=1e-6,
+            high=1e3,
+            too_low=f"the discriminator is not taught; {stronger}",
+            too_high="the discriminator's gradients explode; lower discriminator_learning_rate or set max_grad_norm",
+        ),
+    ]
 
 
 class Health:

@@ -135,7 +135,7 @@ class _JudgedPrompts:
 
 
 class Best:
-    """The best weights of a run so far, by the decisive score, in `best/`: a pipeline, and `best.json` beside it.
+    """The best weights of a run so far, by the decisive score, in `best/`: a pipeline and `best.json`.
 
     Registered in the checkpoints, so that a resumed run neither forgets nor undoes what was best before.
     """
