@@ -1,4 +1,4 @@
-"""`--dry_run`: figures of a run that never happens, and nothing left behind.
+"""`--dry_run`: sizes of a run that never happens, and nothing left behind.
 Sizes that are counted without allocating are compared with those of networks that really take a step."""
 
 import json
@@ -32,7 +32,7 @@ def dry(config, tmp_path):
     return run
 
 
-def test_a_dry_run_tells_the_figures_and_leaves_nothing(config, dry, capsys, monkeypatch):
+def test_a_dry_run_tells_sizes_and_leaves_nothing(config, dry, capsys, monkeypatch):
     monkeypatch.setattr(loop, "training_step", lambda *_, **__: pytest.fail("a step was taken"))
     config.text_embeddings, config.max_train_images = True, 18
     report = dry(capsys)
@@ -72,6 +72,7 @@ def test_the_estimate_allocates_nothing_and_changes_nothing(config, nets, small_
     before = [parameter.clone() for parameter in nets.generator.parameters()]
     used = peak(config, nets, small_clip, train_batch_size=10_000)
     assert used > 10_000 * 3 * 32 * 32 * 4 * 10
+    assert peak(config, nets, small_clip, train_batch_size=64, augmentation="color,cutout") < used
     assert all(map(torch.equal, before, nets.generator.parameters()))
     assert all(p.grad is None and p.requires_grad for p in nets.generator.parameters())
     assert not nets.generator.gradient_checkpointing

@@ -19,7 +19,7 @@ from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import load_training_data
 from ratlip_hf.training.validation import Best, QuickEvaluation
 from ratlip_hf.utils.errors import UserError
-from training_toys import corpus
+from training_toys import toy_dataset
 
 # The kernel distance
 
@@ -38,16 +38,16 @@ def test_the_kernel_divides_by_the_width():
 
 
 def test_the_kernel_distance_is_unbiased_and_sees_a_shift():
-    draws = torch.randn(400, 2, 8, 4, generator=torch.Generator().manual_seed(0))
-    same = torch.tensor([kernel_distance(*pair) for pair in draws])
+    embeds = torch.randn(400, 2, 8, 4, generator=torch.Generator().manual_seed(0))
+    same = torch.tensor([kernel_distance(*pair) for pair in embeds])
     assert abs(same.mean()) < 3 * same.std() / 20  # with the diagonal it would be 2.6, ten times as much
     assert (same < 0).any()
-    assert kernel_distance(draws[:, 0, 0], draws[:, 1, 0] + 1) > 1
+    assert kernel_distance(embeds[:, 0, 0], embeds[:, 1, 0] + 1) > 1
 
 
 def test_the_kernel_distance_is_computed_in_double_precision():
-    draws = 100 * torch.randn(2, 50, 16, generator=torch.Generator().manual_seed(0))
-    assert kernel_distance(*draws) == kernel_distance(*draws.double())
+    embeds = 100 * torch.randn(2, 50, 16, generator=torch.Generator().manual_seed(0))
+    assert kernel_distance(*embeds) == kernel_distance(*embeds.double())
 
 
 @pytest.mark.parametrize("shapes", [((1, 4), (5, 4)), ((5, 4), (1, 4)), ((5, 4), (5, 3)), ((5,), (5,))])
@@ -141,7 +141,7 @@ def test_the_protocol_says_what_was_compared(evaluation, small_clip):
 
 def test_without_judges_the_kernel_distance_decides(config, small_clip, make_generator):
     config.dataset_name, config.train_data_dir = None, "grey"
-    evaluation = QuickEvaluation(config, corpus(config), small_clip)
+    evaluation = QuickEvaluation(config, toy_dataset(config), small_clip)
     assert evaluation.protocol["decisive"] == "kid"
     assert evaluation.protocol["samples"] == 10  # all there are
     assert set(evaluation.run(make_generator(noise_dim=3))) == {"kid", "clip_similarity"}
@@ -172,7 +172,7 @@ def test_one_sample_is_too_few(config, data, small_clip):
         QuickEvaluation(config, data, small_clip)
 
 
-def test_no_global_random_numbers_are_drawn(config, data, small_clip, generator):
+def test_no_global_random_numbers_are_used(config, data, small_clip, generator):
     config.evaluation_samples = 6
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     QuickEvaluation(config, data, small_clip).run(generator)
@@ -224,11 +224,11 @@ def evaluated(config: TrainingConfig, folder: Path) -> TrainingConfig:
 
 def test_training_is_the_same_with_and_without_evaluation(config, tmp_path):
     plain = loop.train(config)
-    watched = loop.train(evaluated(config, tmp_path / "watched"))
+    scored = loop.train(evaluated(config, tmp_path / "scored"))
     assert not (plain / "evaluations.jsonl").exists()
-    assert [line["images"] for line in lines(watched, "evaluations.jsonl")] == [8, 16]
-    assert lines(plain, "log.jsonl") == lines(watched, "log.jsonl")
-    assert same(weights(plain / "pipeline"), weights(watched / "pipeline"))
+    assert [line["images"] for line in lines(scored, "evaluations.jsonl")] == [8, 16]
+    assert lines(plain, "log.jsonl") == lines(scored, "log.jsonl")
+    assert same(weights(plain / "pipeline"), weights(scored / "pipeline"))
 
 
 def scripted(monkeypatch, *accuracies: float) -> None:

@@ -33,7 +33,7 @@ DRAWING = """
     from ratlip_hf.clip import load_clip
     from ratlip_hf.utils.networks import weights_sha256
 
-    def draw(pipe):
+    def generate(pipe):
         options = {"output_type": "np", "return_dict": False}
         return pipe(sys.argv[1], generator=torch.Generator().manual_seed(0), **options)[0]
 
@@ -82,7 +82,7 @@ ONLINE = """
         "latest_clip": load_clip("ada/clip").describe(),
         "first_clip_record": load_clip("ada/clip", revision=first_clip).describe(),
     }
-    write(report, {name: draw(pipe) for name, pipe in pipelines.items()})
+    write(report, {name: generate(pipe) for name, pipe in pipelines.items()})
 """
 OFFLINE = """
     at = {"revision": sys.argv[3]}
@@ -94,7 +94,7 @@ OFFLINE = """
     generator = RATLIPGenerator.from_pretrained("ada/birds", subfolder="generator", **at)
     pipelines["clip repository"] = RATLIPPipeline.from_clip("ada/clip", generator)
     discriminator = RATLIPDiscriminator.from_pretrained("ada/birds", subfolder="discriminator")
-    write({"discriminator": weights_sha256(discriminator)}, {name: draw(pipe) for name, pipe in pipelines.items()})
+    write({"discriminator": weights_sha256(discriminator)}, {name: generate(pipe) for name, pipe in pipelines.items()})
 """
 
 
@@ -141,7 +141,7 @@ def session(hub, clip_model, run_python, place) -> SimpleNamespace:
         "clip repository",
     ],
 )
-def test_loaded_from_the_hub_it_draws_the_same_image(session, loaded_as):
+def test_loaded_from_the_hub_it_generates_the_same_image(session, loaded_as):
     assert np.allclose(session.images[loaded_as], session.expected, rtol=0, atol=1e-5)
     assert not np.allclose(session.images[loaded_as], session.images["last push"], rtol=0, atol=1e-2)
 

@@ -83,7 +83,7 @@ def test_a_push_into_a_subfolder_leaves_the_card_alone(online, pipe):
     assert not [path for path in repository.snapshots[repository.head] if path.endswith("README.md")]
 
 
-def test_drawing_and_pushing_know_nothing_of_training(run_python):
+def test_generating_and_pushing_know_nothing_of_training(run_python):
     run_python(
         "import sys, ratlip_hf.model_card\n"
         "assert not [name for name in sys.modules if name.startswith(('ratlip_hf.training', 'ratlip_hf.cli'))]"

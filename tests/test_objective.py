@@ -1,4 +1,4 @@
-"""The trainer's two phases against Eq. 8 written out independently: gradients, weights of the terms, rates, averages.
+"""The trainer's two phases against Eq. 8 written out independently: gradients, weights of terms, learning rates.
 What moves and what stays is in `test_training`."""
 
 import copy
@@ -20,7 +20,7 @@ from ratlip_hf.training.optimization import lr_factor
 from ratlip_hf.training.run import fit_conditioning
 from ratlip_hf.training.samples import CaptionedImages
 from ratlip_hf.training.step import training_step
-from training_toys import DISCRIMINATOR, GENERATOR, corpus, keep_gradients, step_inputs
+from training_toys import DISCRIMINATOR, GENERATOR, keep_gradients, step_inputs, toy_dataset
 
 
 def gradients(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -40,11 +40,11 @@ def discriminator_loss(nets, images, fakes, text, form: str) -> torch.Tensor:
     real, fake = (image_features(nets.image_encoder, x, layers, clip_input).detach() for x in (images, fakes))
     total = 0.0
     for index in range(len(images)):
-        features, sentence = network.condition(real[index : index + 1], text[index : index + 1])
-        features, sentence = features.detach().requires_grad_(), sentence.detach().requires_grad_()
+        features, text_features = network.condition(real[index : index + 1], text[index : index + 1])
+        features, text_features = features.detach().requires_grad_(), text_features.detach().requires_grad_()
         other = text[(index + 1) % len(images)][None]
-        score = network(features, sentence, conditioned=True).logits
-        g_image, g_text = torch.autograd.grad(score.sum(), [features, sentence], create_graph=True)
+        score = network(features, text_features, conditioned=True).logits
+        g_image, g_text = torch.autograd.grad(score.sum(), [features, text_features], create_graph=True)
         if form == "summed":
             norm = g_image.square().sum().sqrt() + g_text.square().sum().sqrt()
         else:
@@ -101,7 +101,7 @@ def test_bf16_passes_leave_weights_and_penalty_in_float32(nets):
 
 
 @pytest.mark.parametrize(("seen", "factor"), [(0, 1.0), (400, 1.0), (500, 0.55), (600, 0.1)])
-def test_rates_fall_over_the_last_third(nets, seen, factor):
+def test_learning_rates_fall_over_the_last_third(nets, seen, factor):
     nets.config.max_train_images, nets.config.final_learning_rate_factor = 600, 0.1
     assert lr_factor(nets.config, 1000, seen) == pytest.approx(factor)
     nets.generator_optimization.set_lr_factor(factor)
@@ -109,7 +109,7 @@ def test_rates_fall_over_the_last_third(nets, seen, factor):
     assert nets.generator_optimization.optimizer.param_groups[0]["lr"] == pytest.approx(factor * 0.1)
 
 
-def test_rates_rise_over_the_first_steps(config):
+def test_learning_rates_rise_over_the_first_steps(config):
     config.lr_warmup_steps = 4
     assert [lr_factor(config, step, 0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
@@ -117,7 +117,7 @@ def test_rates_rise_over_the_first_steps(config):
 def test_conditioning_is_fitted_to_the_data(small_clip, config):
     generator = RATLIPGenerator(**GENERATOR, text_center=True, text_norm=4.0)
     discriminator = RATLIPDiscriminator(**DISCRIMINATOR)
-    data = corpus(config)
+    data = toy_dataset(config)
     fit_conditioning([generator, discriminator], small_clip, data, discriminator)
     mean = F.normalize(small_clip.encode([f"{index} first" for index in range(10)]), dim=1).mean(0)
     torch.testing.assert_close(generator.text_conditioning.mean, mean)
@@ -139,7 +139,7 @@ def test_half_of_the_images_are_mirrored_if_that_is_allowed(config):
     assert 10 <= mirrored() <= 30
 
 
-def test_the_saved_pipeline_is_the_average_and_old_checkpoints_go(config):
+def test_the_saved_pipeline_has_the_ema_weights_and_old_checkpoints_go(config):
     config.max_train_images, config.checkpoints_total_limit = 24, 1
     output = loop.train(config)
     (checkpoint,) = (output / "checkpoints").iterdir()

@@ -246,7 +246,7 @@ def test_other_errors_keep_their_kind(tmp_path):
 # Data
 
 
-def corpus(config, captions: list, size: tuple[int, int] = (64, 64), box: list[float] | None = None) -> MapRows:
+def toy_rows(config, captions: list, size: tuple[int, int] = (64, 64), box: list[float] | None = None) -> MapRows:
     image = Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8))
     rows = {"image": [image] * len(captions), "captions": captions}
     if box:
@@ -258,24 +258,24 @@ def samples(config, rows) -> CaptionedImages:
     return CaptionedImages(rows, config, 32, noise_dim=3)
 
 
-def test_a_sound_corpus_passes_without_a_word(config, caplog):
-    check_data(config, samples(config, corpus(config, ["a", "b", "c", "d"])), 4)
+def test_a_sound_dataset_passes_without_a_word(config, caplog):
+    check_data(config, samples(config, toy_rows(config, ["a", "b", "c", "d"])), 4)
     assert not caplog.text
 
 
 @pytest.mark.parametrize("caption", ["", " \n"])
 def test_an_empty_caption_is_refused_with_its_row(config, caption):
-    rows = corpus(config, [["a", "b"], ["c", "d"], ["e", caption]])
+    rows = toy_rows(config, [["a", "b"], ["c", "d"], ["e", caption]])
     with pytest.raises(UserError, match="row 2 has an empty caption"):
         check_data(config, samples(config, rows), 2)
     with pytest.raises(UserError, match="row 2 has an empty caption"):
-        check_data(config, samples(config, MixedRows([corpus(config, ["a"]), rows], [1, 1], 0)), 2)
+        check_data(config, samples(config, MixedRows([toy_rows(config, ["a"]), rows], [1, 1], 0)), 2)
 
 
 def test_captions_are_read_piece_by_piece_and_counted_over_all(config, monkeypatch):
     """Those of tens of millions of rows do not fit into memory."""
     monkeypatch.setattr("ratlip_hf.data.read.rows._PIECE", 2)
-    rows = corpus(config, [["a"], ["b", "c"], ["d"], ["e"], [""]])
+    rows = toy_rows(config, [["a"], ["b", "c"], ["d"], ["e"], [""]])
     assert list(rows.captions(3)) == [["a"], ["b", "c"], ["d"]]
     captions = rows.captions(9)
     assert [next(captions) for _ in range(4)] == [["a"], ["b", "c"], ["d"], ["e"]]
@@ -293,8 +293,8 @@ def test_an_empty_caption_of_a_stream_is_refused_when_it_is_met(config, tmp_path
 
 def test_one_caption_for_everything_is_refused(config):
     with pytest.raises(UserError, match="all captions are 'a bird'"):
-        check_data(config, samples(config, corpus(config, ["a bird"] * 5)), 4)
-    two = MixedRows([corpus(config, ["a bird"] * 5), corpus(config, ["a flower"] * 5)], [1, 1], 0)
+        check_data(config, samples(config, toy_rows(config, ["a bird"] * 5)), 4)
+    two = MixedRows([toy_rows(config, ["a bird"] * 5), toy_rows(config, ["a flower"] * 5)], [1, 1], 0)
     check_data(config, samples(config, two), 4)
 
 
@@ -305,8 +305,8 @@ def test_the_start_of_a_stream_does_not_condemn_it(config, tmp_path, monkeypatch
     check_data(config, samples(config, ShardRows([str(tmp_path / "train-0.parquet")], Columns(), 0)), 2)
 
 
-def test_a_corpus_smaller_than_a_step_is_warned_of(config, caplog):
-    check_data(config, samples(config, corpus(config, ["a", "b", "c"])), 4)
+def test_a_dataset_smaller_than_a_step_is_warned_of(config, caplog):
+    check_data(config, samples(config, toy_rows(config, ["a", "b", "c"])), 4)
     assert "a step of 4 images is larger than the dataset of 3" in caplog.text
 
 
@@ -315,18 +315,18 @@ def test_a_corpus_smaller_than_a_step_is_warned_of(config, caplog):
     [((31, 100), None, True), ((32, 32), None, False), ((100, 100), [10, 10, 12, 12], True)],
 )
 def test_images_that_must_be_enlarged_are_warned_of(config, size, box, warned, caplog):
-    check_data(config, samples(config, corpus(config, ["a", "b"], size, box)), 2)
+    check_data(config, samples(config, toy_rows(config, ["a", "b"], size, box)), 2)
     assert ("2 of 2 images looked at are smaller than the 32 pixels" in caplog.text) == warned
 
 
 def test_a_few_small_images_are_nothing_to_speak_of(config, caplog):
-    small, large = corpus(config, ["a"] * 30, (8, 8)), corpus(config, ["b"] * 30)
+    small, large = toy_rows(config, ["a"] * 30, (8, 8)), toy_rows(config, ["b"] * 30)
     check_data(config, samples(config, MixedRows([small, large], [1, 3], 0)), 2)
     assert "smaller" not in caplog.text
 
 
 def test_a_damaged_image_is_named(config):
-    rows = corpus(config, ["a", "b"])
+    rows = toy_rows(config, ["a", "b"])
     rows.dataset = rows.dataset.map(lambda row: {"image": {"bytes": b"\x89PNG" + bytes(20), "path": None}})
     with pytest.raises(UserError, match=r"row . of the data: "):
         check_data(config, samples(config, rows), 2)
@@ -336,8 +336,8 @@ def test_bad_data_end_a_run_in_one_line(config, tmp_path, refused):
     folder = make_folder(tmp_path / "raw", 4, captions=1)
     for file in folder.glob("*.txt"):
         file.write_text("always the same")
-    prepare("folder", folder, tmp_path / "corpus")
-    config.dataset_name, config.train_data_dir, config.max_train_samples = None, str(tmp_path / "corpus"), None
+    prepare("folder", folder, tmp_path / "prepared")
+    config.dataset_name, config.train_data_dir, config.max_train_samples = None, str(tmp_path / "prepared"), None
     assert "all captions are 'always the same'" in refused(config)
 
 

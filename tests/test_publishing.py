@@ -140,7 +140,7 @@ def test_what_a_killed_upload_left_is_removed(online, run):
 def test_an_upload_is_one_commit_in_the_layout_of_a_pipeline(online, run, capfd):
     before = local_files(run)
     hub = HubRepository.open(run)
-    hub.upload(32, prompts=["a red bird"])
+    hub.upload(32, prompts=["a red bird"], evaluation={"scores": {"kid": 0.25}, "protocol": {"samples": 8}})
     hub.close()
     (files,) = commits(repository(online, hub))
     assert files.keys() == {
@@ -154,6 +154,7 @@ def test_an_upload_is_one_commit_in_the_layout_of_a_pipeline(online, run, capfd)
     }
     assert files["generator/model.safetensors"] == b"pipeline first"
     assert b"Real images seen: 32\n" in files["README.md"]
+    assert b'| kid | 0.25 | quick evaluation, {"samples": 8} |' in files["README.md"]
     assert local_files(run) == before  # and no snapshot lies around
     assert capfd.readouterr().err == ""  # bars would cut through the log of the training
 

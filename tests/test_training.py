@@ -1,4 +1,4 @@
-"""The trainer: which network moves when, averaging, resuming, outputs.
+"""The trainer: which network moves when, EMA weights, resuming, outputs.
 Runs take a few steps of a toy generator on rendered birds."""
 
 import copy
@@ -70,10 +70,10 @@ def test_the_step_uses_one_generator_forward(nets):
     assert len(calls) == 1
 
 
-# Averaging and whole runs
+# EMA weights and whole runs
 
 
-def test_average_covers_weights_and_buffers():
+def test_ema_covers_weights_and_buffers():
     module = torch.nn.BatchNorm2d(1)
     ema = EMA(module, decay=0.5)
     with torch.no_grad():
@@ -120,13 +120,13 @@ def test_an_interval_that_is_no_multiple_of_a_step_is_met_by_the_step_that_cross
     assert [loop.crossed(run, 20) for run in seen] == [False, True, False, True, True]
 
 
-def test_rates_and_lazy_penalties_follow_the_step_through_a_resumption(config, monkeypatch):
-    penalised, rates, real_step = [], [], loop.training_step
+def test_learning_rates_and_lazy_penalties_follow_the_step_through_a_resumption(config, monkeypatch):
+    penalised, lrs, real_step = [], [], loop.training_step
 
     def noted(nets, inputs, penalise):
         penalised.append(penalise)
         moving = (nets.generator_optimization, nets.discriminator_optimization)
-        rates.append([each.optimizer.param_groups[0]["lr"] for each in moving])
+        lrs.append([each.optimizer.param_groups[0]["lr"] for each in moving])
         return real_step(nets, inputs, penalise)
 
     monkeypatch.setattr(loop, "training_step", noted)
@@ -135,7 +135,7 @@ def test_rates_and_lazy_penalties_follow_the_step_through_a_resumption(config, m
         loop.train(config)
     assert penalised == [True, False, False, True, False, False, True]
     shares = [0.25, 0.5, 0.75, 1, 1, 1, 1]
-    assert rates == [pytest.approx([share * 1e-4, share * 4e-4]) for share in shares]
+    assert lrs == [pytest.approx([share * 1e-4, share * 4e-4]) for share in shares]
 
 
 def test_with_stored_embeddings_the_text_tower_rests_and_resuming_finds_them(config, monkeypatch):
@@ -227,7 +227,7 @@ def test_overflows_of_float16_do_not_end_a_run(config, monkeypatch):
 
 
 def test_weights_that_are_not_finite_never_become_a_checkpoint(config, monkeypatch):
-    """A gradient may overflow while its loss does not: the figures of the step then look healthy."""
+    """A gradient may overflow while its loss does not: the metrics of the step then look healthy."""
     real_step, calls = loop.training_step, []
 
     def breaking(nets, *inputs, **options):
@@ -333,7 +333,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(checkpoints, d
         checkpoints.find(str(newest))
 
 
-def test_a_changed_architecture_refuses_to_resume_and_a_changed_rate_is_reported(config, caplog):
+def test_a_changed_architecture_refuses_to_resume_and_a_changed_learning_rate_is_reported(config, caplog):
     config.max_train_images = 8
     loop.train(config)
     config.resume_from_checkpoint, config.max_train_images = "latest", 12

@@ -13,11 +13,11 @@ from PIL import Image
 from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows
 from ratlip_hf.training.samples import CaptionedImages, load_training_data
 from ratlip_hf.utils.errors import UserError
-from training_toys import corpus
+from training_toys import toy_dataset
 
 
 def test_samples_do_not_depend_on_how_batches_are_cut(config):
-    data = corpus(config)
+    data = toy_dataset(config)
     whole = data.batch(range(8, 16))
     first, second = (next(data.batches(8, rank, world=2)) for rank in (0, 1))
     assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
@@ -28,7 +28,7 @@ def test_samples_do_not_depend_on_how_batches_are_cut(config):
 
 
 def test_the_mismatched_caption_is_the_next_samples_one(config):
-    data = corpus(config, count=20)
+    data = toy_dataset(config, count=20)
     captions = data.batch(range(9)).captions
     assert data.batch(range(8)).mismatched_captions == captions[1:]
 
@@ -44,7 +44,7 @@ def test_the_mismatched_caption_belongs_to_another_image_and_says_something_else
     assert all(own.get(a, a) != own.get(b, b) for a, b in zip(batch.captions, batch.mismatched_captions, strict=True))
 
 
-def test_rows_of_two_corpora_with_one_number_are_different_images(config):
+def test_rows_of_two_datasets_with_one_number_are_different_images(config):
     parts = [{"image": [Image.new("RGB", (32, 32))], "captions": [[name]]} for name in ("a rose", "a finch")]
     parts = [MapRows(datasets.Dataset.from_dict(part), Columns(), config.seed) for part in parts]
     batch = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3).batch(range(20))
@@ -54,7 +54,7 @@ def test_rows_of_two_corpora_with_one_number_are_different_images(config):
     )
 
 
-def test_a_corpus_of_one_caption_is_refused(config):
+def test_a_dataset_of_one_caption_is_refused(config):
     rows = {"image": [Image.new("RGB", (32, 32))] * 3, "captions": [["a rose"]] * 3}
     rows = MapRows(datasets.Dataset.from_dict(rows), Columns(), config.seed)
     with pytest.raises(UserError, match="mismatched pairs need different captions"):
@@ -64,7 +64,7 @@ def test_a_corpus_of_one_caption_is_refused(config):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
     config.dataloader_num_workers = workers
-    data = corpus(config)
+    data = toy_dataset(config)
     batches = data.batches(4)
     for start in (4, 8, 12):
         batch, expected = next(batches), data.batch(range(start, start + 4))
@@ -79,22 +79,22 @@ def test_workers_change_nothing_and_their_errors_are_one_line(config, workers):
 
 
 def test_data_can_be_sent_to_another_process(config):
-    data = corpus(config)
+    data = toy_dataset(config)
     data.batch(range(4))
     assert torch.equal(pickle.loads(pickle.dumps(data)).batch(range(4)).images, data.batch(range(4)).images)
 
 
 def test_each_epoch_visits_every_sample_once_in_another_order(config):
-    data = corpus(config)
+    data = toy_dataset(config)
     epochs = [[caption.split()[0] for caption in data.batch(range(start, start + 10)).captions] for start in (0, 10)]
     assert all(sorted(epoch, key=int) == [str(index) for index in range(10)] for epoch in epochs)
     assert epochs[0] != epochs[1]
     captions = Counter(caption.split()[1] for caption in data.batch(range(200)).captions)
-    assert min(captions.values()) > 70  # both captions of an image are drawn
+    assert min(captions.values()) > 70  # both captions of an image are used
 
 
 def test_images_are_cropped_square_and_scaled_to_minus_one_and_one(config):
-    images = corpus(config).batch(range(10)).images
+    images = toy_dataset(config).batch(range(10)).images
     assert images.shape == (10, 3, 32, 32)
     expected = torch.arange(10) / 127.5 - 1
     torch.testing.assert_close(images.mean(dim=(1, 2, 3)).sort().values, expected)
@@ -115,7 +115,7 @@ def test_where_a_image_is_cropped_is_a_function_of_seed_and_index(config):
 def test_data_without_the_named_columns_is_refused(config):
     config.caption_column = "text"
     with pytest.raises(UserError, match="no column 'text'"):
-        corpus(config)
+        toy_dataset(config)
     config.dataset_name, config.train_data_dir = None, "no-such-folder"
     with pytest.raises(UserError, match="no-such-folder"):
         load_training_data(config, 64, 8)

@@ -14,7 +14,7 @@ from ratlip_hf.training.run import wrap
 from ratlip_hf.training.samples import StepInputs
 from ratlip_hf.training.step import Networks, to_device, training_step
 from ratlip_hf.utils.errors import UserError
-from training_toys import corpus, keep_gradients, step_inputs
+from training_toys import keep_gradients, step_inputs, toy_dataset
 
 # Micro-batches
 
@@ -233,7 +233,7 @@ def test_colours_move_about_grey_and_about_the_mean_of_the_whole_image():
 
 
 def test_captions_are_encoded_where_no_embeddings_are_stored(config, small_clip):
-    batch = corpus(config).batch(range(3, 7))
+    batch = toy_dataset(config).batch(range(3, 7))
     inputs = to_device(batch, small_clip, torch.device("cpu"))
     assert batch.prompt_embeds is None and inputs.indices == [3, 4, 5, 6]
     torch.testing.assert_close(inputs.prompt_embeds, small_clip.encode(batch.captions))

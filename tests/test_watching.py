@@ -262,8 +262,8 @@ def test_a_run_is_plotted(config, run_python, tmp_path):
     config.evaluate_every, config.evaluation_samples = 8, 4
     run = loop.train(config)
     script = (ROOT / "examples" / "plot_run.py").read_text()
-    run_python(script, run, "--output_file", tmp_path / "figures.png", "--samples", tmp_path / "grids.jpg")
-    assert Image.open(tmp_path / "figures.png").width > Image.open(tmp_path / "grids.jpg").height > 100
+    run_python(script, run, "--output_file", tmp_path / "plots.png", "--samples", tmp_path / "grids.jpg")
+    assert Image.open(tmp_path / "plots.png").width > Image.open(tmp_path / "grids.jpg").height > 100
 
 
 def test_a_resumed_run_knows_its_past(config, caplog):

@@ -128,7 +128,7 @@ def test_a_run_killed_many_times_at_random_is_the_same_run(long, shards, tmp_pat
 
 @pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_reproduce_one(config, tmp_path, micro_batches):
-    """Half the batch each, over gloo: 20 steps with statistics, gradients, penalty and figures of the whole batch.
+    """Half the batch each, over gloo: 20 steps with statistics, gradients, penalty and metrics of the whole batch.
 
     With micro-batches also what goes with little memory: activations and statistics computed again, gradients averaged
     after the last of them only, a lazy penalty and clipping.

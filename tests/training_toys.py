@@ -38,7 +38,7 @@ GENERATOR = {
 }
 
 
-def corpus(config: TrainingConfig, count: int = 10) -> CaptionedImages:
+def toy_dataset(config: TrainingConfig, count: int = 10) -> CaptionedImages:
     rows = {
         "image": [Image.fromarray(np.full((40, 64, 3), index, np.uint8)) for index in range(count)],
         "captions": [[f"{index} first", f"{index} second"] for index in range(count)],

@@ -1,5 +1,5 @@
-"""Checkpoints of a run: every stateful object is registered once, saved and restored by name.
-Owns the `checkpoints/` folder: atomic writing with a checksum, finding the latest sound one, removing old ones."""
+"""Checkpoints of a run, in the folder `checkpoints/`: every stateful object is registered once, saved and restored by
+name; each is written as a whole, with a checksum."""
 
 import json
 import logging
@@ -15,10 +15,6 @@ from ..utils.files import atomic_directory, file_sha256, remove_unfinished
 logger = logging.getLogger(__name__)
 
 _STATE, _FACTS = "state.pt", "facts.json"
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are incomplete or do not match their checksum."""
 
 
 class Checkpoints:
@@ -47,7 +43,7 @@ class Checkpoints:
     def save(self, step: int, facts: dict) -> None:
         """Write all states and `facts` (anything JSON can hold) as one checkpoint; older ones beyond `keep` go.
 
-        So do later ones, left by a run that was taken back to an earlier step, or "latest" would still mean them.
+        So do later ones, left by a run that was resumed from an earlier step, or "latest" would still mean them.
         Raises OSError, and leaves the others as they are, when there is no room for it.
         """
         path = self.folder / f"step-{step:08d}"
@@ -75,9 +71,9 @@ class Checkpoints:
         for path in candidates:
             try:
                 return path, _sound_facts(path)
-            except DamagedCheckpoint as error:
+            except UserError as error:
                 if which != "latest":
-                    raise UserError(str(error)) from error
+                    raise
                 logger.warning("%s; trying the one before", error)
         if candidates:
             raise UserError(f"every checkpoint in {self.folder} is damaged")
@@ -97,11 +93,12 @@ class Checkpoints:
 
 
 def _sound_facts(path: Path) -> dict:
+    """Raises UserError for files that are incomplete or do not match their checksum."""
     try:
         facts = json.loads((path / _FACTS).read_text())
         sound = facts["sha256"] == file_sha256(path / _STATE)
     except (OSError, ValueError, KeyError) as error:
-        raise DamagedCheckpoint(f"no complete checkpoint at {path}") from error
+        raise UserError(f"no complete checkpoint at {path}") from error
     if not sound:
-        raise DamagedCheckpoint(f"the checkpoint {path} is damaged: its checksum differs")
+        raise UserError(f"the checkpoint {path} is damaged: its checksum differs")
     return facts

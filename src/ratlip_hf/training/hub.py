@@ -120,7 +120,7 @@ class HubRepository:
             shutil.rmtree(left, ignore_errors=True)
         return cls(name, config, api)
 
-    def upload(self, images: int, prompts: Sequence[str] = (), metrics: Sequence[Mapping] = ()) -> None:
+    def upload(self, images: int, prompts: Sequence[str] = (), evaluation: Mapping | None = None) -> None:
         """Publish the output folder as it is now; returns before the upload ends, and never raises for its failure.
 
         An upload that still waits for an earlier one is replaced.
@@ -128,10 +128,10 @@ class HubRepository:
         Args:
             images: number of real images seen.
             prompts: captions for the card's examples.
-            metrics: records with `name`, `value` and `protocol`.
+            evaluation: the latest quick evaluation, a line of `evaluations.jsonl`, for the card.
         """
         try:
-            stage = self._stage(images, prompts, metrics)
+            stage = self._stage(images, prompts, evaluation)
         except Exception as error:  # a full disk, a file that somebody moved away: no reason to end training
             self._warn(error)
             return
@@ -146,7 +146,7 @@ class HubRepository:
             logger.info("waiting for the upload to %s", self.name)
         self._executor.shutdown()
 
-    def _stage(self, images: int, prompts: Sequence[str], metrics: Sequence[Mapping]) -> tempfile.TemporaryDirectory:
+    def _stage(self, images: int, prompts: Sequence[str], evaluation: Mapping | None) -> tempfile.TemporaryDirectory:
         """A folder in the layout of the repository, which the trainer's later writing does not touch."""
         # Inside the output folder, since links do not reach over file systems.
         stage = tempfile.TemporaryDirectory(prefix=_STAGE, dir=self._output, ignore_cleanup_errors=True)
@@ -163,6 +163,10 @@ class HubRepository:
             for path in samples:
                 link_files(output / path, root / path)
             clip = json.loads((output / "clip.json").read_text())
+            metrics = []
+            if evaluation:
+                protocol = f"quick evaluation, {json.dumps(evaluation['protocol'])}"
+                metrics = [{"name": k, "value": v, "protocol": protocol} for k, v in evaluation["scores"].items()]
             facts = {"commit": self._code, "images": images, "clip": clip, "prompts": prompts, "samples": samples}
             atomic_write(root / "README.md", str(model_card(self.config, self.name, metrics=metrics, **facts)))
         except BaseException:

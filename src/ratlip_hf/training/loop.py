@@ -45,7 +45,7 @@ def train(config: TrainingConfig) -> Path:
         if run.hub:
             ending.enter_context(contextlib.closing(run.hub))
         ending.callback(run.accelerator.end_training)  # trackers keep their last events, also after an error
-        if run.is_main:
+        if run.accelerator.is_main_process:
             # `--config` reads the first again; the second says which frozen CLIP the run really used.
             atomic_write(run.output_dir / "config.json", config.to_json())
             atomic_write(run.output_dir / "clip.json", json.dumps(run.clip.describe(), indent=2) + "\n")
@@ -102,10 +102,12 @@ def _iterate_and_report(run: Run) -> None:
                 # After the models: whoever finds the last checkpoint finds them, too.
                 facts = {"step": run.step, "images": run.seen}
                 run.checkpoints.save(run.step, facts | describe_state(run.generator, run.discriminator, config))
-                _publish(run, prompts, record)
+                if run.hub:
+                    run.hub.upload(run.seen, prompts, record)
     if run.seen == first and run.step:  # nothing was left to do, but the models may have been moved away
         _save_models(run)
-        _publish(run, prompts, record)
+        if run.hub:
+            run.hub.upload(run.seen, prompts)
 
 
 def crossed(run: Run, interval: int) -> bool:
@@ -150,12 +152,3 @@ def _save_samples(run: Run, prompt_embeds: torch.Tensor) -> None:
     ).images
     with staged_files(run.output_dir / "samples") as folder:
         grid_image(images, columns=2 * count).save(folder / f"step-{run.step:08d}.png")
-
-
-def _publish(run: Run, prompts: list[str], record: dict | None) -> None:
-    """Begin to upload what has been saved, if that is wanted, with the latest evaluation on the card."""
-    if run.hub:
-        scores = record["scores"] if record else {}
-        protocol = f"quick evaluation, {json.dumps(record['protocol'])}" if record else ""
-        metrics = [{"name": name, "value": value, "protocol": protocol} for name, value in scores.items()]
-        run.hub.upload(run.seen, prompts, metrics)

@@ -36,7 +36,7 @@ _POSTFIX = {
 }
 
 
-class Report:
+class Report(contextlib.ExitStack):
     """Everything that the main process reports while it trains; a context manager, so that an error ends the bar.
 
     Args:
@@ -47,6 +47,7 @@ class Report:
     """
 
     def __init__(self, output_dir: Path, accelerator: Accelerator, config: TrainingConfig, step: int, seen: int):
+        super().__init__()
         self.accelerator = accelerator
         self.metrics = Log(output_dir / "log.jsonl", step)
         self.evaluations = Log(output_dir / "evaluations.jsonl", step)
@@ -55,16 +56,9 @@ class Report:
             self.health.update(line["images"], line)
         _start_trackers(accelerator, config, step)
         self.bar = _make_bar(config.max_train_images, seen)
-        self.open = contextlib.ExitStack()
-        self.open.enter_context(self.bar)
-        self.open.enter_context(logging_redirect_tqdm())
+        self.enter_context(self.bar)
+        self.enter_context(logging_redirect_tqdm())
         self.started, self.first = time.monotonic(), seen
-
-    def __enter__(self) -> "Report":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def advance(self, images: int) -> None:
         """Move the bar by so many real images; the last step may go beyond its end."""
@@ -95,10 +89,6 @@ class Report:
         self.accelerator.log({f"evaluation/{name}": value for name, value in scores.items()}, step=step)
         logger.info("evaluation at %d images: %s", seen, "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         return record
-
-    def close(self) -> None:
-        """End the bar and hand logging back; may be called twice."""
-        self.open.close()
 
 
 class Log:

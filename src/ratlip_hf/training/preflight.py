@@ -33,11 +33,6 @@ _CAPTIONS = 1000  # that are read of a stream or a mixture, where reading all ta
 def check_surroundings(config: TrainingConfig, num_processes: int, device: torch.device) -> None:
     """Check all that configuration and environment tell, before anything is loaded.
 
-    Args:
-        config: the validated configuration.
-        num_processes: how many accelerate has found.
-        device: what it trains on.
-
     Raises:
         UserError: for processes that do not know of each other, GPUs that are asked for but not there, a step of one
             image, a `train_data_dir` that is not there, or an `output_dir` that cannot be written.

@@ -71,11 +71,6 @@ class Run:
         """Real images that one step of all processes sees."""
         return self.config.images_per_step(self.accelerator.num_processes)
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes and reports."""
-        return self.accelerator.is_main_process
-
 
 def prepare(config: TrainingConfig) -> Run | None:
     """Put a run together and restore its checkpoint, if it has one; None after a dry run, which leaves nothing.
@@ -185,15 +180,15 @@ def describe_state(generator: RATLIPGenerator, discriminator: RATLIPDiscriminato
 def _compare_with_checkpoint(
     facts: dict, generator: RATLIPGenerator, discriminator: RATLIPDiscriminator, config: TrainingConfig
 ) -> None:
-    """Refuse another architecture with a UserError; report every other change and go on."""
+    """Refuse another architecture with a UserError; report every other change, and continue."""
     now = describe_state(generator, discriminator, config)
     for network, options in facts["architecture"].items():
         for name, old in options.items():
             new = now["architecture"][network].get(name)
             if new != old and not name.startswith("_"):
                 raise UserError(f"the checkpoint's {network} has {name} {old}, this run's has {new}")
-    for name, new in now["config"].items():
-        old = facts["config"].get(name)
+    for name, old in facts["config"].items():
+        new = now["config"].get(name, old)  # an option that is no more changes nothing
         if new != old and name not in ("resume_from_checkpoint", "generator", "discriminator"):
             logger.warning("changed since the checkpoint: %s from %s to %s", name, old, new)
 

@@ -245,11 +245,7 @@ def caption_embeddings(
     kept in `<output_dir>/text_embeddings/<part>`, where a resumed run finds them. Of several processes the main one
     must come first, for example under `accelerator.main_process_first()`.
 
-    Args:
-        config: `text_embeddings`, `dry_run`, `caption_column` and `output_dir` are read.
-        sources: names or folders of the parts.
-        parts: their rows.
-        clip: the CLIP that training uses; may be None where nothing is asked for.
+    `sources` are names or folders of the parts, `parts` their rows; `clip` may be None without `text_embeddings`.
 
     Raises:
         UserError: for streamed data without stored embeddings.
