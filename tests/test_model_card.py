@@ -46,7 +46,7 @@ def test_the_card_describes_the_pipeline_and_is_valid(online, push):
         "tags": ["text-to-image", "gan", "clip", "ratlip"],
     }
     assert "# new-birds" in card.text and "automatically generated" not in card.text
-    for fact in ("32 px", "noise 100", "recurrence across_layers", "width 32, 3 layers", "known"):
+    for fact in ("32 px", "noise 100", "recurrence across_layers", "width 32, 3 layers", "do not say"):
         assert fact in card.text, fact
     program = card.text.split("```python\n")[1].split("```")[0]
     assert 'from_pretrained("ada/new-birds")' in program
