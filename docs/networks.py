@@ -111,7 +111,7 @@ def draw_bridge(y) -> tuple[int, int]:
     text(262, y, "One LSTM cell for the whole bridge: affine layer t is time step t (Eqs. 3-7)", 16, bold=True)
     text(262, y + 22, "T enters every step; the state goes from layer to layer", 15, colour=RECURRENCE)
     bus, cells, affines = y + 46, y + 62, y + 162
-    arrow((symbol(206, bus, "T"), bus), (1142, bus), colour=SYMBOLS["T"][1], head=False)
+    arrow((symbol(206, bus, "T"), bus), (1123, bus), colour=SYMBOLS["T"][1], head=False)
 
     arrow((symbol(36, cells + 17, "z"), cells + 17), (86, cells + 17))
     box(88, cells - 4, 80, 42, "2 linear\nlayers", size=14)
@@ -162,7 +162,7 @@ def draw_layers(x, y, height, count, pitch, width) -> list[float]:
 def draw_clip_block(y, entry) -> tuple[int, int]:
     """Row 3: the frozen image tower, prompted from inside; returns where the output leaves."""
     arrow(entry, (1168, entry[1]), (1168, y - 56), (50, y - 56), (50, y + 41))
-    shape(980, y - 64, "bridge.3", "[B, 64, 7, 7]")
+    shape(140, y - 65, "bridge.3", "[B, 64, 7, 7]")
 
     prompts, top = y - 20, y + 20
     arrow((symbol(72, prompts, "[z, T]"), prompts), (146, prompts))
@@ -244,7 +244,7 @@ def draw_discriminator(y, image, bottom) -> None:
         dot(layers[layer], y - 40) if layer > 1 else None
     arrow((layers[1], y - 40), (626, y - 40))
     shape(578, y - 49, "image_features", "[B, 3, 768, 7, 7]")
-    text(layers[1], y - 64, "patch tokens after layers 1, 4 and 8", 14, colour=MUTED)
+    text(142, y - 66, "patch tokens after layers 1, 4 and 8", 14, colour=MUTED)
 
     box(628, y - 66, 86, 96, "Feature\nExtractor")
     arrow((714, y), (786, y))
