@@ -131,7 +131,7 @@ def draw_bridge(y) -> tuple[int, int]:
         left = 262 + 226 * block
         box(left - 6, affines - 14, 209, 98, colours=("#eff6ff", TRAINED[1]))
         box(left, affines, 22, 70)
-        upright(left + 11, affines + 35, "conv 3×3")
+        upright(left + 11, affines + 35, "conv 3x3")
         box(left + 102, affines, 22, 70)
         upright(left + 113, affines + 35, "SAConv")
         for place, offset in enumerate((27, 67, 129, 169)):
@@ -176,17 +176,17 @@ def draw_clip_block(y, entry) -> tuple[int, int]:
     text(layers[8] + 14, prompts + 15, "appended before the layer, dropped after it", 14, colour=MUTED)
 
     middle = top + 51
-    box(34, middle - 30, 84, 60, "conv 5×5")
+    box(34, middle - 30, 84, 60, "conv 5x5")
     arrow((118, middle), (214, middle))
     shape(164, middle - 9, "to_grid", "[B, 768, 7, 7]")
     arrow((774, middle), (882, middle))
     shape(826, middle - 9, "tower", "[B, 768, 7, 7]")
-    text(826, middle + 20, "× 0.1", 15, "middle")
+    text(826, middle + 20, "x 0.1", 15, "middle")
     dot(186, middle)
     arrow((186, middle), (186, middle + 108), (900, middle + 108), (900, middle + 18))
     circle(900, middle, "+")
     arrow((916, middle), (948, middle))
-    box(950, middle - 30, 84, 60, "conv 5×5")
+    box(950, middle - 30, 84, 60, "conv 5x5")
     return 1034, middle
 
 
@@ -195,7 +195,9 @@ def draw_frozen_tower(x, y, width) -> list[float]:
     box(x, y, width, 140, colours=FROZEN)
     box(x + 14, y + 16, 66, 70, "class\ntoken,\nposition", ("#ffffff", FROZEN[1]), 13)
     text(x + width / 2, y + 109, "frozen CLIP image tower, layers 0 to 11", 15, "middle", bold=True)
-    text(x + width / 2, y + 130, "borrowed: an argument of forward, never saved with the generator", 14, "middle", MUTED)
+    text(
+        x + width / 2, y + 130, "borrowed: an argument of forward, never saved with the generator", 14, "middle", MUTED
+    )
     return draw_layers(x + 92, y + 16, 70, 12, 38, 28)
 
 
@@ -213,13 +215,19 @@ def draw_image_generator(y, entry) -> int:
         "[B, 3, 224, 224]",
     )
     x, bus = 120, y + 74
-    text(120, y - 66, "Image block: resize (nearest), then shortcut + [2 affines, SAConv, 2 affines, SAConv]", 15, colour=MUTED)
+    text(
+        120,
+        y - 66,
+        "Image block: resize (nearest), then shortcut + [2 affines, SAConv, 2 affines, SAConv]",
+        15,
+        colour=MUTED,
+    )
     text(130, bus + 22, "every affine layer reads [z, T] directly (CAT): no recurrence here", 15, colour=MUTED)
     arrow((symbol(36, bus, "[z, T]"), bus), (x + 5 * 140 + 26, bus), colour=SYMBOLS["[z, T]"][1], head=False)
     for block, dims in enumerate(outputs):
         last = block == len(outputs) - 1
         half = 24 + 5 * block if not last else 30
-        box(x, y - half, 52, 2 * half, "LReLU\nconv\n3×3" if last else f"block\n{block + 1}", size=14)
+        box(x, y - half, 52, 2 * half, "LReLU\nconv\n3x3" if last else f"block\n{block + 1}", size=14)
         if not last:
             arrow((x + 26, bus), (x + 26, y + half), colour=SYMBOLS["[z, T]"][1], width=1.5)
         arrow((x + 52, y), (x + 138, y))
@@ -241,7 +249,8 @@ def draw_discriminator(y, image, bottom) -> None:
     layers = draw_layers(236, y - 20, 66, 9, 32, 25)
     for layer in (1, 4, 8):
         arrow((layers[layer], y - 20), (layers[layer], y - 40), head=False)
-        dot(layers[layer], y - 40) if layer > 1 else None
+        if layer > 1:
+            dot(layers[layer], y - 40)
     arrow((layers[1], y - 40), (626, y - 40))
     shape(578, y - 49, "image_features", "[B, 3, 768, 7, 7]")
     text(142, y - 66, "patch tokens after layers 1, 4 and 8", 14, colour=MUTED)
@@ -252,13 +261,13 @@ def draw_discriminator(y, image, bottom) -> None:
     box(788, y - 20, 58, 40, "concat", ("#ffffff", MUTED))
     symbol(800, y + 80, "T")
     arrow((817, y + 65), (817, y + 22), colour=SYMBOLS["T"][1])
-    text(844, y + 85, "repeated at all 7 × 7 positions", 14, colour=MUTED)
+    text(844, y + 85, "repeated at all 7 x 7 positions", 14, colour=MUTED)
     arrow((846, y), (928, y))
     shape(884, y - 9, "referee.conv1 input", "[B, 1024, 7, 7]")
-    box(930, y - 30, 54, 60, "conv\n4×4")
+    box(930, y - 30, 54, 60, "conv\n4x4")
     arrow((984, y), (1058, y))
     shape(1018, y - 9, "referee.conv1", "[B, 128, 4, 4]")
-    box(1060, y - 30, 54, 60, "conv\n4×4")
+    box(1060, y - 30, 54, 60, "conv\n4x4")
     arrow((1114, y), (1166, y))
     shape(1137, y - 9, "logits", "[B]")
     text(1166, y + 22, "logit", 15, "end")
@@ -284,7 +293,7 @@ def document() -> str:
     box(1, 1, WIDTH - 2, HEIGHT - 2, colours=("#ffffff", "#d0d7de"), radius=12)
     box(14, 14, WIDTH - 28, 896, colours=("#fbfdff", "#d0d7de"), radius=10)
     text(36, 46, "Generator", 22, bold=True)
-    text(176, 46, "preset ratlip: 224 × 224 px, CLIP ViT-B/32", 16, colour=MUTED)
+    text(176, 46, "preset ratlip: 224 x 224 px, CLIP ViT-B/32", 16, colour=MUTED)
     draw_inputs(92)
     leaves = draw_bridge(150)
     leaves = draw_clip_block(510, leaves)
@@ -305,7 +314,7 @@ def document() -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="Helvetica, Arial, \'DejaVu Sans\', sans-serif">\n'
+        "font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">\n"
         "<title>Generator and discriminator of RATLIP with the shapes of their tensors</title>\n"
         f"<defs>{heads}{hatch}</defs>\n" + "\n".join(parts) + "\n</svg>\n"
     )
