@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-
 from ratlip_hf.data.block_jpeg import open_image
+
 from ratlip_hf.data.prepare.importers import birds
 from ratlip_hf.data.prepare.records import SourceOptions
 from ratlip_hf.data.prepare.shards import ROW_GROUP, Storage, prepare

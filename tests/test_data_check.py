@@ -8,13 +8,13 @@ from pathlib import Path
 import datasets
 import pytest
 
-from corpora import encoded_image, make_birds, make_folder, write
 from hub_server import hub_environment
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.prepare.check import check
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.utils.errors import UserError
 from ratlip_hf.utils.files import file_sha256
+from raw_datasets import encoded_image, make_birds, make_folder, write
 
 
 def problems(folder: Path) -> dict[str, int]:
@@ -112,7 +112,7 @@ def test_missing_changed_and_damaged_shards_are_found(tmp_path, capsys):
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no prepared corpus"):
+    with pytest.raises(UserError, match="no prepared dataset"):
         check(tmp_path)
     write(tmp_path / "manifest.json", "{}")
     with pytest.raises(UserError, match="damaged"):

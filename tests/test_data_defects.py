@@ -10,7 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from corpora import (
+from ratlip_hf.cli.main import main
+from ratlip_hf.data.images import decode, to_rgb
+from ratlip_hf.data.manifest import read_manifest
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.prepare.sources import natural_key
+from ratlip_hf.data.read.transforms import object_region
+from ratlip_hf.utils.errors import UserError
+from raw_datasets import (
     encoded_image,
     make_birds,
     make_coco,
@@ -22,13 +29,6 @@ from corpora import (
     skipped,
     write,
 )
-from ratlip_hf.cli.main import main
-from ratlip_hf.data.images import decode, to_rgb
-from ratlip_hf.data.manifest import read_manifest
-from ratlip_hf.data.prepare.importers.common import natural_key
-from ratlip_hf.data.prepare.shards import Storage, prepare
-from ratlip_hf.data.read.transforms import object_region
-from ratlip_hf.utils.errors import UserError
 
 
 @pytest.mark.parametrize("box", ["nan 1 10 10", "0 0 inf 10", "1 1 0 10", "1 2 3", "a b c d"])

@@ -13,7 +13,13 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from corpora import (
+from ratlip_hf.cli.main import main
+from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
+from ratlip_hf.data.prepare import shards
+from ratlip_hf.data.prepare.importers import KINDS, load_importer
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.utils.errors import UserError
+from raw_datasets import (
     encoded_image,
     make_birds,
     make_folder,
@@ -23,14 +29,6 @@ from corpora import (
     turned,
     write,
 )
-from ratlip_hf.cli import data as command
-from ratlip_hf.cli.main import main
-from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
-from ratlip_hf.data.prepare import shards
-from ratlip_hf.data.prepare import shards as preparing
-from ratlip_hf.data.prepare.importers import KINDS
-from ratlip_hf.data.prepare.shards import Storage, prepare
-from ratlip_hf.utils.errors import UserError
 
 # Defects of images and captions
 
@@ -189,7 +187,7 @@ def test_a_killed_run_leaves_no_result_and_goes_on_where_it_was(tmp_path, monkey
 def test_shards_of_another_plan_are_not_taken_over(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "folder", count=4)
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_name_shards", lambda *_: 1 / 0)
+        patch.setattr(shards, "_name_shards", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare("folder", source, tmp_path / "out", storage=Storage(images_per_shard=2))
     write(source / "0.jpg", encoded_image(99, size=(80, 80)))
@@ -235,11 +233,39 @@ def test_a_shard_without_any_usable_image_leaves_no_gap(tmp_path):
     assert len(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True).take(5).to_list()) == 2
 
 
+# What processes import
+
+PRELOAD = """
+import sys
+from ratlip_hf.data.prepare import shards
+shards._clean_context()
+import multiprocessing.forkserver as server
+for name in server._forkserver._preload_modules + ["ratlip_hf.data.prepare.importers.folders"]:
+    __import__(name)
+heavy = {"torch", "transformers", "diffusers", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_a_process_that_writes_shards_imports_no_heavy_library(run_python):
+    """What the fork server loads for it, and what unpacking a record of a tar file loads."""
+    run_python(PRELOAD)
+
+
+def test_listing_the_kinds_imports_no_importer(run_python):
+    run_python(
+        "import argparse, sys\nfrom ratlip_hf.cli import data\ndata.add_arguments(argparse.ArgumentParser())\n"
+        "assert not {'numpy', 'datasets', 'ratlip_hf.data.prepare.importers.birds'} & set(sys.modules)\n"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_an_importer(kind):
+    read, origin = load_importer(kind)
+    assert callable(read) and origin.license
+
+
 # Mistakes
-
-
-def test_the_command_names_every_kind_that_can_be_read():
-    assert command.KINDS == KINDS
 
 
 def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_path, capsys):
@@ -271,7 +297,7 @@ def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_
         (["folder", "--source", ".", "--quality", "0"], "--quality"),
         (["folder", "--source", ".", "--workers", "0"], "--workers"),
         (["folder", "--source", ".", "--images_per_shard", "0"], "--images_per_shard"),
-        (["faces", "--source", ".", "--test", "10000"], "--test"),
+        (["faces", "--source", ".", "--num_test_images", "10000"], "--num_test_images must lie in [0, 10000)"),
         (["synthetic-birds", "--num_images", "0"], "--num_images"),
     ],
 )

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from corpora import encoded_image, make_folder, write
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.data.read.embeddings import embed_captions
 from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
@@ -23,6 +22,7 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import CaptionedImages, load_training_data
 from ratlip_hf.utils.errors import UserError
+from raw_datasets import encoded_image, make_folder, write
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 COUNT = 23

@@ -10,15 +10,15 @@ import datasets
 import numpy as np
 import pytest
 
-import corpora
-from corpora import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
+import raw_datasets
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode
 from ratlip_hf.data.prepare.importers.birds import BIRD_SPLITS
 from ratlip_hf.data.prepare.records import SourceOptions
 from ratlip_hf.data.prepare.shards import prepare
-from ratlip_hf.data.prepare.text import RefusedPickle, load_plain_pickle, path_inside
+from ratlip_hf.data.prepare.sources import RefusedPickle, load_plain_pickle, path_inside
 from ratlip_hf.utils.errors import UserError
+from raw_datasets import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -37,7 +37,7 @@ def test_birds_have_images_captions_classes_boxes_and_disjoint_splits(tmp_path):
     original = tmp_path / "birds/CUB_200_2011/images" / (train[0]["image_id"] + ".jpg")
     assert train[0]["image"]["bytes"] == original.read_bytes()
     features = datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True).features
-    assert features["label"].names == corpora.CLASSES
+    assert features["label"].names == raw_datasets.CLASSES
     assert isinstance(features["image"], datasets.Image)
 
 
@@ -105,7 +105,7 @@ def test_missing_label_files_are_made_up_for_and_said(missing, tmp_path):
     (source / "CUB_200_2011" / missing).unlink()
     manifest = prepare("birds", source, tmp_path / "out")
     assert any(f"no {missing}" in note for note in manifest["notes"])
-    assert manifest["label_names"] == corpora.CLASSES
+    assert manifest["label_names"] == raw_datasets.CLASSES
     train = rows_of(tmp_path / "out")
     assert len(train) == 8 and train[-1]["label"] == 2
     assert ("bbox" in train[0]) == (missing not in ("bounding_boxes.txt", "images.txt"))
@@ -194,13 +194,13 @@ def test_flowers_of_the_original_archive_with_caption_folders_and_class_lists(tm
     assert test["captions"] == ["flower 2", "again 2"] and test["label"] == 1
 
 
-def test_faces_are_drawn_by_seed_and_the_draw_is_recorded(tmp_path):
+def test_faces_are_sampled_by_seed_and_the_choice_is_recorded(tmp_path):
     source = make_faces(tmp_path / "faces")
-    options = [SourceOptions(seed=seed, draw=6, test=2) for seed in (0, 0, 1)]
+    options = [SourceOptions(seed=seed, num_images=6, num_test_images=2) for seed in (0, 0, 1)]
     manifests = [prepare("faces", source, tmp_path / str(index), value) for index, value in enumerate(options)]
-    drawn = [[row["image_id"] for row in rows_of(tmp_path / str(index))] for index in range(3)]
-    assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 4
-    assert manifests[2]["choices"] == {"seed": 1, "draw": 6, "test": 2}
+    sampled = [[row["image_id"] for row in rows_of(tmp_path / str(index))] for index in range(3)]
+    assert sampled[0] == sampled[1] != sampled[2] and len(sampled[0]) == 4
+    assert manifests[2]["choices"] == {"seed": 1, "num_images": 6, "num_test_images": 2}
     fewer = prepare("faces", source, tmp_path / "fewer", SourceOptions())
     assert {name: split["rows"] for name, split in fewer["splits"].items()} == {"test": 2, "train": 8}
     assert any("10 usable faces instead of 10,000" in note for note in fewer["notes"])

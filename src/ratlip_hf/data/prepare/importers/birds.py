@@ -1,16 +1,36 @@
-"""The class-disjoint splits of the CUB birds. Two circulate under the same description (150 and 50 of 200 classes).
-CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of DF-GAN and GALIP."""
+"""CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of DF-GAN and GALIP.
+Two class-disjoint splits circulate under the same description (150 and 50 of 200 classes); both are here."""
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....utils.errors import UserError
-from ..records import Corpus, FileImage, Origin, Record, Report, SourceOptions, distinct_names
-from ..text import RefusedPickle, captions_beside, clean_captions, load_plain_pickle, path_inside, read_lines
-from .common import first_folder, image_files, is_file, natural_key, need_folder, stem_id
+from ..records import TEST, TRAIN, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
+from ..sources import (
+    RefusedPickle,
+    captions_next_to,
+    clean_captions,
+    distinct_names,
+    first_folder,
+    image_files,
+    is_file,
+    load_plain_pickle,
+    natural_key,
+    need_folder,
+    path_inside,
+    read_lines,
+    stem_id,
+)
 
-TRAIN, TEST, VALIDATION = "train", "test", "validation"
+ORIGIN = Origin(
+    "CUB-200-2011 birds with captions",
+    "https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    "other",
+    "Non-commercial research and education only; the photographs belong to their photographers. Captions: Reed et "
+    "al., Learning Deep Representations of Fine-Grained Visual Descriptions, CVPR 2016.",
+)
+_CAPTION_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10", "birds/text")
 
 
 @dataclass(frozen=True)
@@ -50,16 +70,6 @@ OFFICIAL = "official"  # CUB's own train_test_split.txt: every class is in both 
 BIRD_SPLIT_NAMES = (*BIRD_SPLITS, OFFICIAL)
 
 
-ORIGIN = Origin(
-    "CUB-200-2011 birds with captions",
-    "https://www.vision.caltech.edu/datasets/cub_200_2011/",
-    "other",
-    "Non-commercial research and education only; the photographs belong to their photographers. Captions: Reed et "
-    "al., Learning Deep Representations of Fine-Grained Visual Descriptions, CVPR 2016.",
-)
-_CAPTION_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10", "birds/text")
-
-
 @dataclass
 class _Metadata:
     """CUB's tables, joined by the number of the image; any of them may be missing."""
@@ -70,18 +80,19 @@ class _Metadata:
     training: dict[str, str] = field(default_factory=dict)
 
 
-def read(source: Path, options: SourceOptions) -> Corpus:
+def read(source: Path, options: SourceOptions) -> SourceDataset:
     """Read birds from a folder.
 
     Raises:
-        UserError: when there are no images or no captions at all, or `options.split` is unknown or cannot be had.
+        UserError: when there are no images or no captions at all, or `options.split` is unknown or needs a missing
+            table.
     """
     if options.split not in BIRD_SPLIT_NAMES:
         raise UserError(f"--split must be one of {', '.join(BIRD_SPLIT_NAMES)}, not {options.split!r}")
     report = Report()
     cub = need_folder([source / "CUB_200_2011", source], "birds")
     images = need_folder([cub / "images"], "the folder of bird photographs")
-    captions = _caption_folder(source, cub, options)
+    captions_root = _caption_folder(source, cub, options)
     metadata = _read_tables(cub, images, report)
     names = _class_names(cub, metadata, report)
     indices = {name: index for index, name in enumerate(names)}
@@ -101,15 +112,15 @@ def read(source: Path, options: SourceOptions) -> Corpus:
             report.skip("image that the split does not list", file)
         else:
             image_id = stem_id(path, images)
-            sentences = clean_captions(captions_beside(captions / image_id, report), image_id, report)
-            if sentences:
+            captions = clean_captions(captions_next_to(captions_root / image_id, report), image_id, report)
+            if captions:
                 box = metadata.boxes.get(number)
-                records.append(Record(split, image_id, FileImage(path), sentences, indices[name], box))
+                records.append(Record(split, image_id, FileImage(path), captions, indices[name], box))
             else:
                 report.skip("image without captions", image_id)
     _count_unlisted(images, metadata, report)
     _note_empty_classes(records, names, report)
-    return Corpus(records, splits_from, report, names, {"split": options.split})
+    return SourceDataset(records, splits_from, report, names, {"split": options.split})
 
 
 def _caption_folder(source: Path, cub: Path, options: SourceOptions) -> Path:
@@ -127,7 +138,7 @@ def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
     tables = _Metadata()
     files = _table(cub / "images.txt", report)
     if files is None:
-        report.notes.append("no images.txt: images are found by looking; boxes cannot be assigned")
+        report.notes.append("no images.txt: images are found by their suffix; boxes cannot be assigned")
         tables.files = {str(i): path.relative_to(images).as_posix() for i, path in enumerate(image_files(images))}
         return tables
     tables.files = files
