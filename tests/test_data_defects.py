@@ -1,4 +1,4 @@
-"""One odd item in a raw corpus is skipped or mended and counted; it never stops the rest.
+"""One odd item in a raw dataset is skipped or repaired and counted; it never stops the rest.
 Defects of images as such are in `test_data_prepare`, those of a whole kind of source in `test_data_sources`."""
 
 import json
@@ -52,7 +52,7 @@ def test_links_do_not_lead_names_in_metadata_out_of_the_source(tmp_path):
     assert skipped(prepare("birds", source, tmp_path / "out"))["path in images.txt that leaves the source folder"] == 1
 
 
-def test_text_that_cannot_be_written_is_mended(tmp_path):
+def test_text_that_cannot_be_written_is_repaired(tmp_path):
     source = make_folder(tmp_path / "source", count=2)
     write(source / "half.jpg", encoded_image(5))
     write(source / "half.json", '{"text": "half \\ud83d a\\u0000bird"}')
@@ -131,7 +131,7 @@ def test_flower_captions_in_a_flat_folder_are_no_class_and_pointers_no_labels(tm
     assert any("imagelabels.npy" in note for note in manifest["notes"])
 
 
-def test_faces_of_the_same_number_are_drawn_once(tmp_path):
+def test_faces_of_the_same_number_are_sampled_once(tmp_path):
     source = make_faces(tmp_path / "faces", count=4)
     write(source / "CelebA-HQ-img/sub/1.jpg", encoded_image(9))
     prepare("faces", source, tmp_path / "out")

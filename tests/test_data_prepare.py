@@ -1,5 +1,5 @@
 """`ratlip data prepare`, whatever the source: defects of images and captions, storage, resuming, the command.
-Corpora are made on the spot."""
+Datasets are made on the spot."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def test_files_that_are_no_images_are_skipped_with_their_reason(name, tmp_path):
     assert manifest["splits"]["train"]["rows"] == 2
 
 
-def test_a_image_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
+def test_an_image_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
     header = bytearray(encoded_image(kind="PNG"))
     header[16:24] = (60_000).to_bytes(4) + (60_000).to_bytes(4)
     with pytest.raises(BadImage, match=r"megapixels|no known|damaged"):
@@ -210,8 +210,8 @@ def test_manifest_and_card_say_what_is_there(tmp_path):
     assert "web page instead of an image" in card.text
 
 
-def test_a_corpus_is_not_mistaken_for_another_at_the_same_place(tmp_path):
-    """`datasets` caches by name and card: corpora of equal shape must differ in the card."""
+def test_a_dataset_is_not_mistaken_for_another_at_the_same_place(tmp_path):
+    """`datasets` caches by name and card: datasets of equal shape must differ in the card."""
     seen = []
     for name in ("red", "tan"):
         write(tmp_path / name / "a.jpg", encoded_image())
@@ -310,7 +310,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("kind", ["birds", "flowers", "faces", "coco", "folder", "webdataset"])
-def test_an_empty_source_says_what_was_looked_for(kind, tmp_path):
+def test_an_empty_source_says_where_it_was_searched(kind, tmp_path):
     (tmp_path / "source").mkdir()
     with pytest.raises(UserError, match=r"^(no |.* not found)"):
         prepare(kind, tmp_path / "source", tmp_path / "out")

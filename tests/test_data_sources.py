@@ -1,5 +1,5 @@
 """`ratlip data prepare`, kind by kind: what every source holds, its splits, and metadata that cannot be trusted.
-Corpora are made on the spot; the real subsets are read too where they lie beside the checkout."""
+Datasets are made on the spot; the real subsets are read too where they lie next to the checkout."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ def test_birds_have_images_captions_classes_boxes_and_disjoint_splits(tmp_path):
     train, test = rows_of(tmp_path / "out"), rows_of(tmp_path / "out", "test")
     assert {row["image_id"].split("/")[0] for row in test} == {"001.Red_bird"}
     assert {row["label"] for row in train} == {1, 2} and {row["label"] for row in test} == {0}
-    assert train[0]["captions"] == [f"bird 5 sentence {k}" for k in range(10)]
+    assert train[0]["captions"] == [f"bird 5 caption {k}" for k in range(10)]
     assert train[0]["bbox"] == [10, 5, 20, 30]
     original = tmp_path / "birds/CUB_200_2011/images" / (train[0]["image_id"] + ".jpg")
     assert train[0]["image"]["bytes"] == original.read_bytes()
@@ -163,7 +163,7 @@ def test_paths_that_leave_the_folder_are_no_paths(name, tmp_path):
 # Other kinds
 
 
-def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_sentences_from_them(tmp_path):
+def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_captions_from_them(tmp_path):
     for folder in ("1", "2", "10"):
         write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", encoded_image(int(folder)))
     write(tmp_path / "flowers/cat_to_name.json", json.dumps({"10": "iris", "2": "aster", "1": "pink primrose"}))
@@ -272,7 +272,7 @@ def test_synthetic_birds_need_no_source(tmp_path, capsys):
 # Real data, where it is there
 
 
-@pytest.mark.skipif(not (REAL / "birds_subset").is_dir(), reason="the real subset is not beside the checkout")
+@pytest.mark.skipif(not (REAL / "birds_subset").is_dir(), reason="the real subset is not next to the checkout")
 def test_real_birds_are_prepared_and_what_is_missing_is_counted(tmp_path):
     manifest = prepare("birds", REAL / "birds_subset", tmp_path / "out")
     assert {name: split["rows"] for name, split in manifest["splits"].items()} == {"train": 162, "test": 120}
@@ -281,7 +281,7 @@ def test_real_birds_are_prepared_and_what_is_missing_is_counted(tmp_path):
     assert len(manifest["label_names"]) == 200
 
 
-@pytest.mark.skipif(not (REAL / "flowers_subset").is_dir(), reason="the real subset is not beside the checkout")
+@pytest.mark.skipif(not (REAL / "flowers_subset").is_dir(), reason="the real subset is not next to the checkout")
 def test_real_flowers_get_their_names(tmp_path):
     manifest = prepare("flowers", REAL / "flowers_subset", tmp_path / "out")
     assert manifest["splits"]["train"]["rows"] == 60

@@ -1,5 +1,4 @@
-"""From a photograph to a training image: regions of boxes, crops, scaling, mirroring, decoding of parts.
-Who asks for which part is in `test_data_reading`."""
+"""From a photograph to a training image: regions of boxes, crops, scaling, mirroring."""
 
 import numpy as np
 import pytest

@@ -38,15 +38,11 @@ class ClassSplit:
     """A published split: where it comes from, and the numbers (1 to 200) of its test classes."""
 
     origin: str
-    test_classes: frozenset[int]
-
-    def of(self, class_number: int) -> str:
-        """Split of a class."""
-        return TEST if class_number in self.test_classes else TRAIN
+    test_classes: set[int]
 
 
-def _numbers(text: str) -> frozenset[int]:
-    return frozenset(map(int, text.split()))
+def _numbers(text: str) -> set[int]:
+    return set(map(int, text.split()))
 
 
 BIRD_SPLITS = {
@@ -118,8 +114,9 @@ def read(source: Path, options: SourceOptions) -> SourceDataset:
                 records.append(Record(split, image_id, FileImage(path), captions, indices[name], box))
             else:
                 report.skip("image without captions", image_id)
-    _count_unlisted(images, metadata, report)
-    _note_empty_classes(records, names, report)
+    _report_unlisted(images, metadata, report)
+    if empty := sorted(set(range(len(names))) - {record.label for record in records}):
+        report.notes.append(f"{len(empty)} of {len(names)} classes have no usable image, from {names[empty[0]]} on")
     return SourceDataset(records, splits_from, report, names, {"split": options.split})
 
 
@@ -196,30 +193,34 @@ def _class_names(cub: Path, metadata: _Metadata, report: Report) -> list[str]:
 
 def _class_name(metadata: _Metadata, by_number: dict[str, str], number: str, file: str) -> str | None:
     """From the table of labels, or else from the image's folder."""
+    by_label = by_number.get(metadata.labels.get(number, "").lstrip("0"))
     folder = Path(file.replace("\\", "/")).parts[0]
-    return by_number.get(metadata.labels.get(number, "").lstrip("0")) or (
-        folder if folder in by_number.values() else None
-    )
+    return by_label or (folder if folder in by_number.values() else None)
 
 
 def _splitter(source: Path, cub: Path, metadata: _Metadata, split: str, report: Report):
-    """A function (number, image_id, class name) -> split or None, and a sentence saying where it comes from."""
+    """A function (number, image_id, class name) -> split or None, and where that comes from."""
     if split == OFFICIAL:
         if not metadata.training:
             raise UserError(f"--split {OFFICIAL} needs {cub / 'train_test_split.txt'}")
         sides = {"1": TRAIN, "0": TEST}
-        return lambda number, *_: sides.get(metadata.training.get(number)), "train_test_split.txt of the source"
+        by_number = {number: sides.get(side) for number, side in metadata.training.items()}
+        return lambda number, image_id, name: by_number.get(number), "train_test_split.txt of the source"
     published = BIRD_SPLITS[split]
-    if split == "stackgan" and (listed := _pickled_split(source, report)):
-        return lambda _, image_id, __: listed.get(image_id), f"filenames.pickle of the source: {published.origin}"
-    if split == "reed" and (classes := _listed_classes(source, report)):
-        return lambda *place: classes.get(place[2]), f"class lists of the source: {published.origin}"
+    if split == "stackgan" and (by_id := _pickled_split(source, report)):
+        return lambda number, image_id, name: by_id.get(
+            image_id
+        ), f"filenames.pickle of the source: {published.origin}"
+    if split == "reed" and (by_class := _listed_classes(source, report)):
+        return lambda number, image_id, name: by_class.get(name), f"class lists of the source: {published.origin}"
 
-    def by_number(_, __, name: str) -> str | None:
-        number = name.split(".")[0]
-        return published.of(int(number)) if number.isdigit() else None
+    def built_in(number: str, image_id: str, name: str) -> str | None:
+        class_number = name.split(".")[0]
+        if not class_number.isdigit():
+            return None
+        return TEST if int(class_number) in published.test_classes else TRAIN
 
-    return by_number, f"built-in numbers of test classes: {published.origin}"
+    return built_in, f"built-in numbers of test classes: {published.origin}"
 
 
 def _pickled_split(source: Path, report: Report) -> dict[str, str] | None:
@@ -248,15 +249,8 @@ def _listed_classes(source: Path, report: Report) -> dict[str, str] | None:
     return {name: split for split, path in files.items() for name in read_lines(path, report)}
 
 
-def _count_unlisted(images: Path, metadata: _Metadata, report: Report) -> None:
+def _report_unlisted(images: Path, metadata: _Metadata, report: Report) -> None:
     listed = {file.replace("\\", "/") for file in metadata.files.values()}
     for path in image_files(images):
         if (name := path.relative_to(images).as_posix()) not in listed:
             report.skip("image without a row of images.txt", name)
-
-
-def _note_empty_classes(records: list[Record], names: list[str], report: Report) -> None:
-    present = {record.label for record in records}
-    empty = [name for label, name in enumerate(names) if label not in present]
-    if empty:
-        report.notes.append(f"{len(empty)} of {len(names)} classes have no usable image, from {empty[0]} on")
