@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from ratlip_hf.data.images import open_image
 
+from ratlip_hf.data.images import open_image
 from ratlip_hf.data.prepare.importers import birds
-from ratlip_hf.data.prepare.records import SourceOptions
 from ratlip_hf.data.prepare.shards import ROW_GROUP, Storage, prepare
+from ratlip_hf.data.prepare.source_dataset import SourceOptions
 from ratlip_hf.data.read.rows import Columns, MapRows, Row, ShardRows, find_shards
 from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig

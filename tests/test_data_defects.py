@@ -13,8 +13,8 @@ import pytest
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode, to_rgb
 from ratlip_hf.data.manifest import read_manifest
+from ratlip_hf.data.prepare.raw_files import natural_key
 from ratlip_hf.data.prepare.shards import Storage, prepare
-from ratlip_hf.data.prepare.sources import natural_key
 from ratlip_hf.data.read.transforms import object_region
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import (

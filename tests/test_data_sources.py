@@ -14,9 +14,9 @@ import raw_datasets
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode
 from ratlip_hf.data.prepare.importers.birds import BIRD_SPLITS
-from ratlip_hf.data.prepare.records import SourceOptions
+from ratlip_hf.data.prepare.raw_files import RefusedPickle, load_plain_pickle, path_inside
 from ratlip_hf.data.prepare.shards import prepare
-from ratlip_hf.data.prepare.sources import RefusedPickle, load_plain_pickle, path_inside
+from ratlip_hf.data.prepare.source_dataset import SourceOptions
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
 

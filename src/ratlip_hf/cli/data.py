@@ -69,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from ..data.prepare.records import SourceOptions
     from ..data.prepare.shards import Storage, prepare
+    from ..data.prepare.source_dataset import SourceOptions
 
     if options.kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, not {options.kind!r}")

@@ -13,9 +13,9 @@ from ...utils.errors import UserError
 from ...utils.files import file_sha256
 from ..images import BadImage, decode
 from ..manifest import read_manifest
-from .records import Tally
+from .raw_files import REPLACEMENT
 from .shards import ROW_GROUP
-from .sources import REPLACEMENT
+from .source_dataset import Tally
 
 LONGEST = 75  # words and marks; CLIP reads 77 tokens, two of them mark start and end, and each word is at least one
 

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCardData, HfApi
 
 from ...utils.errors import UserError
 from ..manifest import read_manifest
-from .records import Origin
+from .source_dataset import Origin
 
 _TEXT = """---
 {metadata}

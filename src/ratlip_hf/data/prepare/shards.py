@@ -25,7 +25,7 @@ from ...version import __version__
 from ..images import BadImage, decode, orientation, remarks, store, turn_box
 from ..manifest import MANIFEST
 from .importers import DEFAULT_NUM_IMAGES, load_importer
-from .records import Record, Report, SourceDataset, SourceOptions
+from .source_dataset import Record, Report, SourceDataset, SourceOptions
 
 ROW_GROUP = 100  # rows that must be loaded at once to read one
 ORDER_SEED = 0  # rows lie in a fixed random order, so that every shard is a fair sample of its split

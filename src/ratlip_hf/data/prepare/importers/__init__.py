@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from ..records import Origin, SourceDataset, SourceOptions
+from ..source_dataset import Origin, SourceDataset, SourceOptions
 
 # kind: module, function that reads a source folder (images themselves stay unread), where such datasets come from
 _IMPORTERS = {

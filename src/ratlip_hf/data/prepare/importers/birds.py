@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....utils.errors import UserError
-from ..records import TEST, TRAIN, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
-from ..sources import (
+from ..raw_files import (
     RefusedPickle,
     captions_next_to,
     clean_captions,
@@ -22,6 +21,7 @@ from ..sources import (
     read_lines,
     stem_id,
 )
+from ..source_dataset import TEST, TRAIN, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
 
 ORIGIN = Origin(
     "CUB-200-2011 birds with captions",

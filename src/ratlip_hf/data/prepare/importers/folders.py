@@ -6,8 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from ....utils.errors import UserError
 from ...images import SUFFIXES
-from ..records import TEST, TRAIN, VALIDATION, FileImage, Origin, Record, Report, SourceDataset, SourceOptions, as_text
-from ..sources import (
+from ..raw_files import (
     captions_from_json,
     captions_next_to,
     clean_captions,
@@ -19,6 +18,18 @@ from ..sources import (
     read_lines,
     split_lines,
     stem_id,
+)
+from ..source_dataset import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    FileImage,
+    Origin,
+    Record,
+    Report,
+    SourceDataset,
+    SourceOptions,
+    as_text,
 )
 
 FOLDER = WEBDATASET = Origin("Captioned images", "", "unknown", "As the source says.")

@@ -9,8 +9,7 @@ import numpy as np
 
 from ....utils.errors import UserError
 from ...manifest import CLASS_NAMES, class_caption, parse_class_names
-from ..records import TEST, TRAIN, VALIDATION, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
-from ..sources import (
+from ..raw_files import (
     captions_next_to,
     clean_captions,
     distinct_names,
@@ -24,6 +23,7 @@ from ..sources import (
     read_text,
     stem_id,
 )
+from ..source_dataset import TEST, TRAIN, VALIDATION, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
 
 # Oxford-102 flowers: numbered class folders, or the flat `jpg/` folder with imagelabels
 

@@ -8,8 +8,8 @@ from ....synthetic_birds.attributes import SPLITS, BirdAttributes
 from ....synthetic_birds.captions import make_captions
 from ....synthetic_birds.dataset import render_png
 from ....synthetic_birds.renderer import sample_birds, wording_rng
-from ..records import TEST, Origin, Record, Report, SourceDataset, SourceOptions
-from ..sources import clean_captions
+from ..raw_files import clean_captions
+from ..source_dataset import TEST, Origin, Record, Report, SourceDataset, SourceOptions
 
 ORIGIN = Origin("Synthetic birds", "", "apache-2.0", "Drawn by ratlip_hf.")
 _TEST_SHARE = 10  # one test image per so many for training

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ...utils.errors import UserError
 from ..images import SUFFIXES
-from .records import Report, as_text
+from .source_dataset import Report, as_text
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
