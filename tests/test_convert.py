@@ -199,17 +199,7 @@ def test_half_precision_becomes_a_float32_file(family, make_generator, small_cli
 def test_round_trip_is_byte_equal(with_tower, coupled, networks, written, convert, tmp_path):
     path = written(wrapped(networks, "module"))
     save_conversion(convert(path, coupled=coupled), tmp_path / "out")
-    assert (
-        save_original(tmp_path / "out", tmp_path / "again.pth", with_tower)
-        == [
-            "prompt_layers is [1, 2], the original programs have (1, 2, 3, 4, 5, 6, 7, 8): change it there",
-            *(
-                ["attention_groups is 2, the original programs have 8: change it there"]
-                * ("attention_groups" in str(path))
-            ),
-        ]
-        or True
-    )
+    save_original(tmp_path / "out", tmp_path / "again.pth", with_tower)
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     if not with_tower:
         networks["netG"] = {name: value for name, value in networks["netG"].items() if "CLIP_ViT" not in name}
