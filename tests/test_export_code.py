@@ -100,7 +100,7 @@ def test_it_has_one_pipeline_class(code):
 def test_it_follows_the_sources(tmp_path):
     package = tmp_path / "package"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
-    path = package / "models" / "attention.py"
+    path = package / "models" / "blocks.py"
     path.write_text(path.read_text().replace("eps=1e-5", "eps=1e-3"))
     texts = [
         self_contained("models.generator", "RATLIPGenerator", sources=Sources(root)) for root in (PACKAGE, package)

@@ -1,5 +1,7 @@
 """One self-contained Python file out of the package's own sources: a class with every definition that it uses.
-Owns how definitions are found and put together, word for word; which classes are shipped is the business of `hub`."""
+
+Definitions are found in the syntax trees and copied word for word; `repository` says which classes are shipped.
+"""
 
 import ast
 import sys
