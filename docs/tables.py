@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ratlip_hf.benchmark import report
 from ratlip_hf.evaluation.records import Record, read_records
-from ratlip_hf.study.plan import EXTRAS, TABLES
+from ratlip_hf.study.plan import TABLES
 from ratlip_hf.study.results import contrast, describe_table
 from ratlip_hf.utils.display import as_markdown
 
@@ -71,8 +71,8 @@ def _contrast_cells(found) -> list[str]:
 
 
 def _study_records(table: str) -> list[Record]:
-    names = {arm.name for arm in (*TABLES[table].arms, *EXTRAS)}
-    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["arm"] in names]
+    names = {variant.name for key in (table, "variants") for variant in TABLES[key].variants}
+    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["variant"] in names]
 
 
 def _figure(score: dict | None) -> str:
