@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ratlip_hf.benchmark import report
+from ratlip_hf.benchmark import inference, measuring, training_speed
 from ratlip_hf.evaluation.records import Record, read_records
 from ratlip_hf.study.plan import TABLES
 from ratlip_hf.study.results import contrast, describe_table
@@ -16,7 +16,7 @@ from ratlip_hf.utils.display import as_markdown
 
 DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"
-SPEED = DOCS.parent / "benchmarks" / "records" / "speed.jsonl"
+SPEED = RECORDS / "speed.jsonl"
 PAGES = (DOCS.parent / "README.md", *(DOCS / name for name in ("evaluation.md", "study.md", "performance.md")))
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
@@ -98,7 +98,7 @@ def speed_everywhere(part: str, table: Callable[[dict], str], in_full: bool = Fa
 
 def _introduced(record: dict, in_full: bool) -> str:
     machine = record["machine"]
-    return f"{report.describe_machine(machine)}; `{record['command']}`" if in_full else machine["device"]
+    return f"{measuring.describe_machine(machine)}; `{record['command']}`" if in_full else machine["device"]
 
 
 def _speed_records(part: str) -> list[dict]:
@@ -110,12 +110,12 @@ TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "study": study,
     "study-parts": study_parts,
-    "drawing": lambda: speed_everywhere("drawing", report.drawing_table, in_full=True),
-    "floor": lambda: speed_everywhere("drawing", report.floor_table),
-    "operations": lambda: speed("drawing", report.operations_table),
-    "diffusion": lambda: speed("diffusion", report.diffusion_table),
-    "training-steps": lambda: speed_everywhere("training", report.training_table),
-    "start-up": lambda: speed("start_up", report.start_up_table),
+    "inference": lambda: speed_everywhere("inference", inference.inference_table, in_full=True),
+    "roofline": lambda: speed_everywhere("inference", inference.roofline_table),
+    "operations": lambda: speed("inference", inference.operations_table),
+    "diffusion": lambda: speed("diffusion", inference.diffusion_table),
+    "training-steps": lambda: speed_everywhere("training", training_speed.training_table),
+    "start-up": lambda: speed("start_up", inference.start_up_table),
 }
 
 

@@ -1,5 +1,5 @@
 """`ratlip generate` as a user types it: files, seeds, metadata, and one clear line for every mistake.
-Draws with the model that ships with the package."""
+Generates with the model that ships with the package."""
 
 import json
 import subprocess
@@ -85,7 +85,7 @@ def test_binary_prompts_broken_models_and_files_as_folders_are_refused(tmp_path,
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_nothing_is_left_when_drawing_fails(images, tmp_path, monkeypatch):
+def test_nothing_is_left_when_generating_fails(images, tmp_path, monkeypatch):
     monkeypatch.setattr(RATLIPPipeline, "__call__", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", RED, "--output_dir", str(images)])
