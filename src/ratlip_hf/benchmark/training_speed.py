@@ -111,8 +111,7 @@ def stepper(path: str, what: Training) -> Callable[[], object]:
         text = text_encoder(input_ids).text_embeds
     if path == RELEASED:
         resize_late(nets.bare(nets.generator), late=False)
-        given = ReleasedInputs(images, noise, input_ids)
-        run = lambda: released_step(nets, text_encoder, given)  # noqa: E731
+        run = lambda: released_step(nets, text_encoder, images, noise, input_ids)  # noqa: E731
     else:
         inputs = StepInputs(images, noise, text, text.roll(-1, 0))
         run = lambda: training_step(nets, [inputs])  # noqa: E731
@@ -166,31 +165,26 @@ def _text_tower(what: Training) -> CLIPTextModelWithProjection:
 # One iteration in the arrangement of the released code, as the baseline
 
 
-@dataclass
-class ReleasedInputs:
-    """Images [B, 3, S, S] in [-1, 1], noise [B, Z] and token ids [B, tokens] of their captions."""
+def released_step(
+    nets: Networks, text_encoder: nn.Module, images: torch.Tensor, noise: torch.Tensor, input_ids: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Move both networks once (Eq. 8), on images [B, 3, S, S], noise [B, Z] and token ids [B, tokens] of captions.
 
-    images: torch.Tensor
-    noise: torch.Tensor
-    input_ids: torch.Tensor
-
-
-def released_step(nets: Networks, text_encoder: nn.Module, inputs: ReleasedInputs) -> dict[str, torch.Tensor]:
-    """Move both networks once (Eq. 8); returns the detached losses.
+    Returns the detached losses.
 
     As released: captions are encoded in every step; real images ask for gradients, so that their pass through the
     frozen image tower keeps a graph, which the discriminator's backward walks; that pass runs to the last layer; real,
     mismatched and generated pairs go through the discriminator one after the other; and the generator's backward
     makes gradients of the discriminator, too, which nobody uses.
     """
-    text = text_encoder(inputs.input_ids).text_embeds.detach().requires_grad_()
-    images = inputs.images.detach().requires_grad_()
+    text = text_encoder(input_ids).text_embeds.detach().requires_grad_()
+    images = images.detach().requires_grad_()
     generator, discriminator, config = nets.generator, nets.discriminator, nets.config
 
     features, condition = discriminator.condition(_read(nets, images)[0], text)
     real = _logits(discriminator, features, condition)
     mismatched = _logits(discriminator, features, condition.roll(-1, 0))
-    fakes = generator(inputs.noise, text, nets.image_encoder, return_dict=False)[0]
+    fakes = generator(noise, text, nets.image_encoder, return_dict=False)[0]
     fake_features, embeds = _read(nets, fakes)
     fake_features = discriminator.condition(fake_features, text)[0]
     fake = _logits(discriminator, fake_features.detach(), condition)
