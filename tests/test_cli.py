@@ -100,6 +100,16 @@ def test_an_unknown_model_is_one_line_in_a_real_process():
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize("name", ["generate", "study", "convert", "export", "benchmark"])
+def test_subcommands_import_their_libraries_only_when_they_run(name, run_python):
+    run_python(
+        "import importlib, sys\n"
+        "importlib.import_module(f'ratlip_hf.cli.{sys.argv[1]}')\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'PIL'} & sys.modules.keys()",
+        name,
+    )
+
+
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
