@@ -1,5 +1,6 @@
 """How long a prompt takes to become an image on the CPU, in PyTorch and as ONNX graphs, by batch size.
-`python benchmarks/onnx_latency.py --model synthetic-birds` prints it; exporting, which comes first, is left out."""
+`python benchmarks/onnx_latency.py --model synthetic-birds` prints it; exporting, which comes first, is left out.
+A script and no part of `ratlip benchmark`, as it needs the extra "export"."""
 
 import datetime
 import shlex

@@ -1,5 +1,6 @@
 """How fast training steps are and what memory they take, by preset, batch size and precision.
-`python benchmarks/training_speed.py --preset ratlip --batch_sizes 8 16 32` prints it; data loading is left out."""
+`python benchmarks/training_speed.py --preset ratlip --batch_sizes 8 16 32` prints it; data loading is left out.
+A script next to `ratlip benchmark`, which compares the same steps at one batch size, in turns."""
 
 import shlex
 import sys

@@ -36,11 +36,12 @@ _MEASURED = tuple(_SCORES)
 
 
 def bundled() -> str:
-    """The bundled model beside fresh renders of the same birds, the latest record of each."""
+    """The bundled model next to fresh renders of the same birds, the latest record of each."""
     latest = {record.subject["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
     head = ["score", *latest]
     body = [
-        [label, *(_figure(record.scores.get(name)) for record in latest.values())] for name, label in _SCORES.items()
+        [label, *(_score_cell(record.scores.get(name)) for record in latest.values())]
+        for name, label in _SCORES.items()
     ]
     return as_markdown(head, body)
 
@@ -75,7 +76,7 @@ def _study_records(table: str) -> list[Record]:
     return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["variant"] in names]
 
 
-def _figure(score: dict | None) -> str:
+def _score_cell(score: dict | None) -> str:
     if score is None:
         return "-"
     digits = 1 if abs(score["value"]) >= 10 else 3

@@ -86,7 +86,7 @@ def test_only_the_baseline_resizes_where_that_is_defined(path, taken, kind, monk
     nearest = functools.partial(TrainingConfig, generator={"upsampling": "nearest"})
     monkeypatch.setattr(training_speed, "TrainingConfig", nearest)
     monkeypatch.setattr(training_speed, taken, lambda nets, *_: seen.append(nets.bare(nets.generator).blocks) or {})
-    monkeypatch.setattr(training_speed, "averaged", lambda figures, nets: figures)
+    monkeypatch.setattr(training_speed, "averaged", lambda losses, nets: losses)
     training_speed.stepper(path, training_speed.Training("tiny", 2, 1, CPU))()
     assert all(type(block) is kind for blocks in seen for block in blocks) and len(seen) == 1
 

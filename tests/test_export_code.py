@@ -1,5 +1,5 @@
 """The code that `ratlip export hub --with_code` ships: word for word that of the package, complete, and nothing else.
-Whether it draws the same images is seen in `test_export_hub`."""
+Whether it generates the same images is seen in `test_export_hub`."""
 
 import ast
 import shutil
