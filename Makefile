@@ -25,7 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-generate: $(VENV)/.installed  ## draw images with the bundled model; PROMPT="a red bird with white wings" overrides
+generate: $(VENV)/.installed  ## generate images with the bundled model; PROMPT="a red bird with white wings" overrides
 ifeq ($(strip $(PROMPT)),)
 	$(BIN)/ratlip generate --prompts_file examples/prompts.txt --num_images 4 --output_dir $(OUT)
 else
@@ -46,7 +46,7 @@ test: lint  ## lint and the fast test suite, offline, in two processes
 test-all: lint test-wheel  ## everything, the slow tests and the wheel included
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or not slow"
 
-test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in a clean environment, draw and train with it
+test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in a clean environment, generate and train with it
 	PYTHON=$(PYTHON) BUILDER=$(BIN)/python tests/wheel/run.sh
 
 $(VENV)-oldest/.installed: setup.py constraints-oldest.txt
@@ -69,10 +69,10 @@ test-newest:  ## the fast tests with the newest releases of everything but torch
 accuracy: $(VENV)/.installed-dev  ## measure the bundled model's alignment with both judges
 	$(BIN)/python -m ratlip_hf.synthetic_birds.alignment
 
-tables: $(VENV)/.installed-dev  ## make the tables of README and docs anew from docs/records
+tables: $(VENV)/.installed-dev  ## write the tables of README and docs again from docs/records
 	$(BIN)/python docs/tables.py
 
-figures: $(VENV)/.installed-dev  ## draw the figures of docs/study.md anew from docs/records
+figures: $(VENV)/.installed-dev  ## plot the figures of docs/study.md again from docs/records
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[plots]"
 	$(BIN)/python docs/figures.py
 

@@ -1,5 +1,5 @@
-"""How fast training images come from shards and from original JPEGs, and what streaming and large corpora take.
-Owns the measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|memory|corpus`."""
+"""How fast training images come from shards and from original JPEGs, and what streaming and large datasets take.
+The measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|memory|scale`."""
 
 import argparse
 import math
@@ -17,10 +17,10 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from ratlip_hf.data.block_jpeg import open_image
+from ratlip_hf.data.images import open_image
 from ratlip_hf.data.prepare.importers import birds
-from ratlip_hf.data.prepare.records import SourceOptions
 from ratlip_hf.data.prepare.shards import ROW_GROUP, Storage, prepare
+from ratlip_hf.data.prepare.source_dataset import SourceOptions
 from ratlip_hf.data.read.rows import Columns, MapRows, Row, ShardRows, find_shards
 from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig
@@ -81,7 +81,7 @@ def measure_speed(options: argparse.Namespace) -> None:
 
 
 def measure_memory(options: argparse.Namespace) -> None:
-    """Resident memory while every synthetic bird of a corpus is streamed once through the training reader."""
+    """Resident memory while every synthetic bird of a dataset is streamed once through the training reader."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "prepared"
         prepare("synthetic-birds", None, folder, SourceOptions(num_images=options.images), workers=options.workers)
@@ -94,8 +94,8 @@ def measure_memory(options: argparse.Namespace) -> None:
             print(f"after {(mark + 1) * step:>7,}: {resident_megabytes():.0f} MB", flush=True)
 
 
-def measure_corpus(options: argparse.Namespace) -> None:
-    """What a large corpus takes before the first step and between steps; links to one full shard stand for many."""
+def measure_scale(options: argparse.Namespace) -> None:
+    """What a large dataset takes before the first step and between steps; links to one full shard stand for many."""
     with tempfile.TemporaryDirectory() as temporary:
         shards = link_shards(options.prepared, Path(temporary), options.shards)
         size = Path(shards[0]).stat().st_size
@@ -113,7 +113,7 @@ def measure_corpus(options: argparse.Namespace) -> None:
 
 
 def link_shards(prepared: Path, folder: Path, count: int) -> list[str]:
-    """A shard of 1,000 rows, those of a corpus again and again, under many names."""
+    """A shard of 1,000 rows, those of a dataset again and again, under many names."""
     table = pyarrow.parquet.read_table(find_shards(str(prepared))[0])
     table = pyarrow.concat_tables([table] * math.ceil(_FULL / len(table))).slice(0, _FULL)
     paths = [str(folder / f"train-{number}.parquet") for number in range(count)]
@@ -153,22 +153,22 @@ def resident_megabytes() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    verbs = parser.add_subparsers(required=True)
-    speed = verbs.add_parser("speed")
+    subcommands = parser.add_subparsers(required=True)
+    speed = subcommands.add_parser("speed")
     speed.add_argument("source", type=Path, help="birds as for `ratlip data prepare birds`")
     speed.add_argument("--images", type=int, default=300, help="per measurement")
     speed.add_argument("--rounds", type=int, default=5, help="the median counts")
     speed.add_argument("--store_size", type=int, default=304)
     speed.set_defaults(run=measure_speed)
-    memory = verbs.add_parser("memory")
+    memory = subcommands.add_parser("memory")
     memory.add_argument("--images", type=int, default=100_000)
     memory.add_argument("--workers", type=int, default=1)
     memory.set_defaults(run=measure_memory)
-    corpus = verbs.add_parser("corpus")
-    corpus.add_argument("prepared", type=Path, help="folder that `ratlip data prepare` has written")
-    corpus.add_argument("--shards", type=int, default=10_000)
-    corpus.add_argument("--captions", type=int, default=100_000, help="rows whose captions are read")
-    corpus.set_defaults(run=measure_corpus)
+    scale = subcommands.add_parser("scale")
+    scale.add_argument("prepared", type=Path, help="folder that `ratlip data prepare` has written")
+    scale.add_argument("--shards", type=int, default=10_000)
+    scale.add_argument("--captions", type=int, default=100_000, help="rows whose captions are read")
+    scale.set_defaults(run=measure_scale)
     options = parser.parse_args()
     options.run(options)
 

@@ -1,5 +1,6 @@
-"""How long a sentence takes to become an image on the CPU, in PyTorch and as ONNX graphs, by batch size.
-`python benchmarks/onnx_latency.py --model synthetic-birds` prints it; exporting, which comes first, is left out."""
+"""How long a prompt takes to become an image on the CPU, in PyTorch and as ONNX graphs, by batch size.
+`python benchmarks/onnx_latency.py --model synthetic-birds` prints it; exporting, which comes first, is left out.
+A script and no part of `ratlip benchmark`, as it needs the extra "export"."""
 
 import datetime
 import shlex
@@ -22,7 +23,7 @@ from ratlip_hf.export.onnx_runner import OnnxRunner
 from ratlip_hf.utils.errors import CommandParser, UserError, command_line
 
 _HEAD = ("program", "batch", "median", "best", "images/s")
-_SENTENCE = "a small red bird with black wings"
+_PROMPT = "a small red bird with black wings"
 
 
 def programs(options: Namespace, folder: Path) -> Iterator[tuple[str, Callable]]:
@@ -34,13 +35,13 @@ def programs(options: Namespace, folder: Path) -> Iterator[tuple[str, Callable]]
         yield f"ONNX {dtype}", OnnxRunner(folder / dtype)
 
 
-def seconds(draw: Callable, batch: int, options: Namespace) -> list[float]:
-    """Of each measured call, from sentence and seed to arrays."""
+def seconds(generate: Callable, batch: int, options: Namespace) -> list[float]:
+    """Of each measured call, from prompt and seed to arrays."""
     taken = []
     for _ in range(options.warmup + options.repeats):
         seeds = [torch.Generator().manual_seed(seed) for seed in range(batch)]
         started = time.perf_counter()
-        draw(_SENTENCE, num_images_per_prompt=batch, generator=seeds, output_type="np")
+        generate(_PROMPT, num_images_per_prompt=batch, generator=seeds, output_type="np")
         taken.append(time.perf_counter() - started)
     return taken[options.warmup :]
 
@@ -69,12 +70,12 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{datetime.date.today()}, {device_name('cpu')}, threads: {torch.get_num_threads()}, {versions}\n")
     print(f"| {' | '.join(_HEAD)} |\n|{'---|' * len(_HEAD)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, draw in programs(options, Path(folder)):
+        for name, generate in programs(options, Path(folder)):
             for batch in options.batch_sizes:
-                taken = seconds(draw, batch, options)
+                taken = seconds(generate, batch, options)
                 median, best = float(np.median(taken)), min(taken)
-                figures = (f"{median * 1e3:.1f} ms", f"{best * 1e3:.1f} ms", f"{batch / median:.3g}")
-                print(f"| {' | '.join((name, str(batch), *figures))} |", flush=True)
+                cells = (f"{median * 1e3:.1f} ms", f"{best * 1e3:.1f} ms", f"{batch / median:.3g}")
+                print(f"| {' | '.join((name, str(batch), *cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How fast training steps are and what memory they take, by preset, batch size and precision.
-`python benchmarks/training_speed.py --preset ratlip --batch_sizes 8 16 32` prints it; data loading is left out."""
+`python benchmarks/training_speed.py --preset ratlip --batch_sizes 8 16 32` prints it; data loading is left out.
+A script next to `ratlip benchmark`, which compares the same steps at one batch size, in turns."""
 
 import shlex
 import sys
@@ -7,8 +8,14 @@ from argparse import Namespace
 
 import torch
 
-from ratlip_hf.benchmark.measuring import in_fresh_process, interleaved, machine, peak_bytes, summary
-from ratlip_hf.benchmark.report import describe_machine
+from ratlip_hf.benchmark.measuring import (
+    describe_machine,
+    in_fresh_process,
+    interleaved,
+    machine,
+    peak_bytes,
+    summary,
+)
 from ratlip_hf.benchmark.training_speed import Training, stepper
 from ratlip_hf.models import PRESETS
 from ratlip_hf.utils.display import as_size

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ratlip_hf.benchmark import report
+from ratlip_hf.benchmark import inference, measuring, training_speed
 from ratlip_hf.evaluation.records import Record, read_records
-from ratlip_hf.study.plan import EXTRAS, TABLES
+from ratlip_hf.study.plan import TABLES
 from ratlip_hf.study.results import contrast, describe_table
 from ratlip_hf.utils.display import as_markdown
 
 DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"
-SPEED = DOCS.parent / "benchmarks" / "records" / "speed.jsonl"
+SPEED = RECORDS / "speed.jsonl"
 PAGES = (DOCS.parent / "README.md", *(DOCS / name for name in ("evaluation.md", "study.md", "performance.md")))
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
@@ -36,11 +36,12 @@ _MEASURED = tuple(_SCORES)
 
 
 def bundled() -> str:
-    """The bundled model beside fresh renders of the same birds, the latest record of each."""
+    """The bundled model next to fresh renders of the same birds, the latest record of each."""
     latest = {record.subject["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
     head = ["score", *latest]
     body = [
-        [label, *(_figure(record.scores.get(name)) for record in latest.values())] for name, label in _SCORES.items()
+        [label, *(_score_cell(record.scores.get(name)) for record in latest.values())]
+        for name, label in _SCORES.items()
     ]
     return as_markdown(head, body)
 
@@ -71,11 +72,11 @@ def _contrast_cells(found) -> list[str]:
 
 
 def _study_records(table: str) -> list[Record]:
-    names = {arm.name for arm in (*TABLES[table].arms, *EXTRAS)}
-    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["arm"] in names]
+    names = {variant.name for key in (table, "variants") for variant in TABLES[key].variants}
+    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["variant"] in names]
 
 
-def _figure(score: dict | None) -> str:
+def _score_cell(score: dict | None) -> str:
     if score is None:
         return "-"
     digits = 1 if abs(score["value"]) >= 10 else 3
@@ -98,7 +99,7 @@ def speed_everywhere(part: str, table: Callable[[dict], str], in_full: bool = Fa
 
 def _introduced(record: dict, in_full: bool) -> str:
     machine = record["machine"]
-    return f"{report.describe_machine(machine)}; `{record['command']}`" if in_full else machine["device"]
+    return f"{measuring.describe_machine(machine)}; `{record['command']}`" if in_full else machine["device"]
 
 
 def _speed_records(part: str) -> list[dict]:
@@ -110,12 +111,12 @@ TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "study": study,
     "study-parts": study_parts,
-    "drawing": lambda: speed_everywhere("drawing", report.drawing_table, in_full=True),
-    "floor": lambda: speed_everywhere("drawing", report.floor_table),
-    "operations": lambda: speed("drawing", report.operations_table),
-    "diffusion": lambda: speed("diffusion", report.diffusion_table),
-    "training-steps": lambda: speed_everywhere("training", report.training_table),
-    "start-up": lambda: speed("start_up", report.start_up_table),
+    "inference": lambda: speed_everywhere("inference", inference.inference_table, in_full=True),
+    "roofline": lambda: speed_everywhere("inference", inference.roofline_table),
+    "operations": lambda: speed("inference", inference.operations_table),
+    "diffusion": lambda: speed("diffusion", inference.diffusion_table),
+    "training-steps": lambda: speed_everywhere("training", training_speed.training_table),
+    "start-up": lambda: speed("start_up", inference.start_up_table),
 }
 
 

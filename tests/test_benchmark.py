@@ -1,4 +1,4 @@
-"""`ratlip benchmark`: a record with every figure, a step arranged as released that computes what ours does, mistakes.
+"""`ratlip benchmark`: a record with every value, a step arranged as released that computes what ours does, mistakes.
 Nothing here looks at how long anything took."""
 
 import functools
@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from ratlip_hf.benchmark import inference, measuring, report, training_speed
+from ratlip_hf.benchmark import inference, measuring, training_speed
+from ratlip_hf.cli import benchmark
 from ratlip_hf.cli.main import main
+from ratlip_hf.models import PRESETS
 from ratlip_hf.models.blocks import ImageBlock
 from ratlip_hf.training.arrangement import LateResizing
 from ratlip_hf.training.config import TrainingConfig
@@ -27,7 +29,7 @@ def no_processes(monkeypatch):
 
 def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
     out = tmp_path / "new" / "speed.jsonl"
-    command = ["benchmark", "--preset", "tiny", "--parts", "drawing", "training", "--batch_sizes", "1", "3"]
+    command = ["benchmark", "--preset", "tiny", "--parts", "inference", "training", "--batch_sizes", "1", "3"]
     command += ["--training_batch", "2", "--repetitions", "2", "--threads", "1", "--device", "cpu"]
     for _ in range(2):
         assert main([*command, "--output_file", str(out)]) == 0
@@ -35,18 +37,18 @@ def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):
     first, second = map(json.loads, out.read_text().splitlines())
     assert first["machine"]["threads"] == 1 and torch.__version__.startswith(first["machine"]["torch"])
     assert sorted(first["command"].split()) == sorted(["ratlip", *command[:-2]])  # not where the record goes
-    assert report.describe(second) in shown
+    assert benchmark.describe(second) in shown
 
-    rows = {(row["path"], row["batch"]): row for row in second["drawing"]["rows"]}
+    rows = {(row["path"], row["batch"]): row for row in second["inference"]["rows"]}
     assert rows.keys() == {
         (path, batch) for path in ("plain fp32", "optimized fp32", "optimized bf16") for batch in (1, 3)
     }
     for (path, batch), row in rows.items():
         assert row["least_s"] <= row["median_s"] <= row["greatest_s"]
         assert row["faster"] == pytest.approx(rows["plain fp32", batch]["median_s"] / row["median_s"])
-        rate = second["drawing"]["matrix_product_rate"][path.split()[1]]
-        work = second["drawing"]["multiply_adds_per_image"][path]
-        assert row["of_floor"] == pytest.approx(row["median_s"] * rate / work / batch)
+        rate = second["inference"]["matrix_product_rate"][path.split()[1]]
+        work = second["inference"]["multiply_adds_per_image"][path]
+        assert row["of_roofline"] == pytest.approx(row["median_s"] * rate / work / batch)
         assert row["of_plain_peak"] == (1 if path == "plain fp32" else 0.5)
         assert f"| {batch} | {path} | {row['median_s']:.3g} |" in shown
     assert 0 < rows["optimized fp32", 3]["max_error"] < 1e-4
@@ -79,25 +81,22 @@ def test_both_arrangements_are_counted_and_hold_the_tower():
     ("path", "taken", "kind"),
     [(training_speed.RELEASED, "released_step", ImageBlock), (training_speed.OURS, "training_step", LateResizing)],
 )
-def test_only_the_yardstick_resizes_where_that_is_defined(path, taken, kind, monkeypatch):
+def test_only_the_baseline_resizes_where_that_is_defined(path, taken, kind, monkeypatch):
     seen = []
     nearest = functools.partial(TrainingConfig, generator={"upsampling": "nearest"})
     monkeypatch.setattr(training_speed, "TrainingConfig", nearest)
     monkeypatch.setattr(training_speed, taken, lambda nets, *_: seen.append(nets.bare(nets.generator).blocks) or {})
-    monkeypatch.setattr(training_speed, "mean_over_processes", lambda metrics, _: metrics)
+    monkeypatch.setattr(training_speed, "mean_over_processes", lambda losses, _: losses)
     training_speed.stepper(path, training_speed.Training("tiny", 2, 1, CPU))()
     assert all(type(block) is kind for blocks in seen for block in blocks) and len(seen) == 1
 
 
-def test_paths_draw_the_same_images():
+def test_paths_give_the_same_images():
     networks = inference.build_networks("tiny", CPU)
     given = inference.inputs_of(networks[0], 2)
     plain, *others = (
-        drawer(*given)
-        for drawer in (
-            inference.drawer(path, *networks)
-            for path in ("plain fp32", "optimized fp32", "plain bf16", "optimized bf16")
-        )
+        inference.image_function(path, *networks)(*given)
+        for path in ("plain fp32", "optimized fp32", "plain bf16", "optimized bf16")
     )
     exact, *halves = (inference.errors(images, plain) for images in others)
     assert exact["max_error"] < 1e-5 and all(found["psnr_db"] > 35 for found in halves)
@@ -157,10 +156,14 @@ def _peak_of_nothing() -> int:
 
 @pytest.mark.slow
 def test_start_up_is_measured():
-    found = measuring.measure_start_up(1)
+    found = inference.measure_start_up(1)
     assert found["with ratlip_hf"] > 0 and found["generate"] > found["torch and diffusers"]
     assert 0 < found["image"] < found["generate"] and 0 < found["optimized image"] < found["generate"]
-    assert report.start_up_table(found).count("\n") == 5
+    assert inference.start_up_table(found).count("\n") == 5
+
+
+def test_every_preset_whose_images_are_independent_can_be_measured():
+    assert set(benchmark.PRESETS) == set(PRESETS) - {"ratlip-released"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """`ratlip generate` as a user types it: files, seeds, metadata, and one clear line for every mistake.
-Draws with the model that ships with the package."""
+Generates with the model that ships with the package."""
 
 import json
 import subprocess
@@ -85,7 +85,7 @@ def test_binary_prompts_broken_models_and_files_as_folders_are_refused(tmp_path,
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_nothing_is_left_when_drawing_fails(images, tmp_path, monkeypatch):
+def test_nothing_is_left_when_generating_fails(images, tmp_path, monkeypatch):
     monkeypatch.setattr(RATLIPPipeline, "__call__", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", RED, "--output_dir", str(images)])
@@ -98,6 +98,16 @@ def test_an_unknown_model_is_one_line_in_a_real_process():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("name", ["generate", "study", "convert", "export", "benchmark"])
+def test_subcommands_import_their_libraries_only_when_they_run(name, run_python):
+    run_python(
+        "import importlib, sys\n"
+        "importlib.import_module(f'ratlip_hf.cli.{sys.argv[1]}')\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'PIL'} & sys.modules.keys()",
+        name,
+    )
 
 
 def test_the_version_is_told(capsys):

@@ -58,7 +58,7 @@ def convert(small_clip):
 
 
 @pytest.fixture
-def draw(small_clip):
+def generate(small_clip):
     def run(generator, count=3):
         torch.manual_seed(2)
         noise, text = torch.randn(3, 100)[:count], torch.randn(3, 16)[:count]
@@ -134,25 +134,25 @@ def test_what_shapes_leave_open_is_the_caller_s(make_generator, written, convert
 
 @pytest.mark.parametrize("form", ["plain", "bn_act", "bn_act_sa"])
 @pytest.mark.parametrize("fusion", ["cat", "rat"])
-def test_variants_between_the_families(form, fusion, make_generator, written, convert, draw):
+def test_variants_between_the_families(form, fusion, make_generator, written, convert, generate):
     options = {"fusion": fusion, "bridge_conv": form, "image_conv": "plain"}
     generator = small_networks("ratlip", make_generator, **options)[0]
     converted = convert(written(original_networks(generator)))
     assert converted.family == ("galip" if (fusion, form) == ("cat", "plain") else "ratlip")
-    assert torch.equal(draw(converted.generator, 1), draw(generator, 1))
+    assert torch.equal(generate(converted.generator, 1), generate(generator, 1))
 
 
-def test_images_are_the_original_s_one_by_one_or_coupled(networks, family, make_generator, written, convert, draw):
+def test_images_are_the_original_s_one_by_one_or_coupled(networks, family, make_generator, written, convert, generate):
     generator = small_networks(family, make_generator)[0]
     path = written(networks)
     apart, coupled = convert(path).generator, convert(path, coupled=True).generator
-    assert torch.equal(draw(apart, 1), draw(generator, 1))
-    assert torch.equal(draw(coupled, 3), draw(generator, 3))
+    assert torch.equal(generate(apart, 1), generate(generator, 1))
+    assert torch.equal(generate(coupled, 3), generate(generator, 3))
     assert apart.couples_batch is False and coupled.couples_batch is (family == "ratlip")
     # Float rounding differs between batch sizes; coupling moves images by a hundred times as much and more.
-    torch.testing.assert_close(draw(apart, 3)[:1], draw(apart, 1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(generate(apart, 3)[:1], generate(apart, 1), rtol=0, atol=1e-4)
     if family == "ratlip":
-        assert (draw(coupled, 3)[:1] - draw(coupled, 1)).abs().max() > 1e-2
+        assert (generate(coupled, 3)[:1] - generate(coupled, 1)).abs().max() > 1e-2
 
 
 def test_batch_coupling_is_warned_of(networks, family, written, small_clip):
@@ -199,17 +199,7 @@ def test_half_precision_becomes_a_float32_file(family, make_generator, small_cli
 def test_round_trip_is_byte_equal(with_tower, coupled, networks, written, convert, tmp_path):
     path = written(wrapped(networks, "module"))
     save_conversion(convert(path, coupled=coupled), tmp_path / "out")
-    assert (
-        save_original(tmp_path / "out", tmp_path / "again.pth", with_tower)
-        == [
-            "prompt_layers is [1, 2], the original programs have (1, 2, 3, 4, 5, 6, 7, 8): change it there",
-            *(
-                ["attention_groups is 2, the original programs have 8: change it there"]
-                * ("attention_groups" in str(path))
-            ),
-        ]
-        or True
-    )
+    save_original(tmp_path / "out", tmp_path / "again.pth", with_tower)
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     if not with_tower:
         networks["netG"] = {name: value for name, value in networks["netG"].items() if "CLIP_ViT" not in name}

@@ -1,4 +1,4 @@
-"""Converted checkpoints of full size draw the images of the original RATLIP and GALIP programs, to 1e-4.
+"""Converted checkpoints of full size give the images of the original RATLIP and GALIP programs, to 1e-4.
 Recorded excerpts are always compared; the complete golden file, and files of its own writer, where it is at hand."""
 
 import runpy
@@ -30,7 +30,7 @@ def golden():
     return load_file(GOLDEN)
 
 
-def draw(generator, clip, noise, text):
+def generate(generator, clip, noise, text):
     with torch.no_grad():
         return generator(noise, text, clip.image_encoder).sample
 
@@ -43,23 +43,23 @@ def test_recorded_images(family, clip, tmp_path):
     torch.save({"model": original_networks(generator, discriminator, clip.image_encoder), "epoch": 7}, file)
     converted = convert_original(file, clip)
     assert (converted.family, converted.tower_compared) == (family, True)
-    drawn = draw(converted.generator, clip, RECORDED["noise"][:2], RECORDED["text_embeds"][:2])
-    for index, image in enumerate(drawn):
+    images = generate(converted.generator, clip, RECORDED["noise"][:2], RECORDED["text_embeds"][:2])
+    for index, image in enumerate(images):
         agree(excerpt(image), RECORDED[f"{family}_image_alone_{index}"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_golden_images_there_and_back(family, clip, golden, tmp_path):
     file = tmp_path / "original.pth"
-    # Run, not imported: importing would leave compiled code beside the golden file.
+    # Run, not imported: importing would leave compiled code next to the golden file.
     runpy.run_path(str(GOLDEN.with_name("seeded_weights.py")))["original_checkpoint"](str(file), family)
     converted = convert_original(file, clip)
     assert converted.family == family and converted.source.ignored == ["epoch"]
     assert converted.assumed["sample_size"] == 224 and not converted.tower_compared
     noise, text = golden["noise"], golden["text_embeds"]
-    agree(draw(converted.generator, clip, noise, text), golden[f"{family}_images_each_alone"])
+    agree(generate(converted.generator, clip, noise, text), golden[f"{family}_images_each_alone"])
     coupled = convert_original(file, clip, coupled=True).generator
-    agree(draw(coupled, clip, noise, text), golden[f"{family}_images_one_batch"])
+    agree(generate(coupled, clip, noise, text), golden[f"{family}_images_one_batch"])
     with torch.no_grad():
         logits = converted.discriminator(golden["image_features"], golden["pair_text"]).logits
     if family == "ratlip":

@@ -8,20 +8,20 @@ from pathlib import Path
 import datasets
 import pytest
 
-from corpora import encoded_image, make_birds, make_folder, write
 from hub_server import hub_environment
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.prepare.check import check
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.utils.errors import UserError
 from ratlip_hf.utils.files import file_sha256
+from raw_datasets import encoded_image, make_birds, make_folder, write
 
 
 def problems(folder: Path) -> dict[str, int]:
     return {kind: entry["count"] for kind, entry in check(folder)["problems"].items()}
 
 
-def test_a_sound_corpus_has_counts_and_no_problems(tmp_path, capsys):
+def test_a_sound_dataset_has_counts_and_no_problems(tmp_path, capsys):
     prepare("birds", make_birds(tmp_path / "birds"), tmp_path / "out")
     assert main(["data", "check", str(tmp_path / "out"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -35,7 +35,7 @@ def test_a_sound_corpus_has_counts_and_no_problems(tmp_path, capsys):
 
 
 def rewrite(folder: Path, rows: dict[str, list[dict]]) -> None:
-    """Give a prepared corpus other rows, with a manifest that fits them."""
+    """Give a prepared dataset other rows, with a manifest that fits them."""
     manifest = json.loads((folder / "manifest.json").read_text())
     names = ["red", "green", "blue"]
     features = datasets.Features(
@@ -97,7 +97,7 @@ def test_missing_changed_and_damaged_shards_are_found(tmp_path, capsys):
     prepare("folder", make_folder(tmp_path / "raw", 8), tmp_path / "out", storage=Storage(images_per_shard=2))
     gone, changed, cut, _ = sorted((tmp_path / "out/data").iterdir())
     gone.unlink()
-    changed.write_bytes(changed.read_bytes().replace(b"sentence", b"Sentence"))
+    changed.write_bytes(changed.read_bytes().replace(b" caption 0", b" Caption 0"))
     cut.write_bytes(cut.read_bytes()[:-50])
     assert problems(tmp_path / "out") == {
         "image in a shard that cannot be read": 2,
@@ -112,7 +112,7 @@ def test_missing_changed_and_damaged_shards_are_found(tmp_path, capsys):
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no prepared corpus"):
+    with pytest.raises(UserError, match="no prepared dataset"):
         check(tmp_path)
     write(tmp_path / "manifest.json", "{}")
     with pytest.raises(UserError, match="damaged"):
@@ -145,7 +145,7 @@ SESSION = """
 """
 
 
-def test_a_pushed_corpus_is_streamed_and_loaded_and_replaced_by_the_next(hub, run_python, tmp_path):
+def test_a_pushed_dataset_is_streamed_and_loaded_and_replaced_by_the_next(hub, run_python, tmp_path):
     for count, name in ((8, "first"), (5, "second")):
         raw = make_folder(tmp_path / f"raw_{name}", count)
         prepare("folder", raw, tmp_path / name, storage=Storage(images_per_shard=2))
@@ -172,7 +172,7 @@ def test_push_says_what_is_wrong_in_one_line(arguments, message, tmp_path, capsy
     assert error.count("\n") == 1 and message in error
 
 
-def test_an_incomplete_corpus_is_not_pushed(tmp_path, capsys):
+def test_an_incomplete_dataset_is_not_pushed(tmp_path, capsys):
     prepare("folder", make_folder(tmp_path / "raw", 2), tmp_path / "out")
     next((tmp_path / "out/data").iterdir()).unlink()
     assert main(["data", "push", str(tmp_path / "out"), "ada/captions"]) == 2

@@ -1,4 +1,4 @@
-"""One odd item in a raw corpus is skipped or mended and counted; it never stops the rest.
+"""One odd item in a raw dataset is skipped or repaired and counted; it never stops the rest.
 Defects of images as such are in `test_data_prepare`, those of a whole kind of source in `test_data_sources`."""
 
 import json
@@ -10,7 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from corpora import (
+from ratlip_hf.cli.main import main
+from ratlip_hf.data.images import decode, to_rgb
+from ratlip_hf.data.manifest import read_manifest
+from ratlip_hf.data.prepare.raw_files import natural_key
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.read.transforms import object_region
+from ratlip_hf.utils.errors import UserError
+from raw_datasets import (
     encoded_image,
     make_birds,
     make_coco,
@@ -22,13 +29,6 @@ from corpora import (
     skipped,
     write,
 )
-from ratlip_hf.cli.main import main
-from ratlip_hf.data.images import decode, to_rgb
-from ratlip_hf.data.manifest import read_manifest
-from ratlip_hf.data.prepare.importers.common import natural_key
-from ratlip_hf.data.prepare.shards import Storage, prepare
-from ratlip_hf.data.read.transforms import object_region
-from ratlip_hf.utils.errors import UserError
 
 
 @pytest.mark.parametrize("box", ["nan 1 10 10", "0 0 inf 10", "1 1 0 10", "1 2 3", "a b c d"])
@@ -52,7 +52,7 @@ def test_links_do_not_lead_names_in_metadata_out_of_the_source(tmp_path):
     assert skipped(prepare("birds", source, tmp_path / "out"))["path in images.txt that leaves the source folder"] == 1
 
 
-def test_text_that_cannot_be_written_is_mended(tmp_path):
+def test_text_that_cannot_be_written_is_repaired(tmp_path):
     source = make_folder(tmp_path / "source", count=2)
     write(source / "half.jpg", encoded_image(5))
     write(source / "half.json", '{"text": "half \\ud83d a\\u0000bird"}')
@@ -131,7 +131,7 @@ def test_flower_captions_in_a_flat_folder_are_no_class_and_pointers_no_labels(tm
     assert any("imagelabels.npy" in note for note in manifest["notes"])
 
 
-def test_faces_of_the_same_number_are_drawn_once(tmp_path):
+def test_faces_of_the_same_number_are_sampled_once(tmp_path):
     source = make_faces(tmp_path / "faces", count=4)
     write(source / "CelebA-HQ-img/sub/1.jpg", encoded_image(9))
     prepare("faces", source, tmp_path / "out")

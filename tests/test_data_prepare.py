@@ -1,5 +1,5 @@
 """`ratlip data prepare`, whatever the source: defects of images and captions, storage, resuming, the command.
-Corpora are made on the spot."""
+Datasets are made on the spot."""
 
 import hashlib
 import io
@@ -13,7 +13,13 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from corpora import (
+from ratlip_hf.cli.main import main
+from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
+from ratlip_hf.data.prepare import shards
+from ratlip_hf.data.prepare.importers import KINDS, load_importer
+from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.utils.errors import UserError
+from raw_datasets import (
     encoded_image,
     make_birds,
     make_folder,
@@ -23,14 +29,6 @@ from corpora import (
     turned,
     write,
 )
-from ratlip_hf.cli import data as command
-from ratlip_hf.cli.main import main
-from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
-from ratlip_hf.data.prepare import shards
-from ratlip_hf.data.prepare import shards as preparing
-from ratlip_hf.data.prepare.importers import KINDS
-from ratlip_hf.data.prepare.shards import Storage, prepare
-from ratlip_hf.utils.errors import UserError
 
 # Defects of images and captions
 
@@ -57,7 +55,7 @@ def test_files_that_are_no_images_are_skipped_with_their_reason(name, tmp_path):
     assert manifest["splits"]["train"]["rows"] == 2
 
 
-def test_a_image_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
+def test_an_image_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
     header = bytearray(encoded_image(kind="PNG"))
     header[16:24] = (60_000).to_bytes(4) + (60_000).to_bytes(4)
     with pytest.raises(BadImage, match=r"megapixels|no known|damaged"):
@@ -189,7 +187,7 @@ def test_a_killed_run_leaves_no_result_and_goes_on_where_it_was(tmp_path, monkey
 def test_shards_of_another_plan_are_not_taken_over(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "folder", count=4)
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_name_shards", lambda *_: 1 / 0)
+        patch.setattr(shards, "_name_shards", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare("folder", source, tmp_path / "out", storage=Storage(images_per_shard=2))
     write(source / "0.jpg", encoded_image(99, size=(80, 80)))
@@ -212,8 +210,8 @@ def test_manifest_and_card_say_what_is_there(tmp_path):
     assert "web page instead of an image" in card.text
 
 
-def test_a_corpus_is_not_mistaken_for_another_at_the_same_place(tmp_path):
-    """`datasets` caches by name and card: corpora of equal shape must differ in the card."""
+def test_a_dataset_is_not_mistaken_for_another_at_the_same_place(tmp_path):
+    """`datasets` caches by name and card: datasets of equal shape must differ in the card."""
     seen = []
     for name in ("red", "tan"):
         write(tmp_path / name / "a.jpg", encoded_image())
@@ -235,11 +233,39 @@ def test_a_shard_without_any_usable_image_leaves_no_gap(tmp_path):
     assert len(datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True).take(5).to_list()) == 2
 
 
+# What processes import
+
+PRELOAD = """
+import sys
+from ratlip_hf.data.prepare import shards
+shards._clean_context()
+import multiprocessing.forkserver as server
+for name in server._forkserver._preload_modules + ["ratlip_hf.data.prepare.importers.folders"]:
+    __import__(name)
+heavy = {"torch", "transformers", "diffusers", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_a_process_that_writes_shards_imports_no_heavy_library(run_python):
+    """What the fork server loads for it, and what unpacking a record of a tar file loads."""
+    run_python(PRELOAD)
+
+
+def test_listing_the_kinds_imports_no_importer(run_python):
+    run_python(
+        "import argparse, sys\nfrom ratlip_hf.cli import data\ndata.add_arguments(argparse.ArgumentParser())\n"
+        "assert not {'numpy', 'datasets', 'ratlip_hf.data.prepare.importers.birds'} & set(sys.modules)\n"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_an_importer(kind):
+    read, origin = load_importer(kind)
+    assert callable(read) and origin.license
+
+
 # Mistakes
-
-
-def test_the_command_names_every_kind_that_can_be_read():
-    assert command.KINDS == KINDS
 
 
 def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_path, capsys):
@@ -271,7 +297,7 @@ def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_
         (["folder", "--source", ".", "--quality", "0"], "--quality"),
         (["folder", "--source", ".", "--workers", "0"], "--workers"),
         (["folder", "--source", ".", "--images_per_shard", "0"], "--images_per_shard"),
-        (["faces", "--source", ".", "--test", "10000"], "--test"),
+        (["faces", "--source", ".", "--num_test_images", "10000"], "--num_test_images must lie in [0, 10000)"),
         (["synthetic-birds", "--num_images", "0"], "--num_images"),
     ],
 )
@@ -284,7 +310,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("kind", ["birds", "flowers", "faces", "coco", "folder", "webdataset"])
-def test_an_empty_source_says_what_was_looked_for(kind, tmp_path):
+def test_an_empty_source_says_where_it_was_searched(kind, tmp_path):
     (tmp_path / "source").mkdir()
     with pytest.raises(UserError, match=r"^(no |.* not found)"):
         prepare(kind, tmp_path / "source", tmp_path / "out")

@@ -1,5 +1,5 @@
-"""Training rows from prepared corpora: map-style, streamed, mixed; cursors, ranks, crops, memory.
-Each image has a colour of its own, so that what was shown can be told from the pixels."""
+"""Training rows from prepared datasets: map-style, streamed, mixed; cursors, ranks, crops, memory.
+Each image has a colour of its own, so that what was read can be told from the pixels."""
 
 import json
 import shutil
@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from corpora import encoded_image, make_folder, write
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.data.read.embeddings import embed_captions
 from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
@@ -23,6 +22,7 @@ from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import CaptionedImages, load_training_data
 from ratlip_hf.utils.errors import UserError
+from raw_datasets import encoded_image, make_folder, write
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 COUNT = 23
@@ -31,7 +31,7 @@ COUNT = 23
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """23 images with two captions each, in 6 shards."""
-    folder = tmp_path_factory.mktemp("corpus")
+    folder = tmp_path_factory.mktemp("dataset")
     prepare("folder", make_folder(folder / "raw", COUNT), folder / "out", storage=Storage(images_per_shard=4))
     return folder / "out"
 
@@ -45,7 +45,7 @@ def shard_rows(folder: Path, seed: int = 0, window: int = 2) -> ShardRows:
 
 
 def names(rows, visits: range) -> list[str]:
-    """Which images the visits show: the second word of their captions."""
+    """Which images the visits read: the second word of their captions."""
     return [rows.row(visit).captions[0].split()[1] for visit in visits]
 
 
@@ -169,7 +169,7 @@ def test_ranks_share_the_samples_and_resuming_is_exact(config, streaming):
     assert [caption for batch in batches for caption in batch.captions] == whole.captions
 
 
-def test_each_visit_draws_one_of_the_captions(config):
+def test_each_visit_samples_one_of_the_captions(config):
     captions = Counter(caption.split()[-1] for caption in load_training_data(config, 16, 3).batch(range(200)).captions)
     assert captions.keys() == {"0", "1"} and min(captions.values()) > 70
 
@@ -247,7 +247,7 @@ def test_a_damaged_shard_is_named(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_stored_embeddings_are_those_of_the_drawn_captions(config, small_clip, tmp_path, streaming):
+def test_stored_embeddings_are_those_of_the_sampled_captions(config, small_clip, tmp_path, streaming):
     folder = tmp_path / "out"
     shutil.copytree(config.train_data_dir, folder)
     embed_captions(folder, small_clip.encode, small_clip.describe()["weights_sha256"])
@@ -383,7 +383,7 @@ def test_captions_are_read_without_their_images(prepared):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", ["false", "true"])
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real subsets are not beside the checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real subsets are not next to the checkout")
 def test_real_birds_and_flowers_train(streaming, tmp_path):
     prepare("birds", REAL / "birds_subset", tmp_path / "birds", storage=Storage(size=304))
     prepare("flowers", REAL / "flowers_subset", tmp_path / "flowers")

@@ -1,5 +1,5 @@
 """`ratlip data prepare`, kind by kind: what every source holds, its splits, and metadata that cannot be trusted.
-Corpora are made on the spot; the real subsets are read too where they lie beside the checkout."""
+Datasets are made on the spot; the real subsets are read too where they lie next to the checkout."""
 
 import json
 import pickle
@@ -10,15 +10,15 @@ import datasets
 import numpy as np
 import pytest
 
-import corpora
-from corpora import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
+import raw_datasets
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode
 from ratlip_hf.data.prepare.importers.birds import BIRD_SPLITS
-from ratlip_hf.data.prepare.records import SourceOptions
+from ratlip_hf.data.prepare.raw_files import RefusedPickle, load_plain_pickle, path_inside
 from ratlip_hf.data.prepare.shards import prepare
-from ratlip_hf.data.prepare.text import RefusedPickle, load_plain_pickle, path_inside
+from ratlip_hf.data.prepare.source_dataset import SourceOptions
 from ratlip_hf.utils.errors import UserError
+from raw_datasets import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,12 +32,12 @@ def test_birds_have_images_captions_classes_boxes_and_disjoint_splits(tmp_path):
     train, test = rows_of(tmp_path / "out"), rows_of(tmp_path / "out", "test")
     assert {row["image_id"].split("/")[0] for row in test} == {"001.Red_bird"}
     assert {row["label"] for row in train} == {1, 2} and {row["label"] for row in test} == {0}
-    assert train[0]["captions"] == [f"bird 5 sentence {k}" for k in range(10)]
+    assert train[0]["captions"] == [f"bird 5 caption {k}" for k in range(10)]
     assert train[0]["bbox"] == [10, 5, 20, 30]
     original = tmp_path / "birds/CUB_200_2011/images" / (train[0]["image_id"] + ".jpg")
     assert train[0]["image"]["bytes"] == original.read_bytes()
     features = datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True).features
-    assert features["label"].names == corpora.CLASSES
+    assert features["label"].names == raw_datasets.CLASSES
     assert isinstance(features["image"], datasets.Image)
 
 
@@ -105,7 +105,7 @@ def test_missing_label_files_are_made_up_for_and_said(missing, tmp_path):
     (source / "CUB_200_2011" / missing).unlink()
     manifest = prepare("birds", source, tmp_path / "out")
     assert any(f"no {missing}" in note for note in manifest["notes"])
-    assert manifest["label_names"] == corpora.CLASSES
+    assert manifest["label_names"] == raw_datasets.CLASSES
     train = rows_of(tmp_path / "out")
     assert len(train) == 8 and train[-1]["label"] == 2
     assert ("bbox" in train[0]) == (missing not in ("bounding_boxes.txt", "images.txt"))
@@ -163,7 +163,7 @@ def test_paths_that_leave_the_folder_are_no_paths(name, tmp_path):
 # Other kinds
 
 
-def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_sentences_from_them(tmp_path):
+def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_captions_from_them(tmp_path):
     for folder in ("1", "2", "10"):
         write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", encoded_image(int(folder)))
     write(tmp_path / "flowers/cat_to_name.json", json.dumps({"10": "iris", "2": "aster", "1": "pink primrose"}))
@@ -194,13 +194,13 @@ def test_flowers_of_the_original_archive_with_caption_folders_and_class_lists(tm
     assert test["captions"] == ["flower 2", "again 2"] and test["label"] == 1
 
 
-def test_faces_are_drawn_by_seed_and_the_draw_is_recorded(tmp_path):
+def test_faces_are_sampled_by_seed_and_the_choice_is_recorded(tmp_path):
     source = make_faces(tmp_path / "faces")
-    options = [SourceOptions(seed=seed, draw=6, test=2) for seed in (0, 0, 1)]
+    options = [SourceOptions(seed=seed, num_images=6, num_test_images=2) for seed in (0, 0, 1)]
     manifests = [prepare("faces", source, tmp_path / str(index), value) for index, value in enumerate(options)]
-    drawn = [[row["image_id"] for row in rows_of(tmp_path / str(index))] for index in range(3)]
-    assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 4
-    assert manifests[2]["choices"] == {"seed": 1, "draw": 6, "test": 2}
+    sampled = [[row["image_id"] for row in rows_of(tmp_path / str(index))] for index in range(3)]
+    assert sampled[0] == sampled[1] != sampled[2] and len(sampled[0]) == 4
+    assert manifests[2]["choices"] == {"seed": 1, "num_images": 6, "num_test_images": 2}
     fewer = prepare("faces", source, tmp_path / "fewer", SourceOptions())
     assert {name: split["rows"] for name, split in fewer["splits"].items()} == {"test": 2, "train": 8}
     assert any("10 usable faces instead of 10,000" in note for note in fewer["notes"])
@@ -272,7 +272,7 @@ def test_synthetic_birds_need_no_source(tmp_path, capsys):
 # Real data, where it is there
 
 
-@pytest.mark.skipif(not (REAL / "birds_subset").is_dir(), reason="the real subset is not beside the checkout")
+@pytest.mark.skipif(not (REAL / "birds_subset").is_dir(), reason="the real subset is not next to the checkout")
 def test_real_birds_are_prepared_and_what_is_missing_is_counted(tmp_path):
     manifest = prepare("birds", REAL / "birds_subset", tmp_path / "out")
     assert {name: split["rows"] for name, split in manifest["splits"].items()} == {"train": 162, "test": 120}
@@ -281,7 +281,7 @@ def test_real_birds_are_prepared_and_what_is_missing_is_counted(tmp_path):
     assert len(manifest["label_names"]) == 200
 
 
-@pytest.mark.skipif(not (REAL / "flowers_subset").is_dir(), reason="the real subset is not beside the checkout")
+@pytest.mark.skipif(not (REAL / "flowers_subset").is_dir(), reason="the real subset is not next to the checkout")
 def test_real_flowers_get_their_names(tmp_path):
     manifest = prepare("flowers", REAL / "flowers_subset", tmp_path / "out")
     assert manifest["splits"]["train"]["rows"] == 60

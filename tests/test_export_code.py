@@ -1,5 +1,5 @@
 """The code that `ratlip export hub --with_code` ships: word for word that of the package, complete, and nothing else.
-Whether it draws the same images is seen in `test_export_hub`."""
+Whether it generates the same images is seen in `test_export_hub`."""
 
 import ast
 import shutil
@@ -100,7 +100,7 @@ def test_it_has_one_pipeline_class(code):
 def test_it_follows_the_sources(tmp_path):
     package = tmp_path / "package"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
-    path = package / "models" / "attention.py"
+    path = package / "models" / "blocks.py"
     path.write_text(path.read_text().replace("eps=1e-5", "eps=1e-3"))
     texts = [
         self_contained("models.generator", "RATLIPGenerator", sources=Sources(root)) for root in (PACKAGE, package)

@@ -1,5 +1,5 @@
 """`ratlip export hub`: a folder that loads with this package, and with its own code where the package is not there.
-Fresh interpreters load it from the folder and from the local Hub; what they draw is compared with the source."""
+Fresh interpreters load it from the folder and from the local Hub; images are compared with those of the source."""
 
 import json
 import textwrap

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import sys
+import textwrap
 
 import numpy as np
 import onnx
@@ -17,9 +18,8 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 from drawing import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, draw, seeded
 from ratlip_hf import RATLIPPipeline
 from ratlip_hf.cli.main import main
-from ratlip_hf.export import onnx_export, onnx_graphs
-from ratlip_hf.export.onnx_export import BOUNDS, Difference, export_onnx, refuse_differences
-from ratlip_hf.export.onnx_graphs import one_by_one
+from ratlip_hf.export import onnx_export
+from ratlip_hf.export.onnx_export import BOUNDS, Difference, export_onnx, one_by_one, refuse_differences
 from ratlip_hf.export.onnx_runner import IMAGE_GRAPH, RECORD, TEXT_GRAPH, OnnxRunner
 from ratlip_hf.pipeline import prepare_latents
 
@@ -71,11 +71,11 @@ class TestGraphs:
     """Read by onnxruntime alone, as a program without this package would."""
 
     @pytest.mark.parametrize("batch", [1, 5])
-    def test_sentences_are_encoded_as_by_the_pipeline(self, exported, torch_pipe, batch):
-        sentences = [PROMPT, OTHER, TOO_LONG, "", "a bird"][:batch]
-        ids = torch_pipe.tokenizer(sentences, padding="max_length", truncation=True, return_tensors="np").input_ids
+    def test_prompts_are_encoded_as_by_the_pipeline(self, exported, torch_pipe, batch):
+        prompts = [PROMPT, OTHER, TOO_LONG, "", "a bird"][:batch]
+        ids = torch_pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="np").input_ids
         (embeds,) = onnxruntime.InferenceSession(exported / TEXT_GRAPH).run(["prompt_embeds"], {"input_ids": ids})
-        assert np.allclose(embeds, torch_pipe.encode_prompt(sentences)[0].detach(), atol=1e-5)
+        assert np.allclose(embeds, torch_pipe.encode_prompt(prompts)[0].detach(), atol=1e-5)
 
     @pytest.mark.parametrize("batch", [1, 5])
     def test_images_are_those_of_the_generator_one_by_one(self, exported, torch_pipe, batch):
@@ -94,13 +94,13 @@ class TestGraphs:
 
     def test_a_coupled_generator_is_refused_where_its_graph_is_made(self, torch_pipe, tmp_path):
         with pytest.raises(ValueError, match="depend on each other"):
-            onnx_graphs.write_image_graph(tmp_path / "x", torch_pipe.generator, torch_pipe.image_encoder)
+            onnx_export.write_image_graph(tmp_path / "x", torch_pipe.generator, torch_pipe.image_encoder)
 
     def test_independent_generators_are_exported_as_they_are(self, small_generator):
         assert one_by_one(small_generator) is small_generator
 
     def test_weights_beyond_one_file_are_told_before_the_export(self, torch_pipe, tmp_path, monkeypatch):
-        monkeypatch.setattr(onnx_graphs, "_LARGEST_FILE", 1000)
+        monkeypatch.setattr(onnx_export, "_LARGEST_FILE", 1000)
         with pytest.raises(ValueError, match="GiB of weights"):
             export_onnx(torch_pipe, tmp_path / "out")
         assert not list(tmp_path.iterdir())
@@ -122,14 +122,14 @@ class TestRunner:
         ],
     )
     def test_same_prompts_and_seeds_give_the_pipeline_s_images(self, runner, torch_pipe, options):
-        wanted = draw(torch_pipe, **{"batch_size": 1, **options})
-        assert close(draw(runner, **options), wanted, atol=1e-4)
+        expected = draw(torch_pipe, **{"batch_size": 1, **options})
+        assert close(draw(runner, **options), expected, atol=1e-4)
 
     def test_images_are_pil_by_default(self, runner):
         assert runner(PROMPT).images[0].size == (32, 32)
         assert runner(PROMPT, return_dict=False)[0][0].mode == "RGB"
 
-    def test_sentences_can_be_encoded_once(self, runner, torch_pipe):
+    def test_prompts_can_be_encoded_once(self, runner, torch_pipe):
         (embeds,) = runner.encode_prompt([PROMPT, OTHER])
         assert torch.allclose(embeds, torch_pipe.encode_prompt([PROMPT, OTHER])[0], atol=1e-5)
         assert close(draw(runner, prompt_embeds=embeds[:1]), draw(runner))
@@ -175,6 +175,15 @@ class TestRunner:
     def test_unknown_providers_are_told(self, exported):
         with pytest.raises(ValueError, match=r"no Abacus; there are .*CPUExecutionProvider"):
             OnnxRunner(exported, providers=["Abacus"])
+
+    def test_running_an_export_imports_no_exporter(self, exported, run_python):
+        code = """
+            import sys
+            sys.modules["onnx"] = sys.modules["onnxscript"] = None  # importing them raises
+            from ratlip_hf.export.onnx_runner import OnnxRunner
+            assert OnnxRunner(sys.argv[1])("a red bird").images
+        """
+        run_python(textwrap.dedent(code), exported)
 
     def test_a_missing_onnxruntime_names_the_extra(self, exported, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -273,8 +282,8 @@ class TestCommand:
     ],
 )
 def test_differences_beyond_the_precision_are_refused(difference, dtype):
-    with pytest.raises(ValueError, match="sentences differ"):
-        refuse_differences({"sentences": difference}, dtype)
+    with pytest.raises(ValueError, match="embeddings differ"):
+        refuse_differences({"embeddings": difference}, dtype)
 
 
 @pytest.mark.slow
@@ -297,9 +306,9 @@ def test_every_option_exports_and_agrees(options, dtype, small_clip, make_genera
     pipe = RATLIPPipeline(small_clip.tokenizer, small_clip.text_encoder, small_clip.image_encoder, generator)
     export_onnx(pipe, tmp_path / "out", dtype)  # compares with PyTorch, or raises
     images = draw(OnnxRunner(tmp_path / "out"), prompt=[PROMPT, OTHER], generator=[seeded(0), seeded(1)])
-    wanted = draw(pipe, prompt=[PROMPT, OTHER], generator=[seeded(0), seeded(1)])
+    expected = draw(pipe, prompt=[PROMPT, OTHER], generator=[seeded(0), seeded(1)])
     # The bounds are parts of the largest value, which for random weights is far outside of what images show.
     noise = prepare_latents(2, generator.config.noise_dim, [seeded(0), seeded(1)])
     with torch.no_grad():
         values = generator(noise, pipe.encode_prompt([PROMPT, OTHER])[0], pipe.image_encoder).sample
-    assert close(images, wanted, atol=BOUNDS[dtype].largest * max(1, values.abs().max().item()))
+    assert close(images, expected, atol=BOUNDS[dtype].largest * max(1, values.abs().max().item()))

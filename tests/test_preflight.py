@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 
-from corpora import make_folder
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows, ShardRows, find_shards
@@ -31,6 +30,7 @@ from ratlip_hf.training.samples import CaptionedImages
 from ratlip_hf.utils.display import as_size
 from ratlip_hf.utils.errors import UserError
 from ratlip_hf.utils.files import atomic_directory, atomic_write, staged_files
+from raw_datasets import make_folder
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Studies: arms that differ in one thing, runs that go on where they stopped, and honest readings of records."""
+"""Studies: variants that differ in one thing, runs that go on where they stopped, and honest readings of records."""
 
 import dataclasses
 import json
@@ -21,46 +21,46 @@ from ratlip_hf.utils.errors import UserError
 PROTOCOL = {"name": "toy", "num_real": 10, "num_fake": 10}
 
 
-def record(arm: str, seed: int, value: float, **protocol) -> Record:
-    subject = {"arm": arm, "seed": seed, "parameters": 1_500_000}
+def record(variant: str, seed: int, value: float, **protocol) -> Record:
+    subject = {"variant": variant, "seed": seed, "parameters": 1_500_000}
     return Record({**PROTOCOL, **protocol}, subject, {"score": {"value": value}})
 
 
-def records(**arms: list[float]) -> list[Record]:
-    return [record(arm, seed, value) for arm, values in arms.items() for seed, value in enumerate(values)]
+def records(**variants: list[float]) -> list[Record]:
+    return [record(variant, seed, value) for variant, values in variants.items() for seed, value in enumerate(values)]
 
 
-def study_run(tmp_path, arm=plan.RAT, **changes) -> runs.StudyRun:
-    return dataclasses.replace(runs.StudyRun(plan.CORPORA["synthetic-birds"], arm, 1, tmp_path), **changes)
+def study_run(tmp_path, variant=plan.RAT, **changes) -> runs.StudyRun:
+    return dataclasses.replace(runs.StudyRun(plan.DATASETS["synthetic-birds"], variant, 1, tmp_path), **changes)
 
 
-@pytest.mark.parametrize("corpus", plan.CORPORA)
+@pytest.mark.parametrize("dataset", plan.DATASETS)
 @pytest.mark.parametrize("table", plan.TABLES.values(), ids=plan.TABLES)
-def test_every_run_has_a_valid_configuration_and_a_model(table, corpus, tmp_path):
-    for arm in table.arms:
-        run = runs.StudyRun(plan.CORPORA[corpus], arm, 0, tmp_path)
+def test_every_run_has_a_valid_configuration_and_a_model(table, dataset, tmp_path):
+    for variant in table.variants:
+        run = runs.StudyRun(plan.DATASETS[dataset], variant, 0, tmp_path)
         config = load_config(run.trainer_options())
-        assert config.generator == dict(arm.generator) and config.output_dir == str(run.folder)
+        assert config.generator == dict(variant.generator) and config.output_dir == str(run.folder)
         with torch.device("meta"):
             RATLIPGenerator(**{**preset(config.preset)["generator"], **config.generator})
-    assert {name for pair in table.contrasts for name in pair} <= {arm.name for arm in table.arms}
+    assert {name for pair in table.contrasts for name in pair} <= {variant.name for variant in table.variants}
 
 
-def test_arms_of_the_main_contrast_differ_in_one_thing_each():
-    cat, rat, with_attention = (dict(arm.generator) for arm in plan.TABLES["table3"].arms)
+def test_variants_of_the_main_contrast_differ_in_one_thing_each():
+    cat, rat, with_attention = (dict(variant.generator) for variant in plan.TABLES["table3"].variants)
     assert cat.pop("fusion") == "cat" and cat == rat
     assert set(rat.values()) == {"bn_act"} and set(with_attention.values()) == {"bn_act_sa"}
     assert rat.keys() == with_attention.keys() == {"bridge_conv", "image_conv"}
     configs = [
-        load_config(["--config", "study_birds", "--generator", json.dumps(dict(arm.generator))])
-        for arm in (plan.CAT, plan.RAT)
+        load_config(["--config", "study_birds", "--generator", json.dumps(dict(variant.generator))])
+        for variant in (plan.CAT, plan.RAT)
     ]
     assert dataclasses.replace(configs[0], generator={}) == dataclasses.replace(configs[1], generator={})
 
 
-def test_unknown_arms_are_named():
-    with pytest.raises(UserError, match="table3 has the arms cat, rat, rat_sa, not 'dog'"):
-        plan.choose_arms(plan.TABLES["table3"], ["dog"])
+def test_unknown_variants_are_named():
+    with pytest.raises(UserError, match="table3 has the variants cat, rat, rat_sa, not 'dog'"):
+        plan.TABLES["table3"].choose(["dog"])
 
 
 def test_a_paired_difference_and_its_interval():
@@ -83,7 +83,7 @@ def test_a_paired_difference_and_its_interval():
 )
 def test_verdicts(differences, verdict):
     found = results.contrast(records(a=differences, b=[0.0] * len(differences)), "a", "b", "score")
-    assert found.verdict == verdict and verdict in results.describe_contrast(found)
+    assert found.verdict == verdict and verdict in str(found)
 
 
 def test_seeds_are_paired_by_number_and_the_latest_record_counts():
@@ -103,11 +103,11 @@ def test_the_table_has_means_and_spreads_and_one_protocol():
         results.describe_table([*found, record("rat", 3, 0.1, num_fake=5)], table, ["score"])
 
 
-def test_records_are_named_by_arm_and_seed(tmp_path):
+def test_records_are_named_by_variant_and_seed(tmp_path):
     subject = {"model": str(tmp_path / "rat-1" / "pipeline"), "weights_sha256": "12"}
     runs.add_record(tmp_path, "rat", 1, Record(PROTOCOL, subject, {"score": {"value": 1.0}}))
     (found,) = runs.known_records(tmp_path)
-    assert found.subject == {"arm": "rat", "seed": 1, "weights_sha256": "12"}
+    assert found.subject == {"variant": "rat", "seed": 1, "weights_sha256": "12"}
     assert runs.is_scored("rat", 1, [found]) and not runs.is_scored("rat", 2, [found])
     assert str(tmp_path) not in (tmp_path / runs.RECORDS).read_text()
 
@@ -124,14 +124,14 @@ def test_a_run_is_finished_when_it_has_seen_everything(tmp_path):
 
 
 def test_printed_commands_are_what_is_run(tmp_path, capsys):
-    where = ["--corpus", "birds", "--data", "my birds", "--seeds", "5", "--output_dir", str(tmp_path)]
+    where = ["--dataset", "birds", "--data", "my birds", "--seeds", "5", "--output_dir", str(tmp_path)]
     assert main(["study", "table3", "--print", *where]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
-    run = runs.StudyRun(plan.CORPORA["birds"], plan.CAT, 5, tmp_path / "birds", "my birds")
+    run = runs.StudyRun(plan.DATASETS["birds"], plan.CAT, 5, tmp_path / "birds", "my birds")
     launcher, options = shlex.split(lines[0])[:4], shlex.split(lines[0])[4:]
     assert launcher == ["accelerate", "launch", "-m", "ratlip_hf.training"] and options == run.trainer_options()
     assert load_config(options).train_data_dir == "my birds"
-    assert len(lines) == 4 and lines[3].startswith("ratlip study table3 --corpus birds")
+    assert len(lines) == 4 and lines[3].startswith("ratlip study table3 --dataset birds")
     assert not any(tmp_path.iterdir())
 
 
@@ -145,27 +145,27 @@ def test_a_failing_run_says_why(tmp_path, monkeypatch):
         study_run(tmp_path).train()
 
 
-def test_curves_are_gathered_by_arm_and_seed(tmp_path):
-    run, without = study_run(tmp_path), study_run(tmp_path, arm=plan.CAT)
+def test_curves_are_gathered_by_variant_and_seed(tmp_path):
+    run, without = study_run(tmp_path), study_run(tmp_path, variant=plan.CAT)
     run.folder.mkdir()
     lines = [{"images": images, "scores": {"kid": 0.5}, "protocol": {}} for images in (10, 20)]
     (run.folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs.write_curves(tmp_path, [run, without])
     curves = [json.loads(line) for line in (tmp_path / runs.CURVES).read_text().splitlines()]
-    assert curves == [{"arm": "rat", "seed": 1, "images": images, "scores": {"kid": 0.5}} for images in (10, 20)]
+    assert curves == [{"variant": "rat", "seed": 1, "images": images, "scores": {"kid": 0.5}} for images in (10, 20)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table4"], "table4"),
-        (["table3", "--arms", "dog"], "has the arms"),
+        (["table3", "--variants", "dog"], "has the variants"),
         (["table3", "--jobs", "0"], "--jobs"),
         (["table3", "--seeds", "-1"], "--seeds"),
-        (["table1", "--images", "AttnGAN"], "NAME=FOLDER"),
-        (["table3", "--corpus", "mars"], "mars"),
-        (["table3", "--corpus", "flowers", "--data", "flowers"], "give a CLIP with --scorer"),
-        (["table1", "--images", "AttnGAN=no-such-folder"], "no-such-folder"),
+        (["table1", "--images_dir", "AttnGAN"], "NAME=FOLDER"),
+        (["table3", "--dataset", "mars"], "mars"),
+        (["table3", "--dataset", "flowers", "--data", "flowers"], "give a CLIP with --eval_clip"),
+        (["table1", "--images_dir", "AttnGAN=no-such-folder"], "no-such-folder"),
     ],
 )
 def test_mistakes_are_one_line_before_any_training(arguments, message, capsys, tmp_path, monkeypatch):
@@ -177,10 +177,10 @@ def test_mistakes_are_one_line_before_any_training(arguments, message, capsys, t
     assert not any(tmp_path.iterdir())
 
 
-def test_studies_of_two_corpora_do_not_mix(tmp_path, capsys):
+def test_studies_of_two_datasets_do_not_mix(tmp_path, capsys):
     folders = set()
-    for corpus in ("birds", "flowers"):
-        assert main(["study", "table3", "--print", "--corpus", corpus, "--output_dir", str(tmp_path)]) == 0
+    for dataset in ("birds", "flowers"):
+        assert main(["study", "table3", "--print", "--dataset", dataset, "--output_dir", str(tmp_path)]) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("accelerate")]
         folders |= {load_config(shlex.split(line)[4:]).output_dir for line in lines}
     assert len(folders) == 18 and {Path(folder).parent for folder in folders} == {
@@ -196,7 +196,7 @@ def test_a_study_from_beginning_to_end(tmp_path, capsys):
     command = [
         "study",
         "table3",
-        "--arms",
+        "--variants",
         "cat",
         "rat",
         "--seeds",

@@ -1,20 +1,14 @@
-"""From a photograph to a training image: regions of boxes, crops, scaling, mirroring, decoding of parts.
-Who asks for which part is in `test_data_reading`."""
-
-import io
+"""From a photograph to a training image: regions of boxes, crops, scaling, mirroring."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from corpora import encoded_image, make_birds
-from ratlip_hf.data import block_jpeg
-from ratlip_hf.data.block_jpeg import SAVE_OPTIONS, BlockJPEG, open_image
-from ratlip_hf.data.images import BadImage
 from ratlip_hf.data.prepare.shards import prepare
 from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame, object_region
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import load_training_data
+from raw_datasets import make_birds
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -68,48 +62,7 @@ def test_mirrored_images_show_the_same_part_reversed(variant, size):
     assert np.abs(plain - mirrored).max() > 50
 
 
-def photograph(width: int, height: int) -> bytes:
-    """A prepared JPEG of coloured noise, smooth enough to survive compression."""
-    noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((width, height)).save(buffer, "JPEG", quality=90, **SAVE_OPTIONS)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("size", [(130, 97), (64, 64), (33, 200)])
-def test_a_part_of_a_prepared_jpeg_is_decoded_alone_and_exactly(size, monkeypatch):
-    content = photograph(*size)
-    whole, parts = Image.open(io.BytesIO(content)).convert("RGB"), open_image(content)
-    assert isinstance(parts, BlockJPEG) and parts.size == size
-    decoded, real = [], block_jpeg.decode
-    monkeypatch.setattr(block_jpeg, "decode", lambda content: decoded.append(real(content)) or decoded[-1])
-    rng = np.random.default_rng(1)
-    for _ in range(50):
-        (left, right), (top, bottom) = (sorted(rng.choice(side + 1, 2, replace=False)) for side in size)
-        region = tuple(map(int, (left, top, right, bottom)))
-        assert parts.crop(region).tobytes() == whole.crop(region).tobytes()
-        assert decoded[-1].width <= region[2] - region[0] + 34 and decoded[-1].height <= region[3] - region[1] + 34
-    assert parts.crop((0, 0, *size)).tobytes() == whole.tobytes()
-
-
-def test_other_files_are_decoded_whole_and_damage_is_noticed():
-    content = photograph(64, 64)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for other in (
-        encoded_image(),
-        encoded_image(kind="PNG"),
-        encoded_image(exif=exif, **SAVE_OPTIONS),
-        content + b"more",
-    ):
-        assert isinstance(open_image(other), Image.Image)
-    with pytest.raises(BadImage):
-        open_image(content[:-200])
-    with pytest.raises(BadImage):
-        open_image(b"<html>")
-
-
-def test_a_image_of_the_right_size_is_taken_as_it_is():
+def test_an_image_of_the_right_size_is_used_as_it_is():
     image = gradient(32, 32)
     assert np.array_equal(frame(image, 32, None, ANTIALIASED, np.random.default_rng(0)), np.asarray(image))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it in an environment of its own, and uses it away from the checkout: draw, train, load.
+# Builds the wheel, installs it in an environment of its own, and uses it away from the checkout: generate, train, load.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
 builder="$(cd "$root" && command -v "${BUILDER:-.venv/bin/python}")"

@@ -1,2 +1,1 @@
-"""Speed and memory, measured: drawing, training steps, start-up, and a one-step diffusion model beside them.
-Owns what is timed and how; the record that comes out and its pages are made by `ratlip benchmark` and `docs/`."""
+"""Speed and memory, measured: inference, training steps, start-up, and one-step diffusion for comparison."""

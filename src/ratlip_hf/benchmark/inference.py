@@ -1,11 +1,19 @@
-"""How fast noise and sentence embeddings become images: the plain path, `pipe.optimize()`, compiled, and a floor.
-Drawing beside a one-step diffusion model of like resolution: SD-Turbo's shapes with random weights."""
+"""How fast images come: the plain path, `pipe.optimize()`, compiled; the roofline; one-step diffusion; start-up.
+
+Each measurement returns a part of the record of `ratlip benchmark`; the functions that end in `_table` show it.
+"""
 
 import contextlib
 import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,16 +25,34 @@ from transformers import CLIPConfig, CLIPVisionModelWithProjection
 from .. import bundled
 from ..fast.session import FastSession
 from ..models import RATLIPGenerator
-from .measuring import DTYPES, in_fresh_process, interleaved, matrix_product_rate, peak_bytes, ratio, summary
+from ..pipeline import RATLIPPipeline
+from ..utils.display import as_markdown
+from .measuring import (
+    DTYPES,
+    in_fresh_process,
+    interleaved,
+    matrix_product_rate,
+    peak_bytes,
+    ratio,
+    ratio_cell,
+    size_cell,
+    summary,
+    time_cells,
+)
 
 PLAIN = "plain fp32"
+DIFFUSION_SIZE = 256  # pixels; the denoiser halves its 32 x 32 latents three times
+_DIFFUSION_TOKENS = 77
 _SHOWN_OPERATIONS = 8
+_IMPORTS = {"torch and diffusers": "import torch, diffusers", "with ratlip_hf": "import torch, diffusers, ratlip_hf"}
+_START_UP_IMAGES = 20
+_PROMPT = "a small red bird with black wings"
 
 Tower = CLIPVisionModelWithProjection
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Inference:
     """What is measured: a preset, batch sizes, repetitions, and the device."""
 
     preset: str
@@ -40,6 +66,72 @@ class Drawing:
         if self.device.type == "cpu":
             return (PLAIN, "optimized fp32", "optimized bf16")
         return (PLAIN, "plain bf16", "compiled fp32", "compiled bf16")
+
+
+def measure(what: Inference) -> dict:
+    """All values of inference, for the record."""
+    cases = [(path, batch) for batch in what.batch_sizes for path in what.paths]
+    memory = {case: in_fresh_process(_peak, *case, what.preset, str(what.device)) for case in cases}
+    networks = build_networks(what.preset, what.device)
+    calls = {path: image_function(path, *networks) for path in what.paths}
+    rates = {name: matrix_product_rate(dtype, what.device) for name, dtype in DTYPES.items()}
+    work = {path: multiply_adds(path, *networks) for path in what.paths}
+    rows = []
+    for batch in what.batch_sizes:
+        inputs = inputs_of(networks[0], batch)
+        plain = calls[PLAIN](*inputs)
+        seconds = interleaved(
+            {path: _bound(call, inputs) for path, call in calls.items()}, what.repetitions, what.device
+        )
+        base = summary(seconds[PLAIN])["median_s"]
+        for path, call in calls.items():
+            times = summary(seconds[path])
+            roofline = batch * work[path] / rates[path.split()[1]]
+            row = {"path": path, "batch": batch, **times, "faster": base / times["median_s"]}
+            row |= {"roofline_s": roofline, "of_roofline": times["median_s"] / roofline}
+            peak, plain_peak = memory[path, batch], memory[PLAIN, batch]
+            row |= {"peak_bytes": peak, "of_plain_peak": ratio(peak, plain_peak)}
+            rows.append(row | errors(call(*inputs), plain))
+    one = inputs_of(networks[0], 1)
+    return {
+        "preset": what.preset,
+        "repetitions": what.repetitions,
+        "matrix_product_rate": rates,
+        "multiply_adds_per_image": work,
+        "rows": rows,
+        "operations": {path: operations(_bound(call, one)) for path, call in calls.items()},
+    }
+
+
+def inference_table(inference: Mapping) -> str:
+    """A line for each path and batch size."""
+    head = ["batch", "path", "median s", "range s", "images/s", "faster", "x roofline", "max error / range"]
+    head += ["PSNR dB", "peak memory", "of plain"]
+    body = []
+    for row in inference["rows"]:
+        cells = [str(row["batch"]), row["path"], *time_cells(row), f"{row['batch'] / row['median_s']:.3g}"]
+        cells += [f"{row['faster']:.2f}x", f"{row['of_roofline']:.2f}"]
+        cells += [f"{row['max_error']:.1e}", f"{row['psnr_db']:.1f}"] if "psnr_db" in row else ["-", "-"]
+        body.append([*cells, size_cell(row["peak_bytes"]), ratio_cell(row["of_plain_peak"])])
+    return as_markdown(head, body)
+
+
+def roofline_table(inference: Mapping) -> str:
+    """Work of each path, and the rate of a large matrix product, which together are the roofline."""
+    body = []
+    for path, work in inference["multiply_adds_per_image"].items():
+        rate = inference["matrix_product_rate"][path.split()[1]]
+        body.append([path, f"{2 * work / 1e9:.1f}", f"{2 * rate / 1e9:.0f}", f"{work / rate:.4f}"])
+    return as_markdown(["path", "GFLOP per image", "GFLOP/s of a matrix product", "roofline, s per image"], body)
+
+
+def operations_table(inference: Mapping) -> str:
+    """Where the time of each path goes, at batch 1."""
+    body = [
+        [path, ", ".join(f"{name} {share:.0%}" for name, share in shares.items())]
+        for path, shares in inference["operations"].items()
+    ]
+    return as_markdown(["path", "share of the time by operator"], body)
 
 
 def build_networks(preset: str, device: torch.device) -> tuple[RATLIPGenerator, Tower]:
@@ -66,10 +158,10 @@ def image_tower(preset: str) -> Tower:
 
 
 def inputs_of(generator: RATLIPGenerator, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same noise [B, Z] and sentence embeddings [B, D] at every call."""
+    """The same noise [B, Z] and text embeddings [B, D] at every call."""
     sizes, rng = generator.config, torch.Generator().manual_seed(0)
-    drawn = (torch.randn(batch, width, generator=rng) for width in (sizes.noise_dim, sizes.text_dim))
-    return tuple(x.to(generator.device) for x in drawn)
+    random = (torch.randn(batch, width, generator=rng) for width in (sizes.noise_dim, sizes.text_dim))
+    return tuple(x.to(generator.device) for x in random)
 
 
 def parameters_of(*networks: nn.Module) -> int:
@@ -77,68 +169,29 @@ def parameters_of(*networks: nn.Module) -> int:
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
-def drawer(path: str, generator: RATLIPGenerator, tower: Tower) -> Callable[..., torch.Tensor]:
+def image_function(path: str, generator: RATLIPGenerator, tower: Tower) -> Callable[..., torch.Tensor]:
     """(noise, embeddings) -> unclamped float32 images, without the postprocessing that all paths share."""
     kind, dtype = path.split()[0], DTYPES[path.split()[1]]
     if kind == "optimized":
         session = FastSession(dtype)
-        draw = session.prepare(generator, tower)
+        run = session.prepare(generator, tower)
     else:
         # Autocast rather than `.to(dtype)`, so that all paths share one set of weights.
-        run = torch.compile(generator) if kind == "compiled" else generator
+        network = torch.compile(generator) if kind == "compiled" else generator
 
-        def draw(noise: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        def run(noise: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
             with torch.autocast(noise.device.type, dtype, enabled=dtype != torch.float32):
-                return run(noise, embeds, tower, return_dict=False)[0]
+                return network(noise, embeds, tower, return_dict=False)[0]
 
-    return torch.no_grad()(lambda noise, embeds: draw(noise, embeds).float())
-
-
-def peaks(what: Drawing) -> dict[tuple[str, int], int | None]:
-    """Bytes at the peak of a process that builds, prepares and draws twice, for every path and batch size."""
-    facts = (what.preset, str(what.device))
-    cases = [(path, batch) for batch in what.batch_sizes for path in what.paths]
-    return {case: in_fresh_process(_draw_twice, *case, *facts) for case in cases}
+    return torch.no_grad()(lambda noise, embeds: run(noise, embeds).float())
 
 
-def _draw_twice(path: str, batch: int, preset: str, device: str) -> int:
+def _peak(path: str, batch: int, preset: str, device: str) -> int:
+    """Bytes at the peak of a process that builds, prepares and generates twice."""
     networks = build_networks(preset, torch.device(device))
-    draw, given = drawer(path, *networks), inputs_of(networks[0], batch)
-    draw(*given), draw(*given)
+    call, inputs = image_function(path, *networks), inputs_of(networks[0], batch)
+    call(*inputs), call(*inputs)
     return peak_bytes(device)
-
-
-def measure(what: Drawing) -> dict:
-    """All figures of drawing, for the record."""
-    memory = peaks(what)
-    generator, tower = build_networks(what.preset, what.device)
-    draws = {path: drawer(path, generator, tower) for path in what.paths}
-    rates = {name: matrix_product_rate(dtype, what.device) for name, dtype in DTYPES.items()}
-    work = {path: multiply_adds(path, generator, tower) for path in what.paths}
-    rows = []
-    for batch in what.batch_sizes:
-        given = inputs_of(generator, batch)
-        plain = draws[PLAIN](*given)
-        seconds = interleaved(
-            {path: _call(draw, given) for path, draw in draws.items()}, what.repetitions, what.device
-        )
-        base = summary(seconds[PLAIN])["median_s"]
-        for path, draw in draws.items():
-            times = summary(seconds[path])
-            floor = batch * work[path] / rates[path.split()[1]]
-            row = {"path": path, "batch": batch, **times, "faster": base / times["median_s"]}
-            row |= {"floor_s": floor, "of_floor": times["median_s"] / floor}
-            peak, plain_peak = memory[path, batch], memory[PLAIN, batch]
-            row |= {"peak_bytes": peak, "of_plain_peak": ratio(peak, plain_peak)}
-            rows.append(row | errors(draw(*given), plain))
-    return {
-        "preset": what.preset,
-        "repetitions": what.repetitions,
-        "matrix_product_rate": rates,
-        "multiply_adds_per_image": work,
-        "rows": rows,
-        "operations": {path: operations(_call(draws[path], inputs_of(generator, 1))) for path in what.paths},
-    }
 
 
 def errors(images: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
@@ -156,7 +209,7 @@ def multiply_adds(path: str, generator: RATLIPGenerator, tower: Tower) -> int:
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.filterwarnings("ignore", message="TF32 acceleration")  # which the switch below has no part in
         with torch.backends.mkldnn.flags(enabled=False):
-            drawer(path.replace("compiled", "plain"), generator, tower)(*inputs_of(generator, 1))
+            image_function(path.replace("compiled", "plain"), generator, tower)(*inputs_of(generator, 1))
     return counter.get_total_flops() // 2
 
 
@@ -187,36 +240,32 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _call(draw: Callable, given: tuple) -> Callable[[], torch.Tensor]:
-    return lambda: draw(*given)
+def _bound(call: Callable, inputs: tuple) -> Callable[[], torch.Tensor]:
+    return lambda: call(*inputs)
 
 
-DIFFUSION_SIZE = 256  # pixels; the denoiser halves its 32 x 32 latents three times
-_TOKENS = 77
+# One-step diffusion of like resolution: SD-Turbo's shapes with random weights
 
 
 def measure_diffusion(preset: str, repetitions: int, device: torch.device) -> dict:
     """Seconds for one image of both, in each precision, in turns."""
     networks = build_networks(preset, device)
-    given, kind = inputs_of(networks[0], 1), "optimized" if device.type == "cpu" else "compiled"
-    calls, facts = {}, {}
+    inputs, kind = inputs_of(networks[0], 1), "optimized" if device.type == "cpu" else "compiled"
+    calls, facts, baselines = {}, {}, {}
     for precision, dtype in DTYPES.items():
         ours, other = f"{preset}, {kind} {precision}", f"one-step diffusion {precision}"
-        draw, parts = drawer(f"{kind} {precision}", *networks), build_diffusion(device, dtype)
-        calls |= {ours: lambda draw=draw: draw(*given), other: diffusion_sampler(*parts)}
-        size = networks[0].config.sample_size
-        facts[ours] = {"size": size, "parameters": parameters_of(*networks), "beside": other}
+        denoiser, decoder = build_diffusion(device, dtype)
+        calls[ours] = _bound(image_function(f"{kind} {precision}", *networks), inputs)
+        calls[other] = diffusion_sampler(denoiser, decoder)
+        facts[ours] = {"size": networks[0].config.sample_size, "parameters": parameters_of(*networks)}
         # The encoder half of the autoencoder takes no part.
-        facts[other] = {
-            "size": DIFFUSION_SIZE,
-            "parameters": parameters_of(parts[0], parts[1].decoder),
-            "beside": other,
-        }
+        facts[other] = {"size": DIFFUSION_SIZE, "parameters": parameters_of(denoiser, decoder.decoder)}
+        baselines[ours] = baselines[other] = other
     seconds = {name: summary(times) for name, times in interleaved(calls, repetitions, device).items()}
     rows = []
-    for name, facts_of_it in facts.items():
-        base = seconds[facts_of_it.pop("beside")]["median_s"]
-        rows.append({"model": name, **facts_of_it, **seconds[name], "faster": base / seconds[name]["median_s"]})
+    for name, times in seconds.items():
+        faster = seconds[baselines[name]]["median_s"] / times["median_s"]
+        rows.append({"model": name, **facts[name], **times, "faster": faster})
     return {"repetitions": repetitions, "rows": rows}
 
 
@@ -244,13 +293,67 @@ def diffusion_sampler(denoiser: UNet2DConditionModel, decoder: AutoencoderKL) ->
     """One step at the last time, then the decoder: an image [1, 3, 256, 256] at every call."""
     like = {"device": denoiser.device, "dtype": denoiser.dtype}
     latents = torch.randn(1, 4, DIFFUSION_SIZE // 8, DIFFUSION_SIZE // 8, **like)
-    sentence = torch.randn(1, _TOKENS, denoiser.config.cross_attention_dim, **like)
-    time = torch.tensor(999, device=denoiser.device)
+    embeds = torch.randn(1, _DIFFUSION_TOKENS, denoiser.config.cross_attention_dim, **like)
+    step = torch.tensor(999, device=denoiser.device)
 
     @torch.no_grad()
-    def draw() -> torch.Tensor:
-        noise = denoiser(latents, time, encoder_hidden_states=sentence, return_dict=False)[0]
+    def sample() -> torch.Tensor:
+        noise = denoiser(latents, step, encoder_hidden_states=embeds, return_dict=False)[0]
         # With the noise of SD's schedule at its last step, 1 - 0.0047 of the variance.
         return decoder.decode((latents - 0.9976 * noise) / 0.0683, return_dict=False)[0]
 
-    return draw
+    return sample
+
+
+def diffusion_table(diffusion: Mapping) -> str:
+    """This model compared with one-step diffusion, one image at a time."""
+    head = ["model", "pixels", "parameters", "median s", "range s", "faster than diffusion"]
+    body = [
+        [row["model"], str(row["size"]), f"{row['parameters'] / 1e6:.0f} M", *time_cells(row), f"{row['faster']:.1f}x"]
+        for row in diffusion["rows"]
+    ]
+    return as_markdown(head, body)
+
+
+# Start-up
+
+
+def measure_start_up(repetitions: int) -> dict[str, float]:
+    """Medians in seconds: of both imports, their difference, of the command that generates one image with the bundled
+    model, and of that model's call alone, from prompt to image, as it comes and optimized."""
+    seconds: dict[str, list[float]] = {name: [] for name in (*_IMPORTS, "generate")}
+    with tempfile.TemporaryDirectory() as folder:
+        generate = ["-m", "ratlip_hf.cli.main", "generate", _PROMPT, "--output_dir", str(Path(folder) / "images")]
+        for number in range(repetitions + 1):
+            for name, code in _IMPORTS.items():
+                seconds[name].append(_run_command(["-c", code]))
+            seconds["generate"].append(_run_command(generate))
+            if not number:  # from a cold disk
+                seconds = {name: [] for name in seconds}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians["import"] = medians["with ratlip_hf"] - medians["torch and diffusers"]
+    return medians | {name: statistics.median(times) for name, times in _image_seconds().items()}
+
+
+def _image_seconds() -> dict[str, list[float]]:
+    plain, optimized = (RATLIPPipeline.from_pretrained(bundled.model_dir()) for _ in range(2))
+    optimized.optimize()
+    calls = {"image": lambda: plain(_PROMPT), "optimized image": lambda: optimized(_PROMPT)}
+    return interleaved(calls, _START_UP_IMAGES, torch.device("cpu"))
+
+
+def _run_command(arguments: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def start_up_table(start_up: Mapping) -> str:
+    """Seconds until something works."""
+    names = {
+        "import": "`import ratlip_hf` beyond torch and diffusers",
+        "generate": "`ratlip generate` on the bundled model, one image, all in all",
+        "image": "`pipe(prompt)` with the bundled model, 64 px",
+        "optimized image": "the same after `pipe.optimize()`, a prompt seen before",
+    }
+    return as_markdown(["what", "median s"], [[text, f"{start_up[name]:.3f}"] for name, text in names.items()])

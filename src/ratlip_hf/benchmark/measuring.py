@@ -1,14 +1,11 @@
-"""The machine, times taken in turns, and the memory of a process of its own.
-How long the package takes to be ready: its import beyond torch and diffusers, `ratlip generate`, one image of it."""
+"""Tools of all measurements: the machine, times taken in turns, the peak memory of a process of its own."""
 
 import datetime
 import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -18,16 +15,15 @@ from pathlib import Path
 
 import torch
 
-from .. import bundled
 from ..evaluation.records import environment
-from ..pipeline import RATLIPPipeline
+from ..utils.display import as_size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SIDE = 2048  # of the matrices whose product is the yardstick
+_SIDE = 2048  # of the matrices whose product gives the roofline
 
 
 def machine(device: torch.device) -> dict:
-    """What figures of speed depend on: the date, processor or GPU, threads, versions."""
+    """What speed depends on: the date, processor or GPU, threads, versions."""
     return {
         "date": str(datetime.date.today()),
         "device": device_name(device),
@@ -35,6 +31,14 @@ def machine(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         **environment(),
     }
+
+
+def describe_machine(machine: Mapping) -> str:
+    """One line of what [`machine`] returns: date, device, threads, versions."""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "diffusers"))
+    return (
+        f"{machine['date']}, {machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {versions}"
+    )
 
 
 def device_name(device: torch.device | str) -> str:
@@ -67,6 +71,20 @@ def interleaved(paths: Mapping[str, Callable], repetitions: int, device: torch.d
 def summary(seconds: list[float]) -> dict[str, float]:
     """Median, least and greatest of some times, in seconds."""
     return {"median_s": statistics.median(seconds), "least_s": min(seconds), "greatest_s": max(seconds)}
+
+
+def time_cells(row: Mapping) -> list[str]:
+    """Median and range of a row with a [`summary`], for a table."""
+    return [f"{row['median_s']:.3g}", f"{row['least_s']:.3g}-{row['greatest_s']:.3g}"]
+
+
+def size_cell(count: int | None) -> str:
+    """A peak of memory for a table; None means that memory did not suffice."""
+    return as_size(count) if count else "does not fit"
+
+
+def ratio_cell(value: float | None) -> str:
+    return f"{value:.2f}" if value else "-"
 
 
 def ratio(one: int | None, other: int | None) -> float | None:
@@ -107,38 +125,3 @@ def in_fresh_process(work: Callable, *arguments):
             return fresh.submit(work, *arguments).result()
         except (torch.OutOfMemoryError, BrokenProcessPool):
             return None
-
-
-_IMPORTS = {"torch and diffusers": "import torch, diffusers", "with ratlip_hf": "import torch, diffusers, ratlip_hf"}
-_START_UP_IMAGES = 20
-_SENTENCE = "a small red bird with black wings"
-
-
-def measure_start_up(repetitions: int) -> dict[str, float]:
-    """Medians in seconds: of both imports, their difference, of the command that draws one image with the bundled
-    model, and of that model's drawing alone, from sentence to image, as it comes and optimized."""
-    seconds: dict[str, list[float]] = {name: [] for name in (*_IMPORTS, "generate")}
-    with tempfile.TemporaryDirectory() as folder:
-        generate = ["-m", "ratlip_hf.cli.main", "generate", _SENTENCE, "--output_dir", str(Path(folder) / "images")]
-        for number in range(repetitions + 1):
-            for name, code in _IMPORTS.items():
-                seconds[name].append(_run_command(["-c", code]))
-            seconds["generate"].append(_run_command(generate))
-            if not number:  # from a cold disk
-                seconds = {name: [] for name in seconds}
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    medians["import"] = medians["with ratlip_hf"] - medians["torch and diffusers"]
-    return medians | {name: statistics.median(times) for name, times in _images().items()}
-
-
-def _images() -> dict[str, list[float]]:
-    plain, optimized = (RATLIPPipeline.from_pretrained(bundled.model_dir()) for _ in range(2))
-    optimized.optimize()
-    calls = {"image": lambda: plain(_SENTENCE), "optimized image": lambda: optimized(_SENTENCE)}
-    return interleaved(calls, _START_UP_IMAGES, torch.device("cpu"))
-
-
-def _run_command(arguments: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    return time.perf_counter() - started

@@ -1,8 +1,7 @@
-"""One training iteration written the way the released code arranges it, as the yardstick for ours.
-How fast training steps are and what memory they take: ours, with checkpointing, and one arranged as released."""
+"""How fast training steps are and what memory they take: ours, with checkpointing, and one arranged as released."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,65 +16,19 @@ from ..training.config import TrainingConfig
 from ..training.optimization import EMA, Optimization
 from ..training.run import build_networks, load_frozen_clip, start_accelerator, wrap
 from ..training.samples import StepInputs
-from ..training.step import Metrics, Networks, mean_over_processes, training_step
+from ..training.step import Networks, mean_over_processes, training_step
+from ..utils.display import as_markdown
 from .inference import image_tower
-from .measuring import in_fresh_process, interleaved, peak_bytes, ratio, summary
-
-
-@dataclass
-class ReleasedInputs:
-    """Images [B, 3, S, S] in [-1, 1], noise [B, Z] and token ids [B, tokens] of their captions."""
-
-    images: torch.Tensor
-    noise: torch.Tensor
-    input_ids: torch.Tensor
-
-
-def released_step(nets: Networks, text_encoder: nn.Module, inputs: ReleasedInputs) -> Metrics:
-    """Move both networks once (Eq. 8); returns the detached losses.
-
-    As released: sentences are encoded in every step; real images ask for gradients, so that their pass through the
-    frozen image tower keeps a graph, which the discriminator's backward walks; that pass runs to the last layer; real,
-    mismatched and generated pairs go through the discriminator one after the other; and the generator's backward
-    makes gradients of the discriminator, too, which nobody uses.
-    """
-    text = text_encoder(inputs.input_ids).text_embeds.detach().requires_grad_()
-    images = inputs.images.detach().requires_grad_()
-    generator, discriminator, config = nets.generator, nets.discriminator, nets.config
-
-    features, sentences = discriminator.condition(_read(nets, images)[0], text)
-    real = _judge(discriminator, features, sentences)
-    mismatched = _judge(discriminator, features, sentences.roll(-1, 0))
-    fakes = generator(inputs.noise, text, nets.image_encoder, return_dict=False)[0]
-    fake_features, embeds = _read(nets, fakes)
-    fake_features = discriminator.condition(fake_features, text)[0]
-    fake = _judge(discriminator, fake_features.detach(), sentences)
-    penalty = losses.matching_aware_gradient_penalty(
-        losses.input_gradients(real, [features, sentences]),
-        config.penalty_weight,
-        config.penalty_power,
-        config.penalty_form,
-    )
-    d_loss = losses.discriminator_hinge(real, fake, mismatched) + penalty
-    nets.discriminator_optimization.backward(d_loss)
-    nets.discriminator_optimization.step()
-
-    adversarial = losses.generator_adversarial(_judge(discriminator, fake_features, sentences.detach()))
-    g_loss = adversarial - config.clip_loss_weight * losses.clip_similarity(embeds, text)
-    nets.generator_optimization.backward(g_loss)
-    nets.generator_optimization.step()
-    nets.discriminator_optimization.optimizer.zero_grad()
-    return {"d_loss": d_loss.detach(), "g_loss": g_loss.detach()}
-
-
-def _read(nets: Networks, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    reader = nets.discriminator.config
-    return image_features_and_embeds(nets.image_encoder, images, reader.feature_layers, reader.clip_input)
-
-
-def _judge(discriminator: nn.Module, features: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
-    return discriminator(features, sentences, conditioned=True, return_dict=False)[0]
-
+from .measuring import (
+    in_fresh_process,
+    interleaved,
+    peak_bytes,
+    ratio,
+    ratio_cell,
+    size_cell,
+    summary,
+    time_cells,
+)
 
 RELEASED, OURS = "arranged as released", "ours"
 _OPTIONS = {
@@ -97,7 +50,7 @@ class Training:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The yardstick and ours; compiled only on a GPU, where that pays within minutes."""
+        """The baseline and ours; compiled only on a GPU, where that pays within minutes."""
         return (RELEASED, *(path for path in _OPTIONS if self.device.type == "cuda" or "compiled" not in path))
 
     def config(self, path: str = OURS) -> TrainingConfig:
@@ -113,7 +66,7 @@ class Training:
 
 
 def measure(what: Training) -> dict:
-    """All figures of training, for the record."""
+    """All values of training, for the record."""
     memory = {path: in_fresh_process(_two_steps, path, what) for path in what.paths}
     steps = {path: stepper(path, what) for path in what.paths}
     seconds = interleaved(steps, what.steps, what.device)
@@ -126,14 +79,31 @@ def measure(what: Training) -> dict:
     return {"preset": what.preset, "batch": what.batch, "steps": what.steps, "rows": rows}
 
 
+def training_table(training: Mapping) -> str:
+    """A line for each kind of step."""
+    head = ["step", "median s", "range s", "images/s", "faster", "peak memory", "of released"]
+    body = [
+        [
+            row["path"],
+            *time_cells(row),
+            f"{row['images_per_s']:.3g}",
+            f"{row['faster']:.2f}x",
+            size_cell(row["peak_bytes"]),
+            ratio_cell(row["of_released_peak"]),
+        ]
+        for row in training["rows"]
+    ]
+    return as_markdown(head, body)
+
+
 def _two_steps(path: str, what: Training) -> int:
-    take = stepper(path, what)
-    take(), take()
+    step = stepper(path, what)
+    step(), step()
     return peak_bytes(what.device)
 
 
 def stepper(path: str, what: Training) -> Callable[[], object]:
-    """A function that takes one step: on the same random images, noise and sentences at every call and path."""
+    """A function that makes one step: on the same random images, noise and captions at every call and path."""
     nets, ema = set_up(what.config(path), what.device)
     text_encoder = _text_tower(what).to(what.device)
     images, noise, input_ids = random_inputs(what.batch, nets.bare(nets.generator), text_encoder)
@@ -141,16 +111,15 @@ def stepper(path: str, what: Training) -> Callable[[], object]:
         text = text_encoder(input_ids).text_embeds
     if path == RELEASED:
         resize_late(nets.bare(nets.generator), late=False)
-        given = ReleasedInputs(images, noise, input_ids)
-        take = lambda: released_step(nets, text_encoder, given)  # noqa: E731
+        run = lambda: released_step(nets, text_encoder, images, noise, input_ids)  # noqa: E731
     else:
         inputs = StepInputs(images, noise, text, text.roll(-1, 0))
-        take = lambda: training_step(nets, [inputs])  # noqa: E731
+        run = lambda: training_step(nets, [inputs])  # noqa: E731
 
     def step() -> dict[str, float]:
-        metrics = mean_over_processes(take(), nets.accelerator)  # as in the loop, this waits for the device
+        values = mean_over_processes(run(), nets.accelerator)  # as in the loop, this waits for the device
         ema.update(nets.bare(nets.generator))
-        return metrics
+        return values
 
     return step
 
@@ -178,7 +147,7 @@ def set_up(config: TrainingConfig, device: torch.device) -> tuple[Networks, EMA]
 
 
 def random_inputs(batch: int, generator: RATLIPGenerator, text_encoder: CLIPTextModelWithProjection) -> tuple:
-    """Images in [-1, 1], noise and token ids that look like nothing; the same at every call."""
+    """Images in [-1, 1], noise and token ids without meaning; the same at every call."""
     tokens = text_encoder.config.max_position_embeddings
     sizes, rng = generator.config, torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, sizes.sample_size, sizes.sample_size, generator=rng) * 2 - 1
@@ -191,3 +160,56 @@ def _text_tower(what: Training) -> CLIPTextModelWithProjection:
     if what.preset == "tiny":
         return load_frozen_clip(what.config(), what.device).text_encoder
     return CLIPTextModelWithProjection(CLIPConfig().text_config).requires_grad_(False).eval()
+
+
+# One iteration in the arrangement of the released code, as the baseline
+
+
+def released_step(
+    nets: Networks, text_encoder: nn.Module, images: torch.Tensor, noise: torch.Tensor, input_ids: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Move both networks once (Eq. 8), on images [B, 3, S, S], noise [B, Z] and token ids [B, tokens] of captions.
+
+    Returns the detached losses.
+
+    As released: captions are encoded in every step; real images ask for gradients, so that their pass through the
+    frozen image tower keeps a graph, which the discriminator's backward walks; that pass runs to the last layer; real,
+    mismatched and generated pairs go through the discriminator one after the other; and the generator's backward
+    makes gradients of the discriminator, too, which nobody uses.
+    """
+    text = text_encoder(input_ids).text_embeds.detach().requires_grad_()
+    images = images.detach().requires_grad_()
+    generator, discriminator, config = nets.generator, nets.discriminator, nets.config
+
+    features, condition = discriminator.condition(_read(nets, images)[0], text)
+    real = _logits(discriminator, features, condition)
+    mismatched = _logits(discriminator, features, condition.roll(-1, 0))
+    fakes = generator(noise, text, nets.image_encoder, return_dict=False)[0]
+    fake_features, embeds = _read(nets, fakes)
+    fake_features = discriminator.condition(fake_features, text)[0]
+    fake = _logits(discriminator, fake_features.detach(), condition)
+    penalty = losses.matching_aware_gradient_penalty(
+        losses.input_gradients(real, [features, condition]),
+        config.penalty_weight,
+        config.penalty_power,
+        config.penalty_form,
+    )
+    d_loss = losses.discriminator_hinge(real, fake, mismatched) + penalty
+    nets.discriminator_optimization.backward(d_loss)
+    nets.discriminator_optimization.step()
+
+    adversarial = losses.generator_adversarial(_logits(discriminator, fake_features, condition.detach()))
+    g_loss = adversarial - config.clip_loss_weight * losses.clip_similarity(embeds, text)
+    nets.generator_optimization.backward(g_loss)
+    nets.generator_optimization.step()
+    nets.discriminator_optimization.optimizer.zero_grad()
+    return {"d_loss": d_loss.detach(), "g_loss": g_loss.detach()}
+
+
+def _read(nets: Networks, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    config = nets.discriminator.config
+    return image_features_and_embeds(nets.image_encoder, images, config.feature_layers, config.clip_input)
+
+
+def _logits(discriminator: nn.Module, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    return discriminator(features, condition, conditioned=True, return_dict=False)[0]

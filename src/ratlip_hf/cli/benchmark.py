@@ -1,5 +1,4 @@
-"""Measure speed and memory on this machine: `ratlip benchmark`.
-Owns the verb's options; what is measured is in `benchmark`."""
+"""Measure speed and memory on this machine: inference, one-step diffusion, training steps, start-up."""
 
 import argparse
 import json
@@ -7,24 +6,20 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
-
-from ..models import PRESETS
 from ..utils.errors import UserError
 from ..utils.files import append_line, check_appendable
-from .options import find_device, quiet_libraries
 
-PARTS = ("drawing", "diffusion", "training", "start_up")
+PARTS = ("inference", "diffusion", "training", "start_up")
+# Not `ratlip-released`, whose recurrence couples the images of a batch, so that batch sizes do not compare.
+PRESETS = ("ratlip", "galip", "tiny")
 _BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 16, 64, 256]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    # The authors' recurrence couples the images of a batch, so that batch sizes do not compare.
-    presets = [name for name in PRESETS if name != "ratlip-released"]
-    parser.add_argument("--preset", choices=presets, default="ratlip", help="random weights; default: %(default)s")
+    parser.add_argument("--preset", choices=PRESETS, default="ratlip", help="random weights; default: %(default)s")
     parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", metavar="N", help="of drawing (default: 1 8, on GPUs more)"
+        "--batch_sizes", type=int, nargs="+", metavar="N", help="of inference (default: 1 8, on GPUs more)"
     )
     parser.add_argument("--training_batch", type=int, default=4, metavar="N", help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=5, help="of each path, in turns (default: %(default)s)")
@@ -34,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import torch
+
+    from .options import find_device, quiet_libraries
+
     device = find_device(options.device)
     sizes = options.batch_sizes or _BATCH_SIZES.get(device.type)
     if sizes is None:
@@ -51,36 +50,56 @@ def run(options: argparse.Namespace) -> int:
     record = _measure(options, device, tuple(sizes))
     if options.output_file:
         append_line(options.output_file, json.dumps(record))
-    from ..benchmark.report import describe
-
     print(describe(record))
     return 0
 
 
-def _command(options: argparse.Namespace, sizes: tuple[int, ...]) -> str:
-    """What to type for the same, whatever was left to its default here and wherever the record went."""
-    words = ["ratlip", "benchmark", "--parts", *options.parts, "--preset", options.preset]
-    words += ["--batch_sizes", *map(str, sizes), "--training_batch", str(options.training_batch)]
-    return shlex.join([*words, "--repetitions", str(options.repetitions), "--threads", str(torch.get_num_threads())])
+def _measure(options: argparse.Namespace, device, sizes: tuple[int, ...]) -> dict:
+    import torch
 
-
-def _measure(options: argparse.Namespace, device: torch.device, sizes: tuple[int, ...]) -> dict:
     try:
         from ..benchmark import inference, measuring, training_speed
     except ModuleNotFoundError as error:
         raise UserError(f"benchmarks need {error.name}: pip install 'ratlip_hf[train]'") from error
-    steps = max(1, options.repetitions // 2)
+    preset, repetitions = options.preset, options.repetitions
+    steps = max(1, repetitions // 2)
     parts = {
-        "start_up": lambda: measuring.measure_start_up(steps),
-        "drawing": lambda: inference.measure(inference.Drawing(options.preset, sizes, options.repetitions, device)),
+        "start_up": lambda: inference.measure_start_up(steps),
+        "inference": lambda: inference.measure(inference.Inference(preset, sizes, repetitions, device)),
         "training": lambda: training_speed.measure(
-            training_speed.Training(options.preset, options.training_batch, steps, device)
+            training_speed.Training(preset, options.training_batch, steps, device)
         ),
-        "diffusion": lambda: inference.measure_diffusion(options.preset, steps, device),
+        "diffusion": lambda: inference.measure_diffusion(preset, steps, device),
     }
-    record = {"command": _command(options, sizes), "machine": measuring.machine(device)}
+    record = {
+        "command": _command(options, sizes, torch.get_num_threads()),
+        "machine": measuring.machine(device),
+    }
     for name, measure in parts.items():
         if name in options.parts:
             print(f"measuring {name.replace('_', '-')} ...", file=sys.stderr, flush=True)
             record[name] = measure()
     return record
+
+
+def _command(options: argparse.Namespace, sizes: tuple[int, ...], threads: int) -> str:
+    """What to type for the same, whatever was left to its default here and wherever the record went."""
+    words = ["ratlip", "benchmark", "--parts", *options.parts, "--preset", options.preset]
+    words += ["--batch_sizes", *map(str, sizes), "--training_batch", str(options.training_batch)]
+    return shlex.join([*words, "--repetitions", str(options.repetitions), "--threads", str(threads)])
+
+
+def describe(record: dict) -> str:
+    """The whole record as text."""
+    from ..benchmark import inference, measuring, training_speed
+
+    texts = [measuring.describe_machine(record["machine"])]
+    for part, title, tables in (
+        ("inference", "Inference", (inference.inference_table, inference.roofline_table, inference.operations_table)),
+        ("diffusion", "Compared with one-step diffusion", (inference.diffusion_table,)),
+        ("training", "Training steps", (training_speed.training_table,)),
+        ("start_up", "Start-up", (inference.start_up_table,)),
+    ):
+        if part in record:
+            texts += [title, *(table(record[part]) for table in tables)]
+    return "\n\n".join(texts)

@@ -1,18 +1,11 @@
-"""Turn an original RATLIP or GALIP checkpoint into a pipeline folder, or a pipeline back into such a file.
-Owns the verb's options and what it prints; the work is done in `convert`."""
+"""Turn an original RATLIP or GALIP checkpoint into a pipeline folder, or a pipeline back into such a file."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from .. import bundled
-from ..convert.folder import refuse_existing, save_conversion, save_original
-from ..convert.layout import FAMILIES
-from ..convert.original import DEFAULT_CLIP, convert_original
 from ..utils.errors import UserError, one_line
-from .options import quiet_libraries
 
 _ONLY_FROM_ORIGINAL = ("clip", "family", "coupled", "sample_size", "prompt_layers", "feature_layers")
 
@@ -21,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="original .pth; with --to_original, folder or repository of a pipeline")
     parser.add_argument("output", type=Path, help="folder to make; with --to_original, the .pth to make")
     parser.add_argument("--to_original", action="store_true", help="write an original checkpoint from a pipeline")
-    parser.add_argument("--clip", help=f"folder or repository of the frozen CLIP (default: {DEFAULT_CLIP})")
-    parser.add_argument("--family", choices=("auto", *FAMILIES), help="insist on a family (default: auto)")
+    parser.add_argument("--clip", help="folder or repository of the frozen CLIP (default: OpenAI's ViT-B/32)")
+    parser.add_argument("--family", choices=("auto", "ratlip", "galip"), help="insist on a family (default: auto)")
     parser.add_argument(
         "--coupled",
         action="store_true",
@@ -40,13 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..convert.folder import refuse_existing, save_conversion
+    from ..convert.original import convert_original
+    from .options import quiet_libraries
+
     quiet_libraries()
+    given = {name: value for name in _ONLY_FROM_ORIGINAL if (value := getattr(options, name)) is not None}
     if options.to_original:
+        if given:
+            raise UserError(f"--{next(iter(given))} means nothing with --to_original")
         return _to_original(options)
     if options.without_tower:
         raise UserError("--without_tower goes with --to_original only")
     refuse_existing(options.output)  # before minutes of work
-    given = {name: value for name in _ONLY_FROM_ORIGINAL if (value := getattr(options, name)) is not None}
     conversion = convert_original(options.source, **given)
     save_conversion(conversion, options.output)
     print("\n".join([*conversion.summary(), f"written        {options.output}"]))
@@ -55,9 +54,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _to_original(options: argparse.Namespace) -> int:
-    for name in _ONLY_FROM_ORIGINAL:
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name} means nothing with --to_original")
+    from safetensors import SafetensorError
+
+    from ..convert.folder import save_original
+
     source = bundled.resolve(options.source)
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise UserError(f"{options.source} holds no pipeline: there is no model_index.json in it")

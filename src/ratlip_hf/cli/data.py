@@ -1,106 +1,62 @@
-"""What `ratlip data prepare` and `ratlip data check` show: one screen of text each.
-Prepare, check and publish caption corpora for training: `ratlip data prepare|check|embed|push`."""
+"""Prepare, check and publish captioned images for training: `ratlip data prepare|check|embed|push`."""
 
 import argparse
 import json
 import os
 from pathlib import Path
 
+from ..data.prepare.importers import DEFAULT_NUM_IMAGES, KINDS, WITHOUT_SOURCE
 from ..utils.errors import UserError
 
-_LINES = 24  # a screen, together with the counts
+_LINES = 24  # of problems: a screen, together with the counts
 _EXAMPLE_WIDTH = 44
 
 
-def prepared_screen(manifest: dict, out: Path) -> str:
-    """Counts, what was left out or repaired and why, and how to go on."""
-    splits = ", ".join(f"{split['rows']:,} {name}" for name, split in manifest["splits"].items())
-    files = sum(len(split["files"]) for split in manifest["splits"].values())
-    size = sum(file["bytes"] for split in manifest["splits"].values() for file in split["files"])
-    return "\n".join(
-        [
-            f"{out}: {splits} images in {files} shards, {size / 1e6:,.1f} MB",
-            f"  splits: {manifest['splits_from']}",
-            *_problem_lines({f"skipped: {reason}": entry for reason, entry in manifest["skipped"].items()}),
-            *_problem_lines({f"repaired: {reason}": entry for reason, entry in manifest["repaired"].items()}),
-            *(f"  note: {note}" for note in manifest["notes"]),
-            f"train on it: python -m ratlip_hf.training --train_data_dir {out}",
-        ]
-    )
-
-
-def checked_screen(result: dict) -> str:
-    """Counts per split, then problems, the most frequent first."""
-    lines = [f"{result['folder']} ({result['kind']})"]
-    for name, split in result["splits"].items():
-        numbers = split["captions_per_image"]
-        spread = ", ".join(f"{count:,} with {number}" for number, count in numbers.items())
-        classes = f", {split['classes']} classes" if split["classes"] else ""
-        lines.append(f"  {name}: {split['images']:,} images{classes}, {split['captions']:,} captions ({spread})")
-    return "\n".join([*lines, *(_problem_lines(result["problems"]) or ["  no problems found"])])
-
-
-def _problem_lines(problems: dict[str, dict]) -> list[str]:
-    ordered = sorted(problems.items(), key=lambda item: -item[1]["count"])
-    lines = [f"  {entry['count']:>7,}  {reason} ({_examples(entry)})" for reason, entry in ordered[:_LINES]]
-    return lines + ([f"  and {len(ordered) - _LINES} more kinds"] if len(ordered) > _LINES else [])
-
-
-def _examples(entry: dict) -> str:
-    """The first example, cut to what a line can hold."""
-    first = entry["examples"][0]
-    shown = first if len(first) <= _EXAMPLE_WIDTH else f"...{first[-_EXAMPLE_WIDTH:]}"
-    return shown + (", ..." if entry["count"] > 1 else "")
-
-
-# As in ratlip_hf.data.sources, which is not imported here: it needs `datasets`, which drawing does without.
-KINDS = ("birds", "flowers", "faces", "coco", "folder", "webdataset", "synthetic-birds")
-NO_SOURCE = "synthetic-birds"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="verb")
-    _add_prepare(verbs.add_parser("prepare", help="write a corpus as Parquet shards with a card and a manifest"))
-    check = verbs.add_parser("check", help="count what is in a prepared corpus and what is wrong with it")
+    subcommands = parser.add_subparsers(dest="data_subcommand", required=True, metavar="subcommand")
+    prepare = subcommands.add_parser("prepare", help="write a dataset as Parquet shards with a card and a manifest")
+    _add_prepare_arguments(prepare)
+    check = subcommands.add_parser("check", help="count what is in a prepared dataset and what is wrong with it")
     check.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of a screen")
-    embed = verbs.add_parser("embed", help="store the captions' embeddings, for training with --text_embeddings true")
+    embed = subcommands.add_parser("embed", help="store text embeddings, for training with --text_embeddings true")
     embed.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     embed.add_argument("--clip", required=True, help="the CLIP of the training run: repository or folder")
     embed.add_argument("--clip_revision", help="branch, tag or commit of the CLIP repository")
-    push = verbs.add_parser("push", help="publish a prepared corpus on the Hub")
+    push = subcommands.add_parser("push", help="publish a prepared dataset on the Hub")
     push.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     push.add_argument("repository", help="user/name of the dataset on the Hub")
     push.add_argument("--private", action="store_true", help="make a new repository private")
 
 
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", help=f"what the source is: {', '.join(KINDS)}")
-    parser.add_argument("--source", type=Path, help=f"folder with the raw data (all kinds but {NO_SOURCE})")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to make")
-    parser.add_argument(
+def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    add, without = parser.add_argument, ", ".join(WITHOUT_SOURCE)
+    add("kind", help=f"what the source is: {', '.join(KINDS)}")
+    add("--source", type=Path, help=f"folder with the raw data (all kinds but {without})")
+    add("--output_dir", type=Path, required=True, help="folder to make")
+    add(
         "--store_size",
         default="original",
         help="'original' keeps the files; a number scales shorter sides to it, as JPEG, uncropped (default: original)",
     )
-    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs that a size needs (default: 90)")
-    parser.add_argument("--images_per_shard", type=int, default=1000, help="per Parquet file (default: 1000)")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--captions", type=Path, help="folder of captions where it is not at its usual place")
-    parser.add_argument(
+    add("--quality", type=int, default=90, help="of the JPEGs that a size needs (default: 90)")
+    add("--images_per_shard", type=int, default=1000, help="per Parquet file (default: 1000)")
+    add("--workers", type=int, help="processes (default: one per core)")
+    add("--captions", type=Path, help="folder of captions where it is not at its usual place")
+    add(
         "--split",
         default="stackgan",
         help="birds: stackgan, reed (another class list) or official (default: stackgan)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="faces and synthetic-birds: of the draw (default: 0)")
-    parser.add_argument("--draw", type=int, default=10_000, help="faces: how many to draw (default: 10000)")
-    parser.add_argument(
-        "--test", type=int, default=2_000, help="faces: how many of them are for tests (default: 2000)"
+    add("--seed", type=int, default=0, help="of the sampling of faces and of synthetic-birds (default: 0)")
+    defaults = ", ".join(f"{number} {kind}" for kind, number in DEFAULT_NUM_IMAGES.items())
+    add(
+        "--num_images",
+        type=int,
+        help=f"faces: how many to sample; synthetic-birds: how many for training (default: {defaults})",
     )
-    parser.add_argument(
-        "--num_images", type=int, default=20_000, help="synthetic-birds: for training (default: 20000)"
-    )
-    parser.add_argument("--image_size", type=int, default=64, help="synthetic-birds: side in pixels (default: 64)")
+    add("--num_test_images", type=int, default=2_000, help="faces: how many of them are for tests (default: 2000)")
+    add("--image_size", type=int, default=64, help="synthetic-birds: side in pixels (default: 64)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,16 +65,16 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"ratlip data needs {error.name}: pip install 'ratlip_hf[train]'") from error
     datasets.disable_progress_bars()
-    return {"prepare": _prepare, "check": _check, "embed": _embed, "push": _push}[options.data_verb](options)
+    return {"prepare": _prepare, "check": _check, "embed": _embed, "push": _push}[options.data_subcommand](options)
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from ..data.prepare.records import SourceOptions
     from ..data.prepare.shards import Storage, prepare
+    from ..data.prepare.source_dataset import SourceOptions
 
     if options.kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, not {options.kind!r}")
-    if options.kind != NO_SOURCE and options.source is None:
+    if options.kind not in WITHOUT_SOURCE and options.source is None:
         raise UserError("--source is needed: the folder with the raw data")
     for name in ("source", "captions"):
         if (folder := getattr(options, name)) is not None and not folder.is_dir():
@@ -150,11 +106,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from ..clip import load_clip
     from ..data.manifest import read_manifest
+
+    read_manifest(options.folder)  # a mistake is reported before CLIP is loaded
+
+    from ..clip import load_clip
     from ..data.read.embeddings import embed_captions
 
-    read_manifest(options.folder)  # a mistake is told before CLIP is loaded
     clip = load_clip(options.clip, **({"revision": options.clip_revision} if options.clip_revision else {}))
     written = embed_captions(options.folder, clip.encode, clip.describe()["weights_sha256"])
     print(f"written to {', '.join(map(str, written))}")
@@ -166,3 +124,46 @@ def _push(options: argparse.Namespace) -> int:
 
     print(f"published at {push(options.folder, options.repository, options.private)}")
     return 0
+
+
+# What `prepare` and `check` print: one screen of text each
+
+
+def prepared_screen(manifest: dict, output_dir: Path) -> str:
+    """Counts, what was left out or repaired and why, and how to go on."""
+    splits = ", ".join(f"{split['rows']:,} {name}" for name, split in manifest["splits"].items())
+    files = [file for split in manifest["splits"].values() for file in split["files"]]
+    size = sum(file["bytes"] for file in files)
+    return "\n".join(
+        [
+            f"{output_dir}: {splits} images in {len(files)} shards, {size / 1e6:,.1f} MB",
+            f"  splits: {manifest['splits_from']}",
+            *_problem_lines({f"skipped: {reason}": entry for reason, entry in manifest["skipped"].items()}),
+            *_problem_lines({f"repaired: {reason}": entry for reason, entry in manifest["repaired"].items()}),
+            *(f"  note: {note}" for note in manifest["notes"]),
+            f"train on it: python -m ratlip_hf.training --train_data_dir {output_dir}",
+        ]
+    )
+
+
+def checked_screen(result: dict) -> str:
+    """Counts per split, then problems, the most frequent first."""
+    lines = [f"{result['folder']} ({result['kind']})"]
+    for name, split in result["splits"].items():
+        spread = ", ".join(f"{count:,} with {number}" for number, count in split["captions_per_image"].items())
+        classes = f", {split['classes']} classes" if split["classes"] else ""
+        lines.append(f"  {name}: {split['images']:,} images{classes}, {split['captions']:,} captions ({spread})")
+    return "\n".join([*lines, *(_problem_lines(result["problems"]) or ["  no problems found"])])
+
+
+def _problem_lines(problems: dict[str, dict]) -> list[str]:
+    ordered = sorted(problems.items(), key=lambda item: -item[1]["count"])
+    lines = [f"  {entry['count']:>7,}  {reason} ({_examples(entry)})" for reason, entry in ordered[:_LINES]]
+    return lines + ([f"  and {len(ordered) - _LINES} more kinds"] if len(ordered) > _LINES else [])
+
+
+def _examples(entry: dict) -> str:
+    """The first example, cut to what a line can hold."""
+    first = entry["examples"][0]
+    shown = first if len(first) <= _EXAMPLE_WIDTH else f"...{first[-_EXAMPLE_WIDTH:]}"
+    return shown + (", ..." if entry["count"] > 1 else "")

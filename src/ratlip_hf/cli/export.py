@@ -4,41 +4,48 @@ import argparse
 import shlex
 from pathlib import Path
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
 from .. import bundled
-from ..export.onnx_export import DTYPES, PACKAGES, export_onnx
-from ..export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, require
-from ..export.onnx_runner import refuse_other_folders as refuse_other_onnx_folders
-from ..export.repository import CODE, export_hub
-from ..export.repository import refuse_other_folders as refuse_other_hub_folders
 from ..utils.errors import UserError
-from .options import load_pipeline
+
+_SUMMARIES = {
+    "hub": "write a folder that is ready for the Hub, on request with the code that loads it without ratlip_hf",
+    "onnx": "write two ONNX graphs, text and images, that agree with PyTorch",
+}
 
 
-def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder to make; an earlier export in it is replaced")
-    parser.add_argument(
-        "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
-    )
-    parser.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    targets = parser.add_subparsers(dest="export_target", required=True, metavar="target")
+    hub, onnx = (targets.add_parser(name, help=text, description=text) for name, text in _SUMMARIES.items())
+    for target in (hub, onnx):
+        target.add_argument("folder", type=Path, help="folder to make; an earlier export in it is replaced")
+        target.add_argument(
+            "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
+        )
+    hub.add_argument(
         "--with_code",
         action="store_true",
         help="write the code as well, so that diffusers alone can load the repository with trust_remote_code=True",
     )
-    parser.add_argument("--repo_id", help="name on the Hub that the card gives (default: user/ and the folder's name)")
+    hub.add_argument("--repo_id", help="name on the Hub that the card gives (default: user/ and the folder's name)")
+    onnx.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="default: %(default)s")
 
 
-def run_hub(options: argparse.Namespace) -> int:
-    refuse_other_hub_folders(options.folder)  # before minutes of work
+def run(options: argparse.Namespace) -> int:
+    return {"hub": _hub, "onnx": _onnx}[options.export_target](options)
+
+
+def _hub(options: argparse.Namespace) -> int:
+    from ..export.repository import CODE, export_hub, refuse_other_folders
+    from .options import load_pipeline
+
+    refuse_other_folders(options.folder)  # before minutes of work
     repository = _repository(options)
     pipe = load_pipeline(options.model)
     files = export_hub(pipe, options.folder, repository, bundled.resolve(options.model), options.with_code)
-    config = pipe.generator.config
     size = sum((options.folder / path).stat().st_size for path in files) / 2**20
     code = f"{', '.join(CODE)}: loads without ratlip_hf, with trust_remote_code=True"
     print(
-        f"model          {options.model}: {config.sample_size} px, noise {config.noise_dim}, text {config.text_dim}\n"
+        f"{_model_line(options.model, pipe.generator.config)}\n"
         f"discriminator  {'in discriminator/' if 'discriminator/config.json' in files else 'none with this model'}\n"
         f"code           {code if options.with_code else 'none: loads with ratlip_hf'}\n"
         f"written        {options.folder}: {len(files)} files, {size:.1f} MiB\n"
@@ -48,6 +55,8 @@ def run_hub(options: argparse.Namespace) -> int:
 
 
 def _repository(options: argparse.Namespace) -> str:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     repository = options.repo_id or f"user/{options.folder.resolve().name}"
     try:
         validate_repo_id(repository)
@@ -58,58 +67,34 @@ def _repository(options: argparse.Namespace) -> str:
     return repository
 
 
-def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder to make; an earlier export in it is replaced")
-    parser.add_argument(
-        "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
-    )
-    parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
+def _onnx(options: argparse.Namespace) -> int:
+    from ..export.onnx_export import PACKAGES, export_onnx
+    from ..export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, refuse_other_folders, require
+    from .options import load_pipeline
 
-
-def run_onnx(options: argparse.Namespace) -> int:
-    if options.dtype not in DTYPES:
-        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
     try:
         require(*PACKAGES)
     except ImportError as error:
         raise UserError(str(error)) from error
-    refuse_other_onnx_folders(options.folder)  # before minutes of work
-    pipe = load_pipeline(options.model)
-    record = export_onnx(pipe, options.folder, options.dtype)
-    print(_summary(options, record))
-    return 0
-
-
-def _summary(options: argparse.Namespace, record: dict) -> str:
-    config = record["generator"]
+    refuse_other_folders(options.folder)  # before minutes of work
+    record = export_onnx(load_pipeline(options.model), options.folder, options.dtype)
     sizes = {name: (options.folder / name).stat().st_size / 2**20 for name in (TEXT_GRAPH, IMAGE_GRAPH)}
-    lines = [
-        f"model          {options.model}: {config['sample_size']} px, noise {config['noise_dim']}, "
-        f"text {config['text_dim']}",
-        f"graphs         {', '.join(f'{name} {size:.1f} MiB' for name, size in sizes.items())} ({record['dtype']})",
-    ]
+    print(_model_line(options.model, record["generator"]))
+    print(f"graphs         {', '.join(f'{name} {size:.1f} MiB' for name, size in sizes.items())} ({record['dtype']})")
     for what, found in record["difference_to_torch"].items():
-        lines.append(
+        print(
             f"{what:<15}largest difference to PyTorch {found['largest']:.1e} of the largest value, mean "
             f"{found['mean']:.1e}; batches of {' and '.join(map(str, record['checked_batches']))}"
         )
-    if record["drawn_one_by_one"]:
-        lines.append(
-            "recurrence     every image by itself, as the pipeline draws it; in the networks, the images of a "
+    if record["one_by_one"]:
+        print(
+            "recurrence     every image by itself, as the pipeline makes it; in the networks, the images of a "
             "batch depend on each other"
         )
-    return "\n".join([*lines, f"written        {options.folder}"])
+    print(f"written        {options.folder}")
+    return 0
 
 
-_HUB = "write a folder that is ready for the Hub, on request with the code that loads it without ratlip_hf"
-_ONNX = "write two ONNX graphs, text and images, that agree with PyTorch"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    targets = parser.add_subparsers(dest="export_target", required=True, metavar="target")
-    add_hub_arguments(targets.add_parser("hub", help=_HUB, description=_HUB))
-    add_onnx_arguments(targets.add_parser("onnx", help=_ONNX, description=_ONNX))
-
-
-def run(options: argparse.Namespace) -> int:
-    return {"hub": run_hub, "onnx": run_onnx}[options.export_target](options)
+def _model_line(model: str, config: dict) -> str:
+    sizes = f"{config['sample_size']} px, noise {config['noise_dim']}, text {config['text_dim']}"
+    return f"model          {model}: {sizes}"

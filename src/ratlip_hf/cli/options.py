@@ -1,28 +1,33 @@
-"""How verbs load the pipeline that `--model` names, and on which device: libraries silent, every failure one line.
-Owns the options of device and precision; the loading itself is the pipeline's."""
+"""What subcommands share: the options of device and precision, and loading the pipeline that `--model` names.
+Libraries are imported when they are needed, so that help texts come at once."""
+
+from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-import diffusers
-import torch
-import transformers
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING
 
 from .. import bundled
-from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipeline import RATLIPPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--device` and `--dtype`."""
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
 
 
 def check_dtype(dtype: str) -> torch.dtype:
     """The dtype of that name. Raises UserError for a name that is none of `DTYPES`."""
+    import torch
+
     if dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     return getattr(torch, dtype)
@@ -30,6 +35,8 @@ def check_dtype(dtype: str) -> torch.dtype:
 
 def find_device(name: str | None) -> torch.device:
     """The device of that name, or the default; raises UserError for one that is not there."""
+    import torch
+
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # fails for devices that are absent or hold no values
@@ -38,20 +45,32 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> RATLIPPipeline:
-    """The pipeline in a folder, a repository, or "synthetic-birds". Raises UserError when it cannot be loaded."""
+def load_pipeline(model: str, dtype: torch.dtype | None = None) -> RATLIPPipeline:
+    """The pipeline in a folder, a repository, or "synthetic-birds", in float32 or `dtype`.
+
+    Raises:
+        UserError: when it cannot be loaded; one line.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    from ..pipeline import RATLIPPipeline
+
     quiet_libraries()
     source = bundled.resolve(model)
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise UserError(f"--model {model} holds no pipeline: there is no model_index.json in it")
     try:
-        return RATLIPPipeline.from_pretrained(source, dtype=dtype)
+        return RATLIPPipeline.from_pretrained(source, dtype=dtype or torch.float32)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no warnings of the libraries; what a user must know, the verbs say themselves."""
+    """No progress bars and no warnings of the libraries; what a user must know, the subcommands say themselves."""
+    import diffusers
+    import transformers
+
     for library in (diffusers.utils.logging, transformers.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()

@@ -1,2 +1,1 @@
-"""Between the original checkpoints of RATLIP and GALIP and this package's models.
-Names of the original programs (netG, netD, netC) appear in this folder only."""
+"""Original checkpoints of RATLIP and GALIP, from and to; only here do names of the original programs (netG) appear."""

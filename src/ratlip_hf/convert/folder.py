@@ -1,5 +1,7 @@
 """Converted networks on disk: a pipeline folder with its discriminator inside, and from there back to a `.pth`.
-Both are written as a whole or not at all, and never over something else."""
+
+Both are written as a whole or not at all, and never over something else.
+"""
 
 import json
 import os
@@ -16,8 +18,14 @@ from .layout import FIXED_DISCRIMINATOR, FIXED_GENERATOR, discriminator_key_map,
 from .original import Conversion, StateDict, original_tower
 
 RECORD = "conversion.json"
-_NOT_SHOWN_BY_SHAPES = {"prompt_layers": (1, 2, 3, 4, 5, 6, 7, 8), "attention_groups": 8, "sample_size": 224}
-_NOT_SHOWN_BY_SHAPES |= {"feature_layers": (1, 4, 8), "clip_input": "released", "unused_shortcuts": True}
+_NOT_SHOWN_BY_SHAPES = {
+    "prompt_layers": (1, 2, 3, 4, 5, 6, 7, 8),
+    "attention_groups": 8,
+    "sample_size": 224,
+    "feature_layers": (1, 4, 8),
+    "clip_input": "released",
+    "unused_shortcuts": True,
+}
 
 
 def save_conversion(conversion: Conversion, folder: str | os.PathLike) -> None:
@@ -38,31 +46,6 @@ def save_conversion(conversion: Conversion, folder: str | os.PathLike) -> None:
         if conversion.discriminator is not None:
             conversion.discriminator.save_pretrained(staged / "discriminator")
         (staged / RECORD).write_text(json.dumps(conversion.describe(), indent=2) + "\n")
-
-
-def original_networks(
-    generator: RATLIPGenerator,
-    discriminator: RATLIPDiscriminator | None = None,
-    image_encoder: CLIPVisionModelWithProjection | None = None,
-) -> dict[str, StateDict]:
-    """{"netG", "netD", "netC"} as the original programs save them; the first alone without a discriminator.
-
-    `image_encoder` is repeated inside `netG`, which the originals' own loading needs.
-
-    Raises:
-        ValueError: for a network that the original programs cannot express; the option is named.
-    """
-    _check_expressible(generator, FIXED_GENERATOR)
-    networks = {"netG": to_original(generator_key_map(generator), generator.state_dict())}
-    if image_encoder is not None:
-        networks["netG"] |= original_tower(image_encoder)
-    if discriminator is not None:
-        _check_expressible(discriminator, FIXED_DISCRIMINATOR)
-        state_dict = discriminator.state_dict()
-        networks |= {"netD": {}, "netC": {}}
-        for ours, (network, name) in discriminator_key_map(discriminator).items():
-            networks[network][name] = state_dict[ours]
-    return {network: _in_float32(tensors) for network, tensors in networks.items()}
 
 
 def save_original(source: str | os.PathLike, path: str | os.PathLike, with_tower: bool = True) -> list[str]:
@@ -95,6 +78,31 @@ def save_original(source: str | os.PathLike, path: str | os.PathLike, with_tower
     return _remarks(pipeline.generator, discriminator)
 
 
+def original_networks(
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator | None = None,
+    image_encoder: CLIPVisionModelWithProjection | None = None,
+) -> dict[str, StateDict]:
+    """{"netG", "netD", "netC"} as the original programs save them; the first alone without a discriminator.
+
+    `image_encoder` is repeated inside `netG`, which the originals' own loading needs.
+
+    Raises:
+        ValueError: for a network that the original programs cannot express; the option is named.
+    """
+    _check_expressible(generator, FIXED_GENERATOR)
+    networks = {"netG": to_original(generator_key_map(generator), generator.state_dict())}
+    if image_encoder is not None:
+        networks["netG"] |= original_tower(image_encoder)
+    if discriminator is not None:
+        _check_expressible(discriminator, FIXED_DISCRIMINATOR)
+        state_dict = discriminator.state_dict()
+        networks |= {"netD": {}, "netC": {}}
+        for ours, (network, name) in discriminator_key_map(discriminator).items():
+            networks[network][name] = state_dict[ours]
+    return {network: _in_float32(tensors) for network, tensors in networks.items()}
+
+
 def refuse_existing(path: str | os.PathLike) -> None:
     """Raise ValueError if there is something at `path` other than an empty folder."""
     path = Path(path)
@@ -117,9 +125,10 @@ def _check_expressible(network: RATLIPModel, fixed: dict[str, object]) -> None:
 
 def _remarks(generator: RATLIPGenerator, discriminator: RATLIPDiscriminator | None) -> list[str]:
     lines = [] if discriminator is not None else ["no discriminator came with the pipeline: netG alone was written"]
-    for network in (generator, discriminator):
-        for name, usual in _NOT_SHOWN_BY_SHAPES.items() if network is not None else ():
-            value = network.config.get(name, usual)
+    configs = [network.config for network in (generator, discriminator) if network is not None]
+    for config in configs:
+        for name, usual in _NOT_SHOWN_BY_SHAPES.items():
+            value = config.get(name, usual)
             value = tuple(value) if isinstance(value, list) else value
             if value != usual:
                 lines.append(f"{name} is {value}, the original programs have {usual}: change it there")

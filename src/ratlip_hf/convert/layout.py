@@ -1,5 +1,8 @@
-"""What the shapes in an original checkpoint say: family, sizes and options; and whether all tensors are there.
-Which tensor of an original RATLIP or GALIP checkpoint is which of ours."""
+"""The layout of original checkpoints: what the shapes in a file say, and which of its tensors is which of ours.
+
+First come sizes, options and family, told by shapes; then the check that no tensor is missing or left over; then the
+names of every tensor in the original programs.
+"""
 
 import math
 import re
@@ -12,10 +15,10 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.generator import SAMPLE_SIZES, image_sizes
 
 FAMILIES = ("ratlip", "galip")
-# What the original programs write into their code and no tensor shows,
+# What the original programs write into their code and no tensor shows.
 _UNSEEN_GENERATOR = {"residual_scale": 0.1, "upsampling": "nearest"}
 _UNSEEN_DISCRIMINATOR = {"clip_input": "released"}
-# and what they cannot do otherwise.
+# What they cannot do otherwise.
 FIXED_GENERATOR = {**_UNSEEN_GENERATOR, "text_center": False, "text_norm": None}
 FIXED_DISCRIMINATOR = {"scale_features": False, "text_center": False, "text_norm": None}
 _USUAL_SIZE = 224  # the original programs build for 256 and then make the last block 224
@@ -74,7 +77,7 @@ def generator_options(
     return options
 
 
-def discriminator_options(extractor: Shapes, referee: Shapes, feature_layers: Sequence[int] | None = None) -> Options:
+def discriminator_options(extractor: Shapes, head: Shapes, feature_layers: Sequence[int] | None = None) -> Options:
     """Configuration of the discriminator with these tensors of `netD` and `netC`.
 
     Raises:
@@ -82,7 +85,7 @@ def discriminator_options(extractor: Shapes, referee: Shapes, feature_layers: Se
             `feature_layers` are given.
     """
     (project,) = _needed(extractor, {"main.conv_r.0.weight": 4}, "discriminator")
-    first, second = _needed(referee, {"joint_conv.0.weight": 4, "joint_conv.2.weight": 4}, "discriminator's head")
+    first, second = _needed(head, {"joint_conv.0.weight": 4, "joint_conv.2.weight": 4}, "discriminator's head")
     count = 1 + _count(extractor, r"DBlocks\.(\d+)\.")
     if feature_layers is None and count != len(_USUAL_FEATURE_LAYERS):
         raise ValueError(f"this discriminator reads {count} layers of CLIP: say which by feature_layers")
@@ -197,6 +200,9 @@ def _possible_sizes(grid: int, blocks: int) -> list[int]:
     if not sizes:
         raise ValueError(f"{blocks} image blocks on a grid of {grid} make no image of a size in {SAMPLE_SIZES}")
     return sizes
+
+
+# Names
 
 
 _SHUFFLE_ATTENTION = {

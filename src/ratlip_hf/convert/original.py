@@ -1,8 +1,9 @@
-"""Reading an original checkpoint: tensors and plain values only, networks found whatever they are wrapped in.
-The frozen CLIP image tower that original generators repeat: its names there, and whether it is the CLIP at hand.
-From an original checkpoint to this package's networks: `convert_original` checks everything before it builds them."""
+"""From an original RATLIP or GALIP checkpoint to this package's networks.
 
-import hashlib
+`convert_original` reads the file, tells sizes and options from the shapes, compares the CLIP image tower inside the
+file with the CLIP at hand, and fills the networks once everything fits.
+"""
+
 import os
 import re
 import zipfile
@@ -17,6 +18,7 @@ from ..clip import DEFAULT_CLIP, FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..utils.errors import one_line
+from ..utils.files import file_sha256
 from .layout import (
     Options,
     check_layout,
@@ -31,9 +33,18 @@ from .layout import (
 )
 
 NETWORKS = ("netG", "netD", "netC")
+TOWER_PREFIX = "mapping.CLIP_ViT."
 _EVERY_GENERATOR = "fc_code.weight"  # by which a generator's bare tensors are known
 _DEPTH = 4  # levels of wrapping; a file may even hold cycles
 _WRAPPER = "module."  # what DataParallel and its distributed sibling put before every name
+_COUPLED_BATCH = (
+    "the program that trained this checkpoint takes the batch as the time axis of its LSTMs, so that every image "
+    "depends on all prompts of its batch"
+)
+_RECURRENCES = {
+    "per_layer": "per_layer: every image by itself, as the original does for a batch of one",
+    "batch_as_time": "batch_as_time: the images of a batch influence each other, as in the original",
+}
 
 StateDict = dict[str, torch.Tensor]
 
@@ -52,10 +63,120 @@ class OriginalCheckpoint:
     networks: dict[str, StateDict]
     ignored: list[str] = field(default_factory=list)
 
-    def sha256(self) -> str:
-        """Checksum of the file."""
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+
+@dataclass
+class Conversion:
+    """The networks of an original checkpoint, and what was decided on the way.
+
+    `discriminator` is None where the file has none; `clip` is the frozen CLIP that they belong to; `assumed` maps
+    options that shapes cannot tell to the values taken; `warnings` are lines for the user.
+    """
+
+    source: OriginalCheckpoint
+    family: str
+    generator: RATLIPGenerator
+    discriminator: RATLIPDiscriminator | None
+    clip: FrozenCLIP
+    tower_compared: bool
+    assumed: dict[str, object] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict:
+        """What is written next to the converted networks: where they come from and how to use them."""
+        config = self.generator.config
+        return {
+            "family": self.family,
+            "file": self.source.path.name,
+            "file_sha256": file_sha256(self.source.path),
+            "recurrence": config.recurrence if config.fusion == "rat" else None,
+            "clip_input": "released",
+            "clip": self.clip.describe(),
+            "clip_compared_with_the_tower_in_the_file": self.tower_compared,
+            "assumed": self.assumed,
+            "not_converted": self.source.ignored,
+        }
+
+    def summary(self) -> list[str]:
+        """Lines for a person: family, sizes, recurrence, preprocessing, what was assumed and what was left out."""
+        config = self.generator.config
+        sizes = f"{config.sample_size} px, noise {config.noise_dim}, text {config.text_dim}, "
+        sizes += f"{config.bridge_blocks} bridge and {len(self.generator.blocks)} image blocks"
+        forms = f"bridge {config.bridge_conv}, image {config.image_conv}"
+        rat = "none: the condition itself drives all layers"
+        if config.fusion == "rat":
+            rat = _RECURRENCES[config.recurrence]
+        compared = "equal to the tower in the file"
+        if not self.tower_compared:
+            compared = "the file holds no tower to compare with"
+        return [
+            f"family         {self.family} ({config.fusion.upper()} fusion; convolutions: {forms})",
+            f"generator      {sizes}",
+            f"discriminator  {'converted' if self.discriminator is not None else 'none in the file'}",
+            f"recurrence     {rat}",
+            f"CLIP           {self.clip.source}; {compared}",
+            "CLIP input     released: pixels normalised twice, resized by nearest neighbour, as these weights need it",
+            f"assumed        {', '.join(f'{name} {value}' for name, value in self.assumed.items())}",
+            f"left out       {', '.join(self.source.ignored) or 'nothing'}",
+        ]
+
+
+def convert_original(
+    path: str | os.PathLike,
+    clip: str | os.PathLike | CLIPModel | FrozenCLIP = DEFAULT_CLIP,
+    *,
+    family: str = "auto",
+    coupled: bool = False,
+    with_discriminator: bool = True,
+    sample_size: int | None = None,
+    prompt_layers: Sequence[int] | None = None,
+    feature_layers: Sequence[int] | None = None,
+    tokenizer: CLIPTokenizer | None = None,
+    **clip_options,
+) -> Conversion:
+    """Read an original RATLIP or GALIP checkpoint as networks of this package, in float32.
+
+    Args:
+        path: the `.pth`; generator alone or with discriminator, with or without `module.` and the CLIP tower.
+        clip: the frozen CLIP it was trained with, as for [`~clip.load_clip`].
+        family: "ratlip" or "galip" to insist on one; "auto" takes what is there.
+        coupled: keep the released RATLIP's recurrence, in which the images of a batch influence each other; by
+            default the equal form for a batch of one is taken, for every image.
+        with_discriminator: convert the discriminator, if there is one.
+        sample_size: side of the images where shapes leave a choice; 224 by default, as in the originals.
+        prompt_layers: layers of the CLIP tower that get a prompt token; 1, 2, ... by default.
+        feature_layers: layers that the discriminator reads; (1, 4, 8) by default.
+        tokenizer: for `clip` as a `CLIPModel`, or instead of the tokenizer next to its weights.
+        clip_options: for transformers, for example `revision=`.
+
+    Raises:
+        OSError, ValueError: see [`read_original`] and [`~layout.generator_options`]; also for missing or unexpected
+            tensors (all are listed) and for a CLIP that is not the one in the file.
+    """
+    source = read_original(path)
+    tensors, tower = split_tower(source.networks["netG"])
+    options = generator_options(shapes_of(tensors), sample_size, prompt_layers)
+    family = family_of(options.told, family)
+    recurrent = options.told["fusion"] == "rat"
+    if recurrent:
+        options.told["recurrence"] = "batch_as_time" if coupled else "per_layer"
+    networks = [_generator(options, tensors)]
+    assumed = options.assumed
+    if with_discriminator and "netD" in source.networks:
+        shapes = [shapes_of(source.networks[name]) for name in ("netD", "netC")]
+        options = discriminator_options(*shapes, feature_layers)
+        networks.append(_discriminator(options, source.networks))
+        assumed = {**assumed, **options.assumed}
+
+    clip = _frozen(clip, tokenizer, clip_options)
+    _check_clip(clip, networks)
+    if tower:
+        compare_tower(tower, clip.image_encoder, source.path, clip.source)
+    generator, discriminator = [*networks, None][:2]
+    warnings = _warnings(source, recurrent, coupled)
+    return Conversion(source, family, generator, discriminator, clip, bool(tower), assumed, warnings)
+
+
+# Reading the file
 
 
 def read_original(path: str | os.PathLike) -> OriginalCheckpoint:
@@ -101,7 +222,7 @@ def _load(path: Path):
 
 
 def _find_networks(content, place: tuple) -> Iterator[tuple[tuple, dict[str, Mapping]]]:
-    """(keys from the top, networks) of every generator, with its discriminator where that lies beside it."""
+    """(keys from the top, networks) of every generator, with its discriminator where that lies next to it."""
     if not isinstance(content, Mapping) or len(place) > _DEPTH:
         return
     if isinstance(content.get("netG"), Mapping):
@@ -117,10 +238,8 @@ def _unwrapped(path: Path, network: str, tensors: Mapping) -> StateDict:
     strays = [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if strays:
         raise ValueError(f"{path}: {network} holds entries that are no tensors: {', '.join(strays[:8])}")
-    names = list(tensors)
-    while names and all(name.startswith(_WRAPPER) for name in names):
+    while tensors and all(name.startswith(_WRAPPER) for name in tensors):
         tensors = {name.removeprefix(_WRAPPER): value for name, value in tensors.items()}
-        names = list(tensors)
     return dict(tensors)
 
 
@@ -135,7 +254,58 @@ def _other_entries(content: Mapping, place: tuple) -> list[str]:
     return others
 
 
-PREFIX = "mapping.CLIP_ViT."
+# Filling the networks
+
+
+def _generator(options: Options, tensors: StateDict) -> RATLIPGenerator:
+    generator = _unfilled(RATLIPGenerator, options)
+    return _filled(generator, generator_key_map(generator), tensors, "generator")
+
+
+def _discriminator(options: Options, networks: Mapping[str, StateDict]) -> RATLIPDiscriminator:
+    discriminator = _unfilled(RATLIPDiscriminator, options)
+    key_map = {ours: f"{net}.{name}" for ours, (net, name) in discriminator_key_map(discriminator).items()}
+    tensors = {f"{net}.{name}": value for net in ("netD", "netC") for name, value in networks[net].items()}
+    return _filled(discriminator, key_map, tensors, "discriminator")
+
+
+def _unfilled(kind: Callable[..., RATLIPModel], options: Options) -> RATLIPModel:
+    """A network without memory for its weights: a file that does not fit is refused before any is taken."""
+    try:
+        with torch.device("meta"):
+            return kind(**options.all())
+    except ValueError as error:
+        raise ValueError(f"the file's sizes make no {kind.__name__}: {error}") from error
+
+
+def _filled(network: RATLIPModel, key_map: Mapping[str, str], tensors: StateDict, what: str) -> RATLIPModel:
+    like = network.state_dict()
+    check_layout(shapes_of(to_original(key_map, like)), tensors, what)
+    weights = from_original(key_map, tensors, like)
+    # Copies, because the file's tensors may be windows into the file itself.
+    weights = {name: value.to(like[name].dtype, copy=True) for name, value in weights.items()}
+    network.load_state_dict(weights, assign=True)
+    return network.eval()
+
+
+def _warnings(source: OriginalCheckpoint, recurrent: bool, coupled: bool) -> list[str]:
+    lines = []
+    if recurrent and coupled:
+        lines.append(f"{_COUPLED_BATCH}; this is kept, and happens for every batch of more than one image")
+    elif recurrent:
+        lines.append(
+            f"{_COUPLED_BATCH}; here every image is generated by itself, as the original does for a batch of one"
+        )
+    types = {value.dtype for net in source.networks.values() for value in net.values() if value.is_floating_point()}
+    if others := types - {torch.float32}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        lines.append(f"some tensors of the file are {names}; the converted weights are float32")
+    return lines
+
+
+# The frozen CLIP, whose image tower original generators repeat
+
+
 _AROUND = {
     "class_embedding": "embeddings.class_embedding",
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -143,17 +313,22 @@ _AROUND = {
     "ln_pre.weight": "pre_layrnorm.weight",
     "ln_pre.bias": "pre_layrnorm.bias",
 }
-_INSIDE = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
-_INSIDE |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+_INSIDE = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 
 
-def split_tower(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_tower(tensors: StateDict) -> tuple[StateDict, StateDict]:
     """The tensors of an original generator without its CLIP tower, and those of the tower; names stay."""
-    tower = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+    tower = {name: value for name, value in tensors.items() if name.startswith(TOWER_PREFIX)}
     return {name: value for name, value in tensors.items() if name not in tower}, tower
 
 
-def original_tower(image_encoder: CLIPVisionModelWithProjection) -> dict[str, torch.Tensor]:
+def original_tower(image_encoder: CLIPVisionModelWithProjection) -> StateDict:
     """The part of a CLIP image tower that original generators repeat, under its names there.
 
     That is all but post-LayerNorm and projection.
@@ -166,20 +341,10 @@ def original_tower(image_encoder: CLIPVisionModelWithProjection) -> dict[str, to
             parts = [tower[f"{layer}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
             named[f"{block}.attn.in_proj_{leaf}"] = torch.cat(parts)
             named |= {f"{block}.{theirs}.{leaf}": tower[f"{layer}.{ours}.{leaf}"] for theirs, ours in _INSIDE.items()}
-    return {PREFIX + name: value for name, value in named.items()}
+    return {TOWER_PREFIX + name: value for name, value in named.items()}
 
 
-def check_activation(image_encoder: CLIPVisionModelWithProjection, source: str) -> None:
-    """Raise ValueError for a CLIP with another activation than OpenAI's: equal weights would mean something else."""
-    if (used := image_encoder.config.hidden_act) != "quick_gelu":
-        raise ValueError(
-            f"original checkpoints need a CLIP with quick_gelu, as OpenAI's are; that of {source} has {used}"
-        )
-
-
-def compare_tower(
-    stored: dict[str, torch.Tensor], image_encoder: CLIPVisionModelWithProjection, path, source: str
-) -> None:
+def compare_tower(stored: StateDict, image_encoder: CLIPVisionModelWithProjection, path: Path, source: str) -> None:
     """Compare the tower in a file with a given CLIP, tensor by tensor.
 
     Equal up to rounding to half precision, in which OpenAI's weights are published.
@@ -195,146 +360,16 @@ def compare_tower(
     """
     given = original_tower(image_encoder)
     try:
-        check_layout({name: tuple(value.shape) for name, value in given.items()}, stored, "CLIP tower")
+        check_layout(shapes_of(given), stored, "CLIP tower")
     except ValueError as error:
         raise ValueError(f"the CLIP tower inside {path} is built otherwise than that of {source}: {error}") from error
-    different = [name for name, value in given.items() if not _equal(stored[name].float(), value.float().cpu())]
+    pairs = {name: (stored[name].float(), value.float().cpu()) for name, value in given.items()}
+    different = [name for name, pair in pairs.items() if not torch.allclose(*pair, rtol=2**-11, atol=2**-24)]
     if different:
         raise ValueError(
             f"the CLIP tower inside {path} is not that of {source}: {len(different)} of {len(given)} tensors differ, "
             f"for example {different[0]}; give the CLIP that the checkpoint was trained with"
         )
-
-
-def _equal(stored: torch.Tensor, given: torch.Tensor) -> bool:
-    return torch.allclose(stored, given, rtol=2**-11, atol=2**-24)
-
-
-COUPLED_BATCH = (
-    "the program that trained this checkpoint takes the batch as the time axis of its LSTMs, so that every image "
-    "depends on all prompts of its batch"
-)
-_RECURRENCES = {
-    "per_layer": "per_layer: every image by itself, as the original draws a batch of one",
-    "batch_as_time": "batch_as_time: the images of a batch influence each other, as in the original",
-}
-
-
-@dataclass
-class Conversion:
-    """The networks of an original checkpoint, and what was decided on the way.
-
-    `discriminator` is None where the file has none; `clip` is the frozen CLIP that they belong to; `assumed` maps
-    options that shapes cannot tell to the values taken; `warnings` are lines for the user.
-    """
-
-    source: OriginalCheckpoint
-    family: str
-    generator: RATLIPGenerator
-    discriminator: RATLIPDiscriminator | None
-    clip: FrozenCLIP
-    tower_compared: bool
-    assumed: dict[str, object] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def describe(self) -> dict:
-        """What is written beside the converted networks: where they come from and how to use them."""
-        fusion, recurrence = self.generator.config.fusion, self.generator.config.recurrence
-        return {
-            "family": self.family,
-            "file": self.source.path.name,
-            "file_sha256": self.source.sha256(),
-            "recurrence": recurrence if fusion == "rat" else None,
-            "clip_input": "released",
-            "clip": self.clip.describe(),
-            "clip_compared_with_the_tower_in_the_file": self.tower_compared,
-            "assumed": self.assumed,
-            "not_converted": self.source.ignored,
-        }
-
-    def summary(self) -> list[str]:
-        """Lines for a person: family, sizes, recurrence, preprocessing, what was assumed and what was left out."""
-        config = self.generator.config
-        sizes = f"{config.sample_size} px, noise {config.noise_dim}, text {config.text_dim}, "
-        sizes += f"{config.bridge_blocks} bridge and {len(self.generator.blocks)} image blocks"
-        forms = f"bridge {config.bridge_conv}, image {config.image_conv}"
-        compared = (
-            "equal to the tower in the file" if self.tower_compared else "the file holds no tower to compare with"
-        )
-        rat = (
-            _RECURRENCES[config.recurrence]
-            if config.fusion == "rat"
-            else "none: the condition itself drives all layers"
-        )
-        return [
-            f"family         {self.family} ({config.fusion.upper()} fusion; convolutions: {forms})",
-            f"generator      {sizes}",
-            f"discriminator  {'converted' if self.discriminator is not None else 'none in the file'}",
-            f"recurrence     {rat}",
-            f"CLIP           {self.clip.source}; {compared}",
-            "CLIP input     released: pixels normalised twice, resized by nearest neighbour, as these weights need it",
-            f"assumed        {', '.join(f'{name} {value}' for name, value in self.assumed.items())}",
-            f"left out       {', '.join(self.source.ignored) or 'nothing'}",
-        ]
-
-
-def convert_original(
-    path: str | os.PathLike,
-    clip: str | os.PathLike | CLIPModel | FrozenCLIP = DEFAULT_CLIP,
-    *,
-    family: str = "auto",
-    coupled: bool = False,
-    with_discriminator: bool = True,
-    sample_size: int | None = None,
-    prompt_layers: Sequence[int] | None = None,
-    feature_layers: Sequence[int] | None = None,
-    tokenizer: CLIPTokenizer | None = None,
-    **clip_options,
-) -> Conversion:
-    """Read an original RATLIP or GALIP checkpoint as networks of this package, in float32.
-
-    Args:
-        path: the `.pth`; generator alone or with discriminator, with or without `module.` and the CLIP tower.
-        clip: the frozen CLIP it was trained with, as for [`~frozen_clip.load_clip`].
-        family: "ratlip" or "galip" to insist on one; "auto" takes what is there.
-        coupled: keep the released RATLIP's recurrence, in which the images of a batch influence each other; by
-            default the equal form for a batch of one is taken, for every image.
-        with_discriminator: convert the discriminator, if there is one.
-        sample_size: side of the images where shapes leave a choice; 224 by default, as in the originals.
-        prompt_layers: layers of the CLIP tower that get a prompt token; 1, 2, ... by default.
-        feature_layers: layers that the discriminator reads; (1, 4, 8) by default.
-        tokenizer: for `clip` as a `CLIPModel`, or instead of the tokenizer beside its weights.
-        clip_options: for transformers, for example `revision=`.
-
-    Raises:
-        OSError, ValueError: see [`~original.read_original`] and [`~layout.generator_options`]; also for missing or
-            unexpected tensors (all are listed) and for a CLIP that is not the one in the file.
-    """
-    source = read_original(path)
-    tensors, tower = split_tower(source.networks["netG"])
-    options = generator_options(shapes_of(tensors), sample_size, prompt_layers)
-    family = family_of(options.told, family)
-    recurrent = options.told["fusion"] == "rat"
-    if recurrent:
-        options.told["recurrence"] = "batch_as_time" if coupled else "per_layer"
-    generator = _generator(options, tensors)
-    discriminator, assumed = None, options.assumed
-    if with_discriminator and "netD" in source.networks:
-        judging = discriminator_options(
-            shapes_of(source.networks["netD"]), shapes_of(source.networks["netC"]), feature_layers
-        )
-        discriminator = _discriminator(judging, source.networks)
-        assumed = {**assumed, **judging.assumed}
-
-    clip = _frozen(clip, tokenizer, clip_options)
-    check_activation(clip.image_encoder, clip.source)
-    for network in (generator, discriminator):
-        if network is not None:
-            _check_clip(network, clip)
-    if tower:
-        compare_tower(tower, clip.image_encoder, source.path, clip.source)
-    warnings = _warnings(source, recurrent, coupled)
-    return Conversion(source, family, generator, discriminator, clip, bool(tower), assumed, warnings)
 
 
 def _frozen(clip, tokenizer: CLIPTokenizer | None, options: dict) -> FrozenCLIP:
@@ -345,58 +380,18 @@ def _frozen(clip, tokenizer: CLIPTokenizer | None, options: dict) -> FrozenCLIP:
     return clip
 
 
-def _generator(options: Options, tensors: StateDict) -> RATLIPGenerator:
-    generator = _unfilled(RATLIPGenerator, options)
-    key_map = generator_key_map(generator)
-    expected = shapes_of(to_original(key_map, generator.state_dict()))
-    check_layout(expected, tensors, "generator")
-    return _filled(generator, from_original(key_map, tensors, generator.state_dict()))
-
-
-def _discriminator(options: Options, networks: Mapping[str, StateDict]) -> RATLIPDiscriminator:
-    discriminator = _unfilled(RATLIPDiscriminator, options)
-    key_map = {ours: f"{net}.{name}" for ours, (net, name) in discriminator_key_map(discriminator).items()}
-    tensors = {f"{net}.{name}": value for net in ("netD", "netC") for name, value in networks[net].items()}
-    expected = shapes_of(to_original(key_map, discriminator.state_dict()))
-    check_layout(expected, tensors, "discriminator")
-    return _filled(discriminator, from_original(key_map, tensors, discriminator.state_dict()))
-
-
-def _unfilled(kind: Callable[..., RATLIPModel], options: Options) -> RATLIPModel:
-    """A network without memory for its weights: a file that does not fit is refused before any is taken."""
-    try:
-        with torch.device("meta"):
-            return kind(**options.all())
-    except ValueError as error:
-        raise ValueError(f"the file's sizes make no {kind.__name__}: {error}") from error
-
-
-def _filled(network: RATLIPModel, state_dict: StateDict) -> RATLIPModel:
-    # Copies, because the file's tensors may be windows into the file itself.
-    wanted = network.state_dict()
-    weights = {name: value.to(wanted[name].dtype, copy=True) for name, value in state_dict.items()}
-    network.load_state_dict(weights, assign=True)
-    return network.eval()
-
-
-def _check_clip(network: RATLIPModel, clip: FrozenCLIP) -> None:
-    network.check_tower(clip.image_encoder.config)
-    width = clip.text_encoder.config.projection_dim
-    if network.config.text_dim != width:
+def _check_clip(clip: FrozenCLIP, networks: Sequence[RATLIPModel]) -> None:
+    """Raise ValueError for a CLIP of another activation than OpenAI's or of other sizes than the networks'."""
+    vision, width = clip.image_encoder.config, clip.text_encoder.config.projection_dim
+    if vision.hidden_act != "quick_gelu":  # equal weights would mean something else
         raise ValueError(
-            f"the checkpoint reads sentence embeddings of width {network.config.text_dim}, but {clip.source} makes "
-            f"them {width} wide"
+            f"original checkpoints need a CLIP with quick_gelu, as OpenAI's are; that of {clip.source} has "
+            f"{vision.hidden_act}"
         )
-
-
-def _warnings(source: OriginalCheckpoint, recurrent: bool, coupled: bool) -> list[str]:
-    lines = []
-    if recurrent and coupled:
-        lines.append(f"{COUPLED_BATCH}; this is kept, and happens for every batch of more than one image")
-    elif recurrent:
-        lines.append(f"{COUPLED_BATCH}; here every image is drawn by itself, as the original draws a batch of one")
-    types = {value.dtype for net in source.networks.values() for value in net.values() if value.is_floating_point()}
-    if others := types - {torch.float32}:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
-        lines.append(f"some tensors of the file are {names}; the converted weights are float32")
-    return lines
+    for network in networks:
+        network.check_tower(vision)
+        if network.config.text_dim != width:
+            raise ValueError(
+                f"the checkpoint reads text embeddings of width {network.config.text_dim}, but {clip.source} makes "
+                f"them {width} wide"
+            )

@@ -1,2 +1,2 @@
-"""Caption corpora: raw downloads become Parquet shards that `datasets` loads, and shards become training rows.
-Nothing here knows of models or training; training imports from here."""
+"""Captioned images: `prepare` turns raw downloads into Parquet shards, `read` turns shards into rows for training.
+Nothing here imports models or training; they import from here."""

@@ -1,13 +1,12 @@
-"""Images as files: which bytes are a usable image, images as RGB, and shrinking them for storage.
-Owns decoding for the whole package, so that preparing, checking and training see the same pixels."""
+"""Images as files: which bytes are a usable image, images in RGB, and shrinking them for storage.
+Preparing, checking and training all decode here, so that they see the same pixels."""
 
 import io
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageOps
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 MAX_PIXELS = 2**26  # 67 megapixels; a small file can claim to be far larger than memory
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LONGEST_JPEG = 65_500
@@ -27,16 +26,20 @@ _TURNS = {
 
 
 class BadImage(ValueError):
-    """Bytes that are no usable image; the text says why, in words for a report."""
+    """Bytes that are no usable image; the text says why, as reports count it."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An image ready to be written: encoded bytes, suffix of its format, and by how much its sides were scaled."""
+class Stored(NamedTuple):
+    """An image ready to be written: encoded bytes, suffix of its format, and the factor that scaled its sides."""
 
     content: bytes
     suffix: str
     scale: float
+
+
+def open_image(content: bytes) -> Image.Image:
+    """An encoded image in RGB. Raises BadImage as [`decode`] does."""
+    return to_rgb(decode(content))
 
 
 def decode(content: bytes) -> Image.Image:
@@ -57,9 +60,9 @@ def decode(content: bytes) -> Image.Image:
         raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise BadImage("file in no known image format") from error
+    except BadImage:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, BadImage):
-            raise
         raise BadImage("damaged or cut image") from error
     return image
 
@@ -108,14 +111,14 @@ def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn
     return (x0, y0, x1 - x0, y1 - y0)
 
 
-def store(content: bytes, image: Image.Image, size: int | None, options: dict) -> Stored:
+def store(content: bytes, image: Image.Image, size: int | None, quality: int) -> Stored:
     """The bytes to keep of an image.
 
     Args:
         content: the file it came from.
         image: the same, decoded.
         size: None keeps the file as it is; a number scales the shorter side to it, uncropped, as RGB JPEG.
-        options: of Pillow for writing the JPEG.
+        quality: of that JPEG, 1 to 100.
     """
     if size is None:
         suffix = ".jpg" if image.format == "JPEG" else f".{image.format.lower()}"
@@ -126,7 +129,7 @@ def store(content: bytes, image: Image.Image, size: int | None, options: dict) -
     if sides[0] * sides[1] > MAX_PIXELS or max(sides) > _LONGEST_JPEG:
         raise BadImage("image too narrow for its shorter side to be stored at that size")
     buffer = io.BytesIO()
-    image.resize(sides, Image.Resampling.LANCZOS).save(buffer, "JPEG", **options)
+    image.resize(sides, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
     return Stored(buffer.getvalue(), ".jpg", scale)
 
 

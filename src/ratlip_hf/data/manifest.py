@@ -1,16 +1,18 @@
-"""`manifest.json` of a prepared corpus: finding it, reading it, and the shards it names.
-Owns the file's name; its content is put together in `prepare`."""
+"""The files that describe images in a folder: `manifest.json` of a prepared dataset, and `cat_to_name.json`, which
+names the classes of raw folders."""
 
 import json
+import re
 from pathlib import Path
 
 from ..utils.errors import UserError
 
 MANIFEST = "manifest.json"
+CLASS_NAMES = "cat_to_name.json"
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a prepared corpus. Raises UserError if the folder has none, or a damaged one."""
+    """The manifest of a prepared dataset. Raises UserError if the folder has none, or a damaged one."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -19,12 +21,21 @@ def read_manifest(folder: Path) -> dict:
             for file in split["files"]:
                 folder / file["path"], file["rows"] + 0, file["sha256"]
     except OSError as error:
-        raise UserError(f"{folder} is no prepared corpus: there is no {MANIFEST} (see ratlip data prepare)") from error
+        raise UserError(f"{folder} is no prepared dataset: it has no {MANIFEST} (see ratlip data prepare)") from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return manifest
 
 
-def shard_paths(folder: Path, manifest: dict) -> list[Path]:
-    """All shards of all splits, in order."""
-    return [folder / file["path"] for split in manifest["splits"].values() for file in split["files"]]
+def parse_class_names(text: str) -> dict[str, str]:
+    """Class number to name, from the text of `cat_to_name.json`. Raises ValueError if it is no JSON object."""
+    try:
+        return {str(number): str(name) for number, name in json.loads(text).items()}
+    except (RecursionError, AttributeError) as error:
+        raise ValueError(f"{CLASS_NAMES} is no JSON object") from error
+
+
+def class_caption(name: str) -> str:
+    """A caption for an image of which only the class is known."""
+    name = re.sub(r"^\d+\.", "", name).replace("_", " ").strip().lower()
+    return f"a photo of {'an' if name[:1] in 'aeiou' else 'a'} {name}"

@@ -1,2 +1,1 @@
-"""A pipeline's networks in the formats of other programs, and what runs them there.
-One target per group of modules; nothing else in the package knows of this folder."""
+"""A pipeline for other programs: a repository with its own code, ONNX graphs; and what runs the graphs."""

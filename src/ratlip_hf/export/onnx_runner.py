@@ -1,6 +1,7 @@
-"""Exported graphs as networks: they are called like the text tower and the generator they were made from.
-The folder of an ONNX export: the names in it and the record that says what the graphs are.
-`OnnxRunner`: the pipeline's call over exported graphs."""
+"""Running the ONNX graphs that `ratlip export onnx` writes, with the pipeline's call; needs onnxruntime only.
+
+First the call, then the graphs as networks, then the folder of an export and its record.
+"""
 
 import functools
 import json
@@ -21,15 +22,53 @@ from ..utils.errors import one_line
 from . import repository
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+TEXT_GRAPH = "text_encoder.onnx"
+IMAGE_GRAPH = "generator.onnx"
+TOKENIZER = "tokenizer"
+RECORD = "onnx_export.json"
+_FORMAT = 1  # of the record: one that is not known is refused
 
 
-def require(*packages: str) -> None:
-    """Raise ImportError that names the extra unless the packages of an export are installed."""
-    for package in packages:
+class OnnxRunner:
+    """Generates images with the graphs that `ratlip export onnx` writes.
+
+    The call is that of [`RATLIPPipeline`], with the same arguments, checks and results: the same prompts and seeds
+    give the same images, up to rounding. onnxruntime uses as many threads as torch (`torch.set_num_threads`).
+
+    Args:
+        folder: what was given to `ratlip export onnx`.
+        providers: onnxruntime's execution providers, in order of preference; the CPU by default.
+
+    Raises:
+        ValueError: when there is no export in the folder, or onnxruntime cannot load its graphs.
+        ImportError: without onnxruntime; the message names the extra.
+    """
+
+    def __init__(self, folder: str | os.PathLike, providers: Sequence[str] = DEFAULT_PROVIDERS):
+        folder, self.record = Path(folder), read_record(folder)
+        text_encoder = OnnxTextEncoder(folder / TEXT_GRAPH, self.record["text_encoder"], providers)
+        generator = OnnxGenerator(
+            folder / IMAGE_GRAPH, self.record["generator"], self.record["couples_batch"], providers
+        )
         try:
-            __import__(package)
-        except ImportError as error:
-            raise ImportError(f"ONNX needs {error.name or package}: pip install 'ratlip_hf[export]'") from error
+            tokenizer = CLIPTokenizer.from_pretrained(folder / TOKENIZER)
+        except OSError as error:
+            raise ValueError(f"{folder} has no tokenizer: {str(error).splitlines()[0]}") from error
+        self._pipeline = _GraphPipeline(tokenizer, text_encoder, None, generator)
+
+    @functools.wraps(RATLIPPipeline.encode_prompt)
+    def encode_prompt(self, *args, **kwargs) -> tuple[torch.Tensor]:
+        return self._pipeline.encode_prompt(*args, **kwargs)
+
+    @functools.wraps(RATLIPPipeline.__call__)
+    def __call__(self, *args, **kwargs) -> ImagePipelineOutput | tuple:
+        return self._pipeline(*args, **kwargs)
+
+
+class _GraphPipeline(RATLIPPipeline):
+    """A pipeline whose image tower is inside the generator's graph."""
+
+    _needed_to_draw = ("generator",)
 
 
 class _Graph(nn.Module):
@@ -84,11 +123,13 @@ class OnnxGenerator(_Graph):
         return RATLIPGeneratorOutput(sample=sample) if return_dict else (sample,)
 
 
-TEXT_GRAPH = "text_encoder.onnx"
-IMAGE_GRAPH = "generator.onnx"
-TOKENIZER = "tokenizer"
-RECORD = "onnx_export.json"
-_FORMAT = 1  # of the record: a reader refuses what it does not know
+def require(*packages: str) -> None:
+    """Raise ImportError that names the extra unless the packages of an export are installed."""
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ImportError(f"ONNX needs {error.name or package}: pip install 'ratlip_hf[export]'") from error
 
 
 def write_record(folder: Path, record: dict) -> None:
@@ -123,45 +164,3 @@ def read_record(folder: str | os.PathLike) -> dict:
 def refuse_other_folders(folder: str | os.PathLike) -> None:
     """Raise ValueError for a folder that an export would not replace."""
     repository.refuse_foreign(folder, RECORD, "ONNX export")
-
-
-class _GraphPipeline(RATLIPPipeline):
-    """A pipeline whose image tower is inside the generator's graph."""
-
-    _needed_to_draw = ("generator",)
-
-
-class OnnxRunner:
-    """Draws with the graphs that `ratlip export onnx` writes.
-
-    The call is that of [`RATLIPPipeline`], with the same arguments, checks and results: the same prompts and seeds
-    give the same images, up to rounding. onnxruntime uses as many threads as torch (`torch.set_num_threads`).
-
-    Args:
-        folder: what was given to `ratlip export onnx`.
-        providers: onnxruntime's execution providers, in order of preference; the CPU by default.
-
-    Raises:
-        ValueError: when there is no export in the folder, or onnxruntime cannot load its graphs.
-        ImportError: without onnxruntime; the message names the extra.
-    """
-
-    def __init__(self, folder: str | os.PathLike, providers: Sequence[str] = DEFAULT_PROVIDERS):
-        folder, self.record = Path(folder), read_record(folder)
-        text_encoder = OnnxTextEncoder(folder / TEXT_GRAPH, self.record["text_encoder"], providers)
-        generator = OnnxGenerator(
-            folder / IMAGE_GRAPH, self.record["generator"], self.record["couples_batch"], providers
-        )
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder / TOKENIZER)
-        except OSError as error:
-            raise ValueError(f"{folder} has no tokenizer: {str(error).splitlines()[0]}") from error
-        self._pipeline = _GraphPipeline(tokenizer, text_encoder, None, generator)
-
-    @functools.wraps(RATLIPPipeline.encode_prompt)
-    def encode_prompt(self, *args, **kwargs) -> tuple[torch.Tensor]:
-        return self._pipeline.encode_prompt(*args, **kwargs)
-
-    @functools.wraps(RATLIPPipeline.__call__)
-    def __call__(self, *args, **kwargs) -> ImagePipelineOutput | tuple:
-        return self._pipeline(*args, **kwargs)

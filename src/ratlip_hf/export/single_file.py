@@ -1,5 +1,7 @@
 """One self-contained Python file out of the package's own sources: a class with every definition that it uses.
-Owns how definitions are found and put together, word for word; which classes are shipped is the business of `hub`."""
+
+Definitions are found in the syntax trees and copied word for word; `repository` says which classes are shipped.
+"""
 
 import ast
 import sys
@@ -147,9 +149,8 @@ class _Bundle:
 
     def text(self, name: str) -> str:
         """The file."""
-        order = list(
-            TopologicalSorter({module: sorted(needed) for module, needed in self.needs.items()}).static_order()
-        )
+        needs = {module: sorted(needed) for module, needed in self.needs.items()}  # the same order every time
+        order = list(TopologicalSorter(needs).static_order())
         origin = "Generated from " + ", ".join(f"{module.replace('.', '/')}.py" for module in reversed(order))
         if left_out := [f"{cls}.{method}" for cls, methods in self.left_out.items() for method in methods]:
             origin += f"; without {', '.join(left_out)}"
@@ -228,25 +229,12 @@ def _segment(lines: list[str], node: ast.stmt, skipped: Collection[str]) -> str:
 
 
 def _import_lines(imports: Mapping[str, Import]) -> str:
-    """Import statements, the standard library's first."""
-    plain, members = defaultdict(list), defaultdict(list)
-    for bound, item in sorted(imports.items()):
-        group = item.module.split(".")[0] not in sys.stdlib_module_names
-        if item.name is None:
-            same = bound == item.module.split(".")[0]
-            plain[group].append(f"import {item.module}" + ("" if same else f" as {bound}"))
-        else:
-            members[group, item.module].append(item.name + ("" if item.name == bound else f" as {bound}"))
-    blocks = []
-    for group in (False, True):
-        lines = sorted(plain[group])
-        lines += [_from_line(module, names) for (here, module), names in sorted(members.items()) if here == group]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def _from_line(module: str, names: list[str]) -> str:
-    line = f"from {module} import {', '.join(names)}"
-    if len(line) <= _LINE:
-        return line
-    return f"from {module} import (\n" + "".join(f"    {name},\n" for name in names) + ")"
+    """Import statements, one for each name, the standard library's first."""
+    blocks = {True: [], False: []}
+    for bound, item in sorted(imports.items(), key=lambda pair: (pair[1].module, pair[0])):
+        top = item.module.split(".")[0]
+        line = f"import {item.module}" if item.name is None else f"from {item.module} import {item.name}"
+        if bound != (item.name or top):
+            line += f" as {bound}"
+        blocks[top in sys.stdlib_module_names].append(line)
+    return "\n\n".join("\n".join(lines) for lines in blocks.values() if lines) + "\n"

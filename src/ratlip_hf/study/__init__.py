@@ -1,2 +1,1 @@
-"""The paper's tables as experiments: which models, trained how, scored by which protocol.
-Owns the plan, the runs and the reading of their records; training and scoring are those of the package."""
+"""The tables of the paper as experiments: the plan, its runs, and what their records say."""

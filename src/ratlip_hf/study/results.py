@@ -1,5 +1,4 @@
-"""What records of a study say: means over seeds, and differences paired by seed with their t intervals.
-Owns the statistics and the table as text."""
+"""What the records of a study say: means over seeds, and differences paired by seed with their t intervals."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from statistics import mean, stdev
 
 from ..evaluation.records import Record, compare
 from ..utils.display import as_markdown
-from .plan import Arm, Table, other_system
+from .plan import Table
 
 # Quantiles 0.975 of Student's t with 1, 2, ... degrees of freedom (any table).
 _T = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
@@ -16,7 +15,7 @@ _T = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 @dataclass(frozen=True)
 class Contrast:
-    """The difference of two arms in one score, by seed; `low` and `high` are NaN for a single seed."""
+    """The difference of two variants in one score, by seed; `low` and `high` are NaN for a single seed."""
 
     better: str
     baseline: str
@@ -37,16 +36,22 @@ class Contrast:
             return "an effect: higher"
         return "an effect: lower" if self.high < 0 else "inconclusive"
 
+    def __str__(self) -> str:
+        """One line: the difference, its interval, each seed's, and the verdict."""
+        interval = "" if math.isnan(self.low) else f", 95 % interval [{self.low:+.3f}, {self.high:+.3f}]"
+        seeds = ", ".join(f"{value:+.3f}" for value in self.by_seed.values())
+        return f"{self.better} - {self.baseline}: {self.mean:+.3f}{interval} (by seed {seeds}): {self.verdict}"
 
-def by_seed(records: Sequence[Record], arm: str, score: str) -> dict[int, float]:
-    """The score of an arm's runs, of each seed the latest."""
-    found = [record for record in records if record.subject.get("arm") == arm and score in record.scores]
+
+def by_seed(records: Sequence[Record], variant: str, score: str) -> dict[int, float]:
+    """The score of a variant's runs, of each seed the latest."""
+    found = [record for record in records if record.subject.get("variant") == variant and score in record.scores]
     return {record.subject["seed"]: record.scores[score]["value"] for record in found}
 
 
 def contrast(records: Sequence[Record], better: str, baseline: str, score: str) -> Contrast | None:
     """Differences between runs of equal seeds with a 95 % t interval; None where no seed has both."""
-    first, second = (by_seed(records, arm, score) for arm in (better, baseline))
+    first, second = (by_seed(records, variant, score) for variant in (better, baseline))
     differences = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
     if not differences:
         return None
@@ -57,53 +62,35 @@ def contrast(records: Sequence[Record], better: str, baseline: str, score: str) 
     return Contrast(better, baseline, differences, centre - half, centre + half)
 
 
-def check_one_protocol(records: Sequence[Record]) -> None:
-    """Raises ValueError if figures of different protocols would stand in one table."""
+def describe_table(records: Sequence[Record], table: Table, scores: Sequence[str]) -> str:
+    """The table and its contrasts in the first of the scores, as text; systems that are no variants come last.
+
+    A row has label, generator's parameters in millions, number of seeds, and each score as mean ± standard deviation
+    over seeds; variants without a record have none.
+
+    Raises:
+        ValueError: for records of different protocols, whose values do not belong into one table.
+    """
     for record in records[1:]:
         compare(records[0], record)
-
-
-def rows(records: Sequence[Record], arms: Sequence[Arm], scores: Sequence[str]) -> list[list[str]]:
-    """For each arm with a record: label, generator's parameters in millions, number of seeds, and each score as mean
-    ± standard deviation over seeds."""
-    sizes = {record.subject["arm"]: record.subject.get("parameters") for record in records}
-    table = []
-    for arm in arms:
-        columns = [by_seed(records, arm.name, score) for score in scores]
+    sizes = {record.subject["variant"]: record.subject.get("parameters") for record in records}
+    labels = {variant.name: variant.label for variant in table.variants}
+    body = []
+    others = {name: name for name in sizes if name not in labels}
+    for name, label in (labels | others).items():
+        columns = [by_seed(records, name, score) for score in scores]
         if any(columns):
-            seeds = max(map(len, columns))
-            size = f"{sizes[arm.name] / 1e6:.2f}" if sizes[arm.name] else "-"
-            table.append([arm.label, size, str(seeds), *(_figure(list(column.values())) for column in columns)])
-    return table
+            size = f"{sizes[name] / 1e6:.2f}" if sizes[name] else "-"
+            seeds = str(max(map(len, columns)))
+            body.append([label, size, seeds, *(_mean_and_spread(list(column.values())) for column in columns)])
+    lines = [str(found) for pair in table.contrasts if (found := contrast(records, *pair, scores[0]))]
+    text = as_markdown(["model", "parameters (M)", "seeds", *scores], body)
+    return "\n".join([text, *([""] if lines else []), *lines])
 
 
-def _figure(values: Sequence[float]) -> str:
+def _mean_and_spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     digits = 3 if abs(mean(values)) < 10 else 1
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
-
-
-def describe_table(records: Sequence[Record], table: Table, scores: Sequence[str]) -> str:
-    """The table and its contrasts in the first of the scores, as text; systems that are no arms come last.
-
-    Raises:
-        ValueError: for records of different protocols.
-    """
-    check_one_protocol(records)
-    known = {arm.name for arm in table.arms}
-    others = dict.fromkeys(record.subject["arm"] for record in records if record.subject["arm"] not in known)
-    text = as_markdown(
-        ["model", "parameters (M)", "seeds", *scores], rows(records, [*table.arms, *map(other_system, others)], scores)
-    )
-    lines = [describe_contrast(found) for pair in table.contrasts if (found := contrast(records, *pair, scores[0]))]
-    return "\n".join([text, *([""] if lines else []), *lines])
-
-
-def describe_contrast(found: Contrast) -> str:
-    """One line: the difference, its interval, each seed's, and the verdict."""
-    interval = "" if math.isnan(found.low) else f", 95 % interval [{found.low:+.3f}, {found.high:+.3f}]"
-    seeds = ", ".join(f"{value:+.3f}" for value in found.by_seed.values())
-    head = f"{found.better} - {found.baseline}: {found.mean:+.3f}{interval} (by seed {seeds})"
-    return f"{head}: {found.verdict}"

@@ -1,38 +1,48 @@
-"""The runs of a study: the command of each, whether it is finished, and its record.
-Owns the folders `ARM-SEED`, `records.jsonl` and `curves.jsonl` of a study, which can be interrupted."""
+"""The runs of a study, which can be interrupted: training them, scoring them, and the files of a study's folder.
+
+`VARIANT-SEED/` holds a run, `records.jsonl` the scores, `curves.jsonl` the quick evaluations along all runs.
+"""
 
 import dataclasses
 import json
+import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from ..evaluation.engine import Evaluation, Sources, load_networks
+from ..evaluation.inputs import Folder, Model, load_material
+from ..evaluation.protocols import protocol_named
 from ..evaluation.records import Record, append_record, read_records
+from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
 from ..training.config import load_config
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_few
 from ..utils.files import atomic_write
-from .plan import Arm, Corpus
+from .plan import Dataset, Variant
 
 RECORDS, CURVES = "records.jsonl", "curves.jsonl"
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One arm with one seed.
+    """One variant with one seed.
 
     Attributes:
-        corpus, arm, seed: which.
+        dataset, variant, seed: which.
         study: the study's folder.
-        data: prepared folder of the corpus, where it is not the configuration's.
+        data: prepared folder of the dataset, where it is not the configuration's.
         options: further options of the trainer, the same for all runs of a study.
     """
 
-    corpus: Corpus
-    arm: Arm
+    dataset: Dataset
+    variant: Variant
     seed: int
     study: Path
     data: str | None = None
@@ -40,7 +50,7 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        return f"{self.arm.name}-{self.seed}"
+        return f"{self.variant.name}-{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -48,8 +58,8 @@ class StudyRun:
 
     def trainer_options(self) -> list[str]:
         """Options of the trainer; with them a run goes on where it was interrupted."""
-        options = ["--config", self.corpus.config, "--generator", json.dumps(dict(self.arm.generator))]
-        options += ["--train_data_dir", self.data] if self.data and self.data != self.corpus.data else []
+        options = ["--config", self.dataset.config, "--generator", json.dumps(dict(self.variant.generator))]
+        options += ["--train_data_dir", self.data] if self.data and self.data != self.dataset.data else []
         options += ["--seed", str(self.seed), "--output_dir", str(self.folder), *self.options]
         return [*options, "--resume_from_checkpoint", "latest"]
 
@@ -60,8 +70,8 @@ class StudyRun:
     def is_finished(self) -> bool:
         """Whether the run has seen all its images and its pipeline is there."""
         found = Checkpoints(self.folder / "checkpoints", None).find("latest")
-        wanted = load_config(self.trainer_options()).max_train_images
-        return bool(found) and found[1]["images"] >= wanted and (self.folder / "pipeline").is_dir()
+        target = load_config(self.trainer_options()).max_train_images
+        return bool(found) and found[1]["images"] >= target and (self.folder / "pipeline").is_dir()
 
     def train(self) -> None:
         """Train, or go on; the log goes to `train.log` in the run's folder.
@@ -79,30 +89,86 @@ class StudyRun:
             raise UserError(f"{self.name} failed: {lines[-1] if lines else f'see {log}'}")
 
 
+def train_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[StudyRun]:
+    """Train runs, `jobs` of them at the same time; yields each when it is done, in their order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for run, _ in zip(runs, pool.map(StudyRun.train, runs), strict=True):
+            yield run
+
+
+class Scoring:
+    """Scores what has no record yet, by the protocol of the dataset.
+
+    Args:
+        study: the study's folder.
+        dataset: whose protocol.
+        data: prepared folder of the dataset; that of its configuration by default.
+        inception, eval_clip: networks that score, as in `ratlip evaluate`.
+
+    Raises:
+        UserError: for a dataset that needs an evaluation CLIP, without one.
+    """
+
+    def __init__(self, study: Path, dataset: Dataset, data: str | None, inception: str | None, eval_clip: str | None):
+        if not dataset.data and not eval_clip:
+            raise UserError(f"--dataset {dataset.name} is decided by {dataset.outcome}: give a CLIP with --eval_clip")
+        self.study, self.protocol = study, protocol_named(dataset.protocol)
+        self.data = data or dataset.data or load_config(["--config", dataset.config]).train_data_dir
+        self.sources = Sources(inception, scorer=eval_clip)
+
+    def check(self, systems: Mapping[str, str]) -> None:
+        """Raise UserError or ValueError if data, networks or folders (of other systems by name) cannot be used."""
+        load_networks(self.protocol, self.sources, torch.device("cpu"))
+        load_material(self.protocol, self.data)
+        for folder in systems.values():
+            Folder(folder)
+
+    def score(self, runs: Sequence[StudyRun], systems: Mapping[str, str], device: torch.device) -> Iterator[str]:
+        """Add the records that are missing; yields the name of each."""
+        records = known_records(self.study)
+        runs = [run for run in runs if not is_scored(run.variant.name, run.seed, records)]
+        systems = {name: folder for name, folder in systems.items() if not is_scored(name, 0, records)}
+        if not runs and not systems:
+            return
+        material = load_material(self.protocol, self.data)
+        with first_few(logging.getLogger("ratlip_hf.clip")):
+            evaluation = Evaluation(self.protocol, material, load_networks(self.protocol, self.sources, device))
+            for run in runs:
+                pipe = RATLIPPipeline.from_pretrained(run.folder / "pipeline").to(device)
+                record = evaluation.score(Model(run.name, pipe, material.prompts, self.protocol))
+                add_record(self.study, run.variant.name, run.seed, record)
+                yield run.name
+            for name, folder in systems.items():
+                add_record(self.study, name, 0, evaluation.score(Folder(folder)))
+                yield name
+
+
 def known_records(study: Path) -> list[Record]:
     """The records of a study, oldest first; none if there is no file yet."""
     path = study / RECORDS
     return read_records(path) if path.is_file() else []
 
 
-def is_scored(arm: str, seed: int, records: Sequence[Record]) -> bool:
-    """Whether the record of an arm's run, or of another system, is among them."""
-    return any((record.subject.get("arm"), record.subject.get("seed")) == (arm, seed) for record in records)
+def is_scored(variant: str, seed: int, records: Sequence[Record]) -> bool:
+    """Whether the record of a variant's run, or of another system, is among them."""
+    return any((record.subject.get("variant"), record.subject.get("seed")) == (variant, seed) for record in records)
 
 
-def add_record(study: Path, arm: str, seed: int, record: Record) -> None:
-    """Append to the study's records; named by arm and seed, not by where model or images lie."""
+def add_record(study: Path, variant: str, seed: int, record: Record) -> None:
+    """Append to the study's records; named by variant and seed, not by where model or images lie."""
     facts = {name: value for name, value in record.subject.items() if name not in ("model", "images")}
-    append_record(study / RECORDS, dataclasses.replace(record, subject={"arm": arm, "seed": seed, **facts}))
+    subject = {"variant": variant, "seed": seed, **facts}
+    append_record(study / RECORDS, dataclasses.replace(record, subject=subject))
 
 
 def write_curves(study: Path, runs: Sequence[StudyRun]) -> None:
-    """Gather the quick evaluations along all runs in one file: arm, seed, images, scores."""
+    """Gather the quick evaluations along all runs in one file: variant, seed, images, scores."""
     lines = []
     for run in runs:
         log = run.folder / "evaluations.jsonl"
         for line in log.read_text().splitlines() if log.is_file() else ():
             entry = json.loads(line)
-            facts = {"arm": run.arm.name, "seed": run.seed, "images": entry["images"], "scores": entry["scores"]}
+            facts = {"variant": run.variant.name, "seed": run.seed}
+            facts |= {"images": entry["images"], "scores": entry["scores"]}
             lines.append(json.dumps(facts) + "\n")
     atomic_write(study / CURVES, "".join(lines))

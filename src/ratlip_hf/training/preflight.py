@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..clip import FrozenCLIP
-from ..data.block_jpeg import open_image
+from ..data.images import open_image
 from ..data.read.rows import MixedRows, Row, Rows, ShardRows, naming_damage
 from ..data.read.transforms import RELEASED, object_region
 from ..models import RATLIPDiscriminator, RATLIPGenerator

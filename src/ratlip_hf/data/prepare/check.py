@@ -1,11 +1,9 @@
-"""What is in a prepared corpus and what is wrong with it: images, captions, duplicates, classes, checksums.
-Owns the measurements; how they are shown is in `report`."""
+"""What is in a prepared dataset and what is wrong with it: images, captions, duplicates, classes, checksums."""
 
 import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow
@@ -15,24 +13,11 @@ from ...utils.errors import UserError
 from ...utils.files import file_sha256
 from ..images import BadImage, decode
 from ..manifest import read_manifest
+from .raw_files import REPLACEMENT
 from .shards import ROW_GROUP
-from .text import REPLACEMENT
+from .source_dataset import Tally
 
 LONGEST = 75  # words and marks; CLIP reads 77 tokens, two of them mark start and end, and each word is at least one
-_EXAMPLES = 3
-
-
-@dataclass
-class _Findings:
-    """Problems by kind, with some examples, gathered over the whole corpus."""
-
-    problems: dict[str, dict] = field(default_factory=lambda: defaultdict(lambda: {"count": 0, "examples": []}))
-
-    def add(self, kind: str, example: str, count: int = 1) -> None:
-        entry = self.problems[kind]
-        entry["count"] += count
-        if len(entry["examples"]) < _EXAMPLES:
-            entry["examples"].append(example)
 
 
 def check(folder: Path) -> dict:
@@ -43,10 +28,10 @@ def check(folder: Path) -> dict:
         counts, and kinds of problems with their number and examples. Nothing but plain values.
 
     Raises:
-        UserError: when the folder is no prepared corpus, or none of its shards can be read.
+        UserError: when the folder is no prepared dataset, or none of its shards can be read.
     """
     manifest = read_manifest(folder)
-    findings, splits = _Findings(), {}
+    problems, splits = Tally(), {}
     images: dict[bytes, list[str]] = defaultdict(list)
     wordings: Counter[str] = Counter()
     labels: dict[str, Counter] = {}
@@ -54,67 +39,67 @@ def check(folder: Path) -> dict:
     for split, entry in manifest["splits"].items():
         per_image, labels[split] = Counter(), Counter()
         for file in entry["files"]:
-            for row in _rows(folder, file, findings):
+            for row in _rows(folder, file, problems):
                 readable += 1
-                _check_image(row, split, images, findings)
-                per_image[len(_check_captions(row, wordings, findings))] += 1
+                _check_image(row, split, images, problems)
+                per_image[len(_check_captions(row, wordings, problems))] += 1
                 if row.get("label") is not None:
                     labels[split][row["label"]] += 1
         splits[split] = _summary(per_image, labels[split])
     if not readable:
-        raise UserError(f"no shard of {folder} can be read: {', '.join(findings.problems)}")
-    _check_duplicates(images, wordings, findings)
-    _check_classes(labels, manifest, findings)
+        raise UserError(f"no shard of {folder} can be read: {', '.join(problems)}")
+    _check_duplicates(images, wordings, problems)
+    _check_classes(labels, manifest, problems)
     return {
         "folder": str(folder),
         "kind": manifest["kind"],
         "splits": splits,
-        "problems": dict(sorted(findings.problems.items())),
+        "problems": problems.sorted(),
     }
 
 
-def _rows(folder: Path, file: dict, findings: _Findings) -> Iterator[dict]:
+def _rows(folder: Path, file: dict, problems: Tally) -> Iterator[dict]:
     path = folder / file["path"]
     if not path.is_file():
-        findings.add("shard that is not there", file["path"])
-        findings.add("image in a shard that cannot be read", file["path"], file["rows"])
+        problems.add("shard that is not there", file["path"])
+        problems.add("image in a shard that cannot be read", file["path"], count=file["rows"])
         return
     if file_sha256(path) != file["sha256"]:
-        findings.add("shard that differs from its checksum", file["path"])
+        problems.add("shard that differs from its checksum", file["path"])
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             for batch in table.iter_batches(ROW_GROUP):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError):
-        findings.add("shard that cannot be read", file["path"])
+        problems.add("shard that cannot be read", file["path"])
 
 
-def _check_image(row: dict, split: str, images: dict[bytes, list[str]], findings: _Findings) -> None:
+def _check_image(row: dict, split: str, images: dict[bytes, list[str]], problems: Tally) -> None:
     content = (row.get("image") or {}).get("bytes")
     if not content:
-        findings.add("row without an image", row["image_id"])
+        problems.add("row without an image", row["image_id"])
         return
     images[hashlib.sha256(content).digest()].append(f"{split}/{row['image_id']}")
     try:
         decode(content)
     except BadImage as error:
-        findings.add(f"unreadable image: {error}", row["image_id"])
+        problems.add(f"unreadable image: {error}", row["image_id"])
 
 
-def _check_captions(row: dict, wordings: Counter, findings: _Findings) -> list[str]:
+def _check_captions(row: dict, wordings: Counter, problems: Tally) -> list[str]:
     captions, name = row.get("captions") or [], row["image_id"]
     wordings.update(captions)
     if not captions:
-        findings.add("image without captions", name)
+        problems.add("image without captions", name)
     if len(set(captions)) < len(captions):
-        findings.add("image with the same caption twice", name)
+        problems.add("image with the same caption twice", name)
     for caption in captions:
         if not caption.strip():
-            findings.add("empty caption", name)
+            problems.add("empty caption", name)
         if len(re.findall(r"\w+|[^\w\s]", caption)) > LONGEST:
-            findings.add(f"caption of more than {LONGEST} words and marks: CLIP reads its beginning only", name)
+            problems.add(f"caption of more than {LONGEST} words and marks: CLIP reads its beginning only", name)
         if REPLACEMENT in caption or not caption.isprintable():
-            findings.add("caption with U+FFFD or control characters", name)
+            problems.add("caption with U+FFFD or control characters", name)
     return captions
 
 
@@ -127,21 +112,21 @@ def _summary(per_image: Counter, labels: Counter) -> dict:
     }
 
 
-def _check_duplicates(images: dict[bytes, list[str]], wordings: Counter, findings: _Findings) -> None:
+def _check_duplicates(images: dict[bytes, list[str]], wordings: Counter, problems: Tally) -> None:
     for names in images.values():
         if len(names) > 1:
             across = len({name.split("/")[0] for name in names}) > 1
             kind = "image that is in two splits" if across else "image that is there more than once"
-            findings.add(kind, " = ".join(names[:2]), len(names) - 1)
+            problems.add(kind, " = ".join(names[:2]), count=len(names) - 1)
     for wording, count in wordings.most_common():
         if count == 1:
             break
-        findings.add("caption that several images share", f"{count} x {wording[:40]}")
+        problems.add("caption that several images share", f"{count} x {wording[:40]}")
 
 
-def _check_classes(labels: dict[str, Counter], manifest: dict, findings: _Findings) -> None:
+def _check_classes(labels: dict[str, Counter], manifest: dict, problems: Tally) -> None:
     splits = list(labels)
     for index, first in enumerate(splits):
         for second in splits[index + 1 :]:
             for label in sorted(labels[first].keys() & labels[second].keys()):
-                findings.add(f"class in both {first} and {second}", manifest["label_names"][label])
+                problems.add(f"class in both {first} and {second}", manifest["label_names"][label])

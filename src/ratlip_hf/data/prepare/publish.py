@@ -1,5 +1,4 @@
-"""The dataset card of a prepared corpus: license, counts, where splits come from, what was left out, checksums.
-Publishing a prepared corpus: the folder as it is becomes a dataset on the Hub."""
+"""Publishing a prepared dataset: its card, with license, counts, splits and checksums, and its upload to the Hub."""
 
 import hashlib
 from pathlib import Path
@@ -9,8 +8,8 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, HfApi
 
 from ...utils.errors import UserError
-from ..manifest import read_manifest, shard_paths
-from .records import Origin
+from ..manifest import read_manifest
+from .source_dataset import Origin
 
 _TEXT = """---
 {metadata}
@@ -44,7 +43,7 @@ Who is where: {splits_from}. Rows lie in a fixed random order (seed {order_seed}
 |---|---|
 {columns}
 
-Captions are cleaned: white space collapsed, empty and repeated sentences of an image removed.
+Captions are cleaned: white space collapsed, empty and repeated captions of an image removed.
 
 ## Left out and repaired
 
@@ -58,7 +57,7 @@ Captions are cleaned: white space collapsed, empty and repeated sentences of an 
 """
 _COLUMNS = {
     "image": "the image, embedded",
-    "captions": "one or more sentences",
+    "captions": "one or more captions",
     "label": "class",
     "bbox": "left, top, width, height of the object in pixels of the stored image",
     "image_id": "name in the source",
@@ -66,7 +65,7 @@ _COLUMNS = {
 
 
 def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> str:
-    """README.md of a corpus from its manifest."""
+    """README.md of a dataset from its manifest."""
     splits, storage = manifest["splits"], manifest["storage"]
     files = [file for split in splits.values() for file in split["files"]]
     original = "original files"
@@ -98,7 +97,7 @@ def _metadata(manifest: dict, origin: Origin, features: datasets.Features) -> st
         task_categories=["text-to-image"],
         language=["en"],
         # `datasets` finds its cache by the folder's name and this metadata, not by the shards. The checksum keeps
-        # corpora of the same name apart, and a corpus from an earlier one at the same place.
+        # datasets of the same name apart, and a dataset from an earlier one at the same place.
         configs=[{"config_name": "default", "description": f"state {state}", "data_files": data_files}],
     )
     splits = datasets.SplitDict()
@@ -111,8 +110,8 @@ def _metadata(manifest: dict, origin: Origin, features: datasets.Features) -> st
 
 def _problems(manifest: dict) -> str:
     lines = [
-        f"* {verb} {entry['count']:,}: {reason}"
-        for verb, entries in (("left out", manifest["skipped"]), ("repaired", manifest["repaired"]))
+        f"* {fate} {entry['count']:,}: {reason}"
+        for fate, entries in (("left out", manifest["skipped"]), ("repaired", manifest["repaired"]))
         for reason, entry in entries.items()
     ]
     return "\n".join([*lines, *(f"* {note}" for note in manifest["notes"])]) or "Nothing."
@@ -122,7 +121,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     """Upload a folder from `prepare` and return the address of the dataset.
 
     Args:
-        folder: the prepared corpus.
+        folder: the prepared dataset.
         repository: "user/name"; made if it is not there.
         private: for a repository that is made now.
 
@@ -132,7 +131,8 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     if repository.count("/") != 1:
         raise UserError(f"the repository must be user/name, not {repository!r}")
     manifest = read_manifest(folder)
-    missing = [str(path) for path in shard_paths(folder, manifest) if not path.is_file()]
+    files = [file["path"] for split in manifest["splits"].values() for file in split["files"]]
+    missing = [str(folder / file) for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(f"{folder} is incomplete: {missing[0]} is not there")
     try:
@@ -144,7 +144,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
             repo_type="dataset",
             folder_path=folder,
             delete_patterns="data/*.parquet",
-            commit_message="Upload prepared captions corpus",
+            commit_message="Upload prepared captioned images",
         )
     except Exception as error:  # a refusal, a missing token, or whatever the HTTP client says of a Hub out of reach
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

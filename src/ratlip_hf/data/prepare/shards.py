@@ -1,5 +1,5 @@
-"""Records become Parquet files with embedded images: one task per shard, several processes, resumable after a kill.
-From a source folder to a finished corpus: read, shuffle, write shards, name them, manifest and card."""
+"""From a source folder to a prepared dataset: read, shuffle, write shards in several processes, manifest and card.
+One task per shard, resumable after a kill. The processes import this module, so nothing heavy is imported here."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import PIL
 import pyarrow
@@ -23,14 +22,14 @@ from tqdm import tqdm
 from ...utils.errors import UserError
 from ...utils.files import atomic_write, file_sha256
 from ...version import __version__
-from ..block_jpeg import SAVE_OPTIONS
 from ..images import BadImage, decode, orientation, remarks, store, turn_box
 from ..manifest import MANIFEST
-from .importers import ORIGINS, READERS
-from .publish import card_text
-from .records import Corpus, Record, Report, SourceOptions, unique_records
+from .importers import DEFAULT_NUM_IMAGES, load_importer
+from .source_dataset import Record, Report, SourceDataset, SourceOptions
 
-ROW_GROUP = 100  # rows that a reader has to load at once
+ROW_GROUP = 100  # rows that must be loaded at once to read one
+ORDER_SEED = 0  # rows lie in a fixed random order, so that every shard is a fair sample of its split
+_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -56,41 +55,146 @@ class Storage:
             raise UserError(f"--images_per_shard must be at least 1, not {self.images_per_shard}")
 
 
+def prepare(
+    kind: str,
+    source: Path | None,
+    output_dir: Path,
+    options: SourceOptions | None = None,
+    storage: Storage | None = None,
+    workers: int = 1,
+    progress: bool | None = None,
+) -> dict:
+    """Write a dataset as Parquet shards, `manifest.json` and a dataset card into the new folder `output_dir`.
+
+    Shards grow in the hidden folder `.<name>.partial` next to it, which takes its name when everything is there; the
+    same call after a kill goes on where it was. The same input gives the same bytes.
+
+    Args:
+        kind: one of `importers.KINDS`.
+        source: folder with the raw data; None for synthetic birds.
+        output_dir: folder to make.
+        options: choices of the importer.
+        storage: how images are kept.
+        workers: processes that write.
+        progress: show a bar; None shows it on a terminal only.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: when `output_dir` exists, or nothing in `source` can be used.
+    """
+    from .publish import card_text  # needs `datasets`, which the processes that write do without
+
+    options, storage = options or SourceOptions(), storage or Storage()
+    if options.num_images is None:
+        options = dataclasses.replace(options, num_images=DEFAULT_NUM_IMAGES.get(kind))
+    output_dir = _new_folder(output_dir)
+    read, origin = load_importer(kind)
+    dataset = read(source, options)
+    dataset.drop_repeated_names()
+    features, working = dataset.features(), output_dir.with_name(f".{output_dir.name}.partial")
+    tasks = _plan(dataset, features.arrow_schema, working, storage)
+    _open_working_folder(working, _fingerprint(kind, dataset, storage))
+    outcomes = _run(tasks, workers, kind, progress)
+    for task in tasks:  # in their own order, whichever was finished first
+        dataset.report.merge(outcomes[task.path]["report"])
+    if not any(outcome["rows"] for outcome in outcomes.values()):
+        shutil.rmtree(working)
+        raise UserError(f"nothing usable in {source or kind}: {_main_reasons(dataset.report)}")
+    manifest = {
+        "kind": kind,
+        "made_by": {"ratlip_hf": __version__, "pillow": PIL.__version__, "pyarrow": pyarrow.__version__},
+        "storage": dataclasses.asdict(storage),
+        "choices": dataset.choices,
+        "splits_from": dataset.splits_from,
+        "order_seed": ORDER_SEED,
+        "splits": _name_shards(working, tasks, outcomes),
+        "label_names": dataset.label_names,
+        **dataset.report.to_dict(),
+    }
+    atomic_write(working / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(working / "README.md", card_text(manifest, origin, features))
+    if output_dir.exists():
+        output_dir.rmdir()
+    os.rename(working, output_dir)
+    (output_dir / _PLAN).unlink()
+    return manifest
+
+
+def _new_folder(output_dir: Path) -> Path:
+    """The absolute path of a folder that can be made there; UserError for one that exists, a link or a mount point."""
+    output_dir = Path(os.path.abspath(output_dir))
+    if output_dir.is_symlink() or os.path.ismount(output_dir):
+        raise UserError(f"--output_dir {output_dir} is a link or a mount point: choose a folder inside it")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"--output_dir {output_dir} exists already: choose another or remove it")
+    return output_dir
+
+
 @dataclass(frozen=True)
 class ShardTask:
     """One shard to write: its place and all that its bytes depend on."""
 
     path: Path
     records: tuple[Record, ...]
-    features: datasets.Features
+    schema: pyarrow.Schema
     storage: Storage
 
     @property
-    def result_path(self) -> Path:
+    def outcome_path(self) -> Path:
         """Where the outcome is noted; it exists only when the shard is complete."""
         return self.path.with_suffix(".json")
 
 
-def plan_shards(folder: Path, split: str, records: list[Record], features, storage: Storage) -> list[ShardTask]:
-    """Cut a split into tasks, in order."""
-    size = storage.images_per_shard
-    return [
-        ShardTask(folder / f"{split}-{index:05d}.parquet", tuple(records[start : start + size]), features, storage)
-        for index, start in enumerate(range(0, len(records), size))
-    ]
+def _plan(dataset: SourceDataset, schema: pyarrow.Schema, working: Path, storage: Storage) -> list[ShardTask]:
+    """Shuffle each split and cut it into tasks, in order."""
+    tasks, size = [], storage.images_per_shard
+    for split in sorted({record.split for record in dataset.records}):
+        records = sorted((r for r in dataset.records if r.split == split), key=lambda record: record.image_id)
+        order = np.random.default_rng(ORDER_SEED).permutation(len(records))
+        for number, start in enumerate(range(0, len(records), size)):
+            shard = tuple(records[index] for index in order[start : start + size])
+            tasks.append(ShardTask(working / f"{split}-{number:05d}.parquet", shard, schema, storage))
+    return tasks
 
 
-def run_tasks(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask, dict]]:
-    """Write all shards that are not there yet; yields each task with its outcome {"rows", "report"}.
+def _fingerprint(kind: str, dataset: SourceDataset, storage: Storage) -> str:
+    """Of everything that decides the shards' bytes: only shards of the same plan may be kept after a kill."""
+    digest = hashlib.sha256(repr((__version__, kind, storage, dataset.label_names, dataset.choices)).encode())
+    for record in dataset.records:
+        digest.update(repr(dataclasses.replace(record, image=record.image.fingerprint())).encode())
+    return digest.hexdigest()
 
-    Args:
-        tasks: from `plan_shards`.
-        workers: processes; 1 works in this one.
-    """
+
+def _open_working_folder(working: Path, fingerprint: str) -> None:
+    """Make the folder, or keep what an interrupted run of the same plan left in it."""
+    plan = working / _PLAN
+    if plan.is_file() and json.loads(plan.read_text()) == fingerprint:
+        return
+    if working.exists():
+        shutil.rmtree(working)
+    working.mkdir(parents=True)
+    atomic_write(plan, json.dumps(fingerprint))
+
+
+def _run(tasks: list[ShardTask], workers: int, kind: str, progress: bool | None) -> dict[Path, dict]:
+    """Write all shards behind a progress bar; returns {"rows", "report"} by shard."""
+    outcomes = {}
+    total = sum(len(task.records) for task in tasks)
+    with tqdm(total=total, unit=" images", desc=kind, disable=None if progress is None else not progress) as bar:
+        for task, outcome in _finish(tasks, workers):
+            outcomes[task.path] = outcome
+            bar.update(len(task.records))
+    return outcomes
+
+
+def _finish(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask, dict]]:
+    """Write the shards that are not there yet, here or in several processes; yields tasks with their outcome."""
     waiting = []
     for task in tasks:
-        if task.result_path.is_file():
-            yield task, json.loads(task.result_path.read_text())
+        if task.outcome_path.is_file():
+            yield task, json.loads(task.outcome_path.read_text())
         else:
             waiting.append(task)
     if workers == 1 or len(waiting) < 2:
@@ -117,7 +221,7 @@ def _clean_context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports take seconds: once for all of them
+    context.set_forkserver_preload([__name__])  # imported once for all of them
     return context
 
 
@@ -129,12 +233,12 @@ def write_shard(task: ShardTask) -> dict:
     report = Report()
     rows = [row for record in task.records if (row := _row(record, task, report)) is not None]
     if rows:
-        table = pyarrow.Table.from_pylist(rows, schema=task.features.arrow_schema)
+        table = pyarrow.Table.from_pylist(rows, schema=task.schema)
         temporary = task.path.with_suffix(".writing")
         pyarrow.parquet.write_table(table, temporary, row_group_size=ROW_GROUP)
         os.replace(temporary, task.path)
     outcome = {"rows": len(rows), "report": report.to_dict()}
-    atomic_write(task.result_path, json.dumps(outcome))
+    atomic_write(task.outcome_path, json.dumps(outcome))
     return outcome
 
 
@@ -142,7 +246,7 @@ def _row(record: Record, task: ShardTask, report: Report) -> dict | None:
     try:
         content = record.image.read()
         image = decode(content)
-        stored = store(content, image, task.storage.size, {"quality": task.storage.quality, **SAVE_OPTIONS})
+        stored = store(content, image, task.storage.size, task.storage.quality)
     except BadImage as error:
         report.skip(str(error), record.image_id)
         return None
@@ -159,116 +263,7 @@ def _row(record: Record, task: ShardTask, report: Report) -> dict | None:
         "label": record.label,
         "bbox": box and [value * stored.scale for value in turn_box(box, image.size, orientation(image))],
     }
-    return {name: row[name] for name in task.features}
-
-
-ORDER_SEED = 0  # rows lie in a fixed random order, so that every shard is a fair sample of its split
-_PLAN = "plan.json"
-
-
-def prepare(
-    kind: str,
-    source: Path | None,
-    out: Path,
-    options: SourceOptions | None = None,
-    storage: Storage | None = None,
-    workers: int = 1,
-    progress: bool | None = None,
-) -> dict:
-    """Write a corpus as Parquet shards, `manifest.json` and a dataset card into the new folder `out`.
-
-    Shards grow in the hidden folder `.<out>.partial` beside `out`, which takes its name when everything is there; the
-    same call after a kill goes on where it was. The same input gives the same bytes.
-
-    Args:
-        kind: one of `sources.KINDS`.
-        source: folder with the raw data; None for synthetic birds.
-        out: folder to make.
-        options: choices of the source.
-        storage: how images are kept.
-        workers: processes that write.
-        progress: show a bar; None shows it on a terminal only.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        UserError: when `out` exists, or nothing in `source` can be used.
-    """
-    options, storage = options or SourceOptions(), storage or Storage()
-    out = Path(os.path.abspath(out))
-    if out.is_symlink() or os.path.ismount(out):
-        raise UserError(f"--output_dir {out} is a link or a mount point: choose a folder inside it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--output_dir {out} exists already: choose another or remove it")
-    corpus = READERS[kind](source, options)
-    corpus.records = unique_records(corpus.records, corpus.report)
-    working = out.with_name(f".{out.name}.partial")
-    tasks = _plan(corpus, working, storage)
-    _open_working_folder(working, _fingerprint(kind, corpus, storage))
-    outcomes = _write(tasks, workers, kind, progress)
-    for task in tasks:  # in their own order, whoever was finished first
-        corpus.report.merge(outcomes[task.path]["report"])
-    if not any(outcome["rows"] for outcome in outcomes.values()):
-        shutil.rmtree(working)
-        raise UserError(f"nothing usable in {source or kind}: {_main_reasons(corpus)}")
-    manifest = {
-        "kind": kind,
-        "made_by": {"ratlip_hf": __version__, "pillow": PIL.__version__, "pyarrow": pyarrow.__version__},
-        "storage": dataclasses.asdict(storage),
-        "choices": corpus.choices,
-        "splits_from": corpus.splits_from,
-        "order_seed": ORDER_SEED,
-        "splits": _name_shards(working, tasks, outcomes),
-        "label_names": corpus.label_names,
-        **corpus.report.to_dict(),
-    }
-    atomic_write(working / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    atomic_write(working / "README.md", card_text(manifest, ORIGINS[kind], corpus.features()))
-    if out.exists():
-        out.rmdir()
-    os.rename(working, out)
-    (out / _PLAN).unlink()
-    return manifest
-
-
-def _plan(corpus: Corpus, working: Path, storage: Storage) -> list[ShardTask]:
-    features, tasks = corpus.features(), []
-    for split in sorted({record.split for record in corpus.records}):
-        records = sorted((r for r in corpus.records if r.split == split), key=lambda record: record.image_id)
-        order = np.random.default_rng(ORDER_SEED).permutation(len(records))
-        tasks += plan_shards(working, split, [records[index] for index in order], features, storage)
-    return tasks
-
-
-def _fingerprint(kind: str, corpus: Corpus, storage: Storage) -> str:
-    """Of everything that decides the shards' bytes: only shards of the same plan may be kept after a kill."""
-    digest = hashlib.sha256(repr((__version__, kind, storage, corpus.label_names, corpus.choices)).encode())
-    for record in corpus.records:
-        place = dataclasses.replace(record, image=record.image.fingerprint())
-        digest.update(repr(place).encode())
-    return digest.hexdigest()
-
-
-def _open_working_folder(working: Path, fingerprint: str) -> None:
-    """Make the folder, or keep what an interrupted run of the same plan left in it."""
-    plan = working / _PLAN
-    if plan.is_file() and json.loads(plan.read_text()) == fingerprint:
-        return
-    if working.exists():
-        shutil.rmtree(working)
-    working.mkdir(parents=True)
-    atomic_write(plan, json.dumps(fingerprint))
-
-
-def _write(tasks: list[ShardTask], workers: int, kind: str, progress: bool | None) -> dict[Path, dict]:
-    outcomes = {}
-    total = sum(len(task.records) for task in tasks)
-    with tqdm(total=total, unit=" images", desc=kind, disable=None if progress is None else not progress) as bar:
-        for task, outcome in run_tasks(tasks, workers):
-            outcomes[task.path] = outcome
-            bar.update(len(task.records))
-    return outcomes
+    return {name: row[name] for name in task.schema.names}
 
 
 def _name_shards(working: Path, tasks: list[ShardTask], outcomes: dict[Path, dict]) -> dict[str, dict]:
@@ -276,11 +271,10 @@ def _name_shards(working: Path, tasks: list[ShardTask], outcomes: dict[Path, dic
     splits: dict[str, dict] = {}
     (working / "data").mkdir(exist_ok=True)
     for split in sorted({task.records[0].split for task in tasks}):
-        mine = [task for task in tasks if task.records[0].split == split]
-        written = [task for task in mine if outcomes[task.path]["rows"]]
+        written = [task for task in tasks if task.records[0].split == split and outcomes[task.path]["rows"]]
         files = []
-        for index, task in enumerate(written):
-            name = f"data/{split}-{index:05d}-of-{len(written):05d}.parquet"
+        for number, task in enumerate(written):
+            name = f"data/{split}-{number:05d}-of-{len(written):05d}.parquet"
             rows, target = outcomes[task.path]["rows"], working / name
             if task.path.exists():  # else a run that was killed here has renamed it already
                 os.rename(task.path, target)
@@ -288,10 +282,10 @@ def _name_shards(working: Path, tasks: list[ShardTask], outcomes: dict[Path, dic
         if files:
             splits[split] = {"rows": sum(file["rows"] for file in files), "files": files}
     for task in tasks:
-        task.result_path.unlink()
+        task.outcome_path.unlink()
     return splits
 
 
-def _main_reasons(corpus: Corpus) -> str:
-    entries = sorted(corpus.report.skipped.items(), key=lambda item: -item[1]["count"])[:3]
+def _main_reasons(report: Report) -> str:
+    entries = sorted(report.skipped.items(), key=lambda item: -item[1]["count"])[:3]
     return "; ".join(f"{entry['count']:,} x {reason}" for reason, entry in entries) or "it is empty"

@@ -1,1 +1,1 @@
-"""From Parquet shards and other datasets to training rows."""
+"""From Parquet shards and other datasets to rows, pixels and text embeddings."""

@@ -1,5 +1,5 @@
-"""Sentence embeddings computed once: beside a corpus' shards or in a run's folder, for one CLIP and these captions.
-Owns the folders `text_embeddings/`; embeddings of another CLIP or of other captions are never taken by mistake."""
+"""Text embeddings computed once, in folders `text_embeddings/`: next to the shards of a dataset, or in a run's folder.
+Each is bound to one CLIP and to its captions; embeddings of another CLIP or of other captions are never used."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ _BATCH = 256
 
 
 def embed_captions(folder: Path, encode: Callable[[list[str]], torch.Tensor], clip_sha256: str) -> list[Path]:
-    """Encode all captions of a prepared corpus and return the folders written, one per split.
+    """Encode all captions of a prepared dataset and return the folders written, one per split.
 
     Args:
-        folder: the prepared corpus.
-        encode: sentences to embeddings [N, D].
+        folder: the prepared dataset.
+        encode: captions to text embeddings [N, D].
         clip_sha256: fingerprint of the CLIP behind `encode`.
     """
     manifest = read_manifest(folder)
@@ -64,14 +64,14 @@ class EmbeddingTable:
 
 
 class OtherFacts(Exception):
-    """Embeddings that are not those asked for."""
+    """The embeddings of a folder belong to another CLIP or to other captions."""
 
 
 class StoredEmbeddings(EmbeddingTable):
-    """Embeddings of a split that `ratlip data embed` has left beside its shards.
+    """Embeddings of a split that `ratlip data embed` has left next to its shards.
 
     Args:
-        folder: the prepared corpus.
+        folder: the prepared dataset.
         split: for example "train".
         clip_sha256: fingerprint of the CLIP that training uses.
 
@@ -94,12 +94,12 @@ def remembered_embeddings(
 ) -> EmbeddingTable:
     """Embeddings of any list of captions: those kept in `place`, or, if there are none that fit, computed and kept.
 
-    Of several processes with one file system the first must be through before the others come.
+    Of several processes with one file system, the first must finish before the others start.
 
     Args:
         place: folder of their own; what it held of another CLIP or of other captions is replaced.
         per_row: captions of every row in the order of storage.
-        encode: sentences to embeddings [N, D].
+        encode: captions to text embeddings [N, D].
         clip_sha256: fingerprint of the CLIP behind `encode`.
     """
     captions_sha256 = hashlib.sha256(json.dumps(per_row).encode()).hexdigest()
@@ -107,29 +107,26 @@ def remembered_embeddings(
     try:
         return EmbeddingTable(place, facts)
     except (OSError, ValueError, OtherFacts):
-        return EmbeddingTable(_write(place, per_row, encode, facts, "the corpus"), facts)
+        return EmbeddingTable(_write(place, per_row, encode, facts, "the dataset"), facts)
 
 
 def _write(place: Path, per_row: list[list[str]], encode: Callable, facts: dict, what: str) -> Path:
     starts = np.cumsum([0, *map(len, per_row)], dtype=np.int64)
-    sentences = [caption for captions in per_row for caption in captions]
+    every_caption = [caption for captions in per_row for caption in captions]
     with atomic_directory(place) as target:
-        _write_embeds(target / _EMBEDS, sentences, encode, what)
+        _write_embeds(target / _EMBEDS, every_caption, encode, what)
         np.save(target / _STARTS, starts)
         (target / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     return place
 
 
 def _facts_of_shards(manifest: dict, split: str, clip_sha256: str) -> dict:
-    return {"clip_sha256": clip_sha256, "shards_sha256": _shards_of(manifest, split)}
+    files = manifest["splits"].get(split, {"files": []})["files"]
+    return {"clip_sha256": clip_sha256, "shards_sha256": [file["sha256"] for file in files]}
 
 
 def _place(folder: Path, split: str, clip_sha256: str) -> Path:
     return folder / FOLDER / f"{split}-{clip_sha256[:12]}"
-
-
-def _shards_of(manifest: dict, split: str) -> list[str]:
-    return [file["sha256"] for file in manifest["splits"].get(split, {"files": []})["files"]]
 
 
 def _captions(shard: Path) -> Iterator[list[str]]:
@@ -139,16 +136,16 @@ def _captions(shard: Path) -> Iterator[list[str]]:
         raise UserError(f"cannot read the shard {shard}") from error
 
 
-def _write_embeds(path: Path, sentences: list[str], encode: Callable, what: str) -> None:
-    """Batch after batch: a large corpus' embeddings need not fit into memory.
+def _write_embeds(path: Path, captions: list[str], encode: Callable, what: str) -> None:
+    """Batch after batch: the embeddings of a large dataset need not fit into memory.
 
     Not through a memory map: on a full disk that kills the process instead of raising OSError.
     """
     with path.open("wb") as file:
-        for start in tqdm(range(0, len(sentences), _BATCH), desc=f"captions of {what}", disable=None):
-            batch = encode(sentences[start : start + _BATCH]).float().cpu().numpy()
+        for start in tqdm(range(0, len(captions), _BATCH), desc=f"captions of {what}", disable=None):
+            batch = encode(captions[start : start + _BATCH]).float().cpu().numpy()
             if not start:
-                shape = (len(sentences), batch.shape[1])
+                shape = (len(captions), batch.shape[1])
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(np.ascontiguousarray(batch, "<f4").tobytes())

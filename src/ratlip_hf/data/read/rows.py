@@ -1,11 +1,11 @@
-"""Endless, reproducible sequences of rows: of a dataset in memory, of Parquet shards read one window at a time,
-From the name of a dataset, or a prepared folder, to rows with captions, and from a row to the pixels of a square."""
+"""Rows, undecoded, in endless reproducible sequences: of a dataset in memory, of Parquet shards, of a mixture.
+Then from the name of a dataset to such rows, and from a row to the pixels of a square."""
 
 import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -17,13 +17,11 @@ import pyarrow
 import pyarrow.parquet
 
 from ...utils.errors import UserError, one_line
-from ..block_jpeg import open_image
-from ..images import BadImage
-from ..prepare.importers.flowers import read_class_names
-from ..prepare.records import Report
-from ..prepare.text import class_caption
+from ..images import BadImage, open_image
+from ..manifest import CLASS_NAMES, class_caption, parse_class_names
 from .transforms import ANTIALIASED, frame
 
+logger = logging.getLogger(__name__)
 _ORDER, _SHARDS, _WITHIN, _MIXTURE = 1, 3, 4, 5  # separate random streams; 2 is the samples' own
 _BLOCK = 1000  # visits within which a mixture has exactly its weights
 _PIECE = 1000  # rows whose captions are read together
@@ -63,29 +61,10 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def row(self, visit: int) -> Row:
-        """The row that the global sample `visit` (from 0) shows."""
+        """The row of the global sample `visit`, counted from 0."""
 
     def captions(self, count: int) -> Iterator[list[str]]:
         """Captions of the first rows in the order of storage, read as they are asked for."""
-
-
-class Recent:
-    """Calls `function` and keeps its last `size` results; a copy in another process starts with none."""
-
-    def __init__(self, function: Callable, size: int):
-        self.function, self.size = function, size
-        self.results: OrderedDict[tuple, object] = OrderedDict()
-
-    def __call__(self, *key):
-        if key not in self.results:
-            self.results[key] = self.function(*key)
-        self.results.move_to_end(key)
-        while len(self.results) > self.size:
-            self.results.popitem(last=False)
-        return self.results[key]
-
-    def __getstate__(self) -> dict:
-        return {**vars(self), "results": OrderedDict()}
 
 
 class MapRows:
@@ -231,7 +210,7 @@ class MixedRows:
     def row(self, visit: int) -> Row:
         part, local = self._locate(visit)
         row = self.parts[part].row(local)
-        return Row(row.content, row.captions, row.box, row.place, part)
+        return replace(row, part=part)
 
     def captions(self, count: int) -> Iterator[list[str]]:
         visits = [self._locate(visit) for visit in range(min(count, _BLOCK))]
@@ -239,7 +218,7 @@ class MixedRows:
         yield from (firsts[part][local % len(firsts[part])] for part, local in visits)
 
     def _locate(self, visit: int) -> tuple[int, int]:
-        """Which part a visit belongs to, and the how-manieth visit of that part it is."""
+        """Which part a visit belongs to, and the number of that visit within the part, from 0."""
         block, position = divmod(visit, _BLOCK)
         parts, earlier = self._block(block)
         part = int(parts[position])
@@ -254,27 +233,31 @@ class MixedRows:
         return parts, earlier
 
 
-def find_shards(source: str, split: str = "train") -> list[str]:
-    """Parquet files of a split of a folder or a dataset on the Hub, by `datasets`' own rules.
-
-    Raises:
-        UserError: when there is no such dataset or split, or it does not consist of Parquet files.
-    """
-    builder = datasets.load_dataset_builder(source)
-    if "parquet" not in type(builder).__module__:
-        raise UserError(f"{source} does not consist of Parquet files: see ratlip data prepare, or do not stream")
-    files = (builder.config.data_files or {}).get(split)
-    if not files:
-        raise UserError(f"{source} has no split {split!r}")
-    return [str(file) for file in files]
-
-
 def _quotas(weights: list[float]) -> np.ndarray:
     """Whole shares of a block: rounded down, then the largest remainders up."""
     exact = np.asarray(weights, dtype=np.float64) / sum(weights) * _BLOCK
     quotas = np.floor(exact).astype(np.int64)
     quotas[np.argsort(quotas - exact, kind="stable")[: _BLOCK - quotas.sum()]] += 1
     return quotas
+
+
+class Recent:
+    """Calls `function` and keeps its last `size` results; a copy in another process starts with none."""
+
+    def __init__(self, function: Callable, size: int):
+        self.function, self.size = function, size
+        self.results: OrderedDict[tuple, object] = OrderedDict()
+
+    def __call__(self, *key):
+        if key not in self.results:
+            self.results[key] = self.function(*key)
+        self.results.move_to_end(key)
+        while len(self.results) > self.size:
+            self.results.popitem(last=False)
+        return self.results[key]
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "results": OrderedDict()}
 
 
 def _to_row(values: dict, columns: Columns, place: int) -> Row:
@@ -302,13 +285,13 @@ def _as_list(captions: str | list[str] | None, place: int) -> list[str]:
     return captions
 
 
-logger = logging.getLogger(__name__)
+# From the name of a dataset to rows
 
 
 def load_captioned(
     source: str, split: str, caption_column: str = "captions", limit: int | None = None
 ) -> datasets.Dataset:
-    """One split of a dataset, the first `limit` rows of it; sentences are made of classes' names where that is all.
+    """One split of a dataset, the first `limit` rows of it; without captions, names of classes make them.
 
     Raises:
         UserError: when nothing loadable has that name, or it has no such split.
@@ -323,8 +306,43 @@ def load_captioned(
 
 
 def unreadable(source: str, error: Exception) -> UserError:
-    """What is said of data that cannot be loaded."""
+    """The error for data that cannot be loaded."""
     return UserError(f"cannot load the data {str(source)!r}: {one_line(error)}")
+
+
+def _with_captions(dataset: datasets.Dataset, source: str, caption_column: str) -> datasets.Dataset:
+    label = dataset.features.get("label")
+    if caption_column in dataset.column_names or not isinstance(label, datasets.ClassLabel):
+        return dataset
+    names = _class_names(Path(source))
+    captions = [class_caption(names.get(name, name)) for name in label.names]
+    logger.info("no captions in %s: they are made of class names, such as %r", source, captions[0])
+    return dataset.add_column(caption_column, [captions[index] for index in dataset["label"]])
+
+
+def _class_names(folder: Path) -> dict[str, str]:
+    try:
+        return parse_class_names((folder / CLASS_NAMES).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+
+
+def find_shards(source: str, split: str = "train") -> list[str]:
+    """Parquet files of a split of a folder or a dataset on the Hub, by `datasets`' own rules.
+
+    Raises:
+        UserError: when there is no such dataset or split, or it does not consist of Parquet files.
+    """
+    builder = datasets.load_dataset_builder(source)
+    if "parquet" not in type(builder).__module__:
+        raise UserError(f"{source} does not consist of Parquet files: see ratlip data prepare, or do not stream")
+    files = (builder.config.data_files or {}).get(split)
+    if not files:
+        raise UserError(f"{source} has no split {split!r}")
+    return [str(file) for file in files]
+
+
+# From a row to pixels
 
 
 def row_pixels(
@@ -341,18 +359,8 @@ def row_pixels(
 
 @contextlib.contextmanager
 def naming_damage(row: Row) -> Iterator[None]:
-    """Turn what is wrong with a row's image into a UserError that says where the image is."""
+    """Turn a BadImage within the block into a UserError that says which row it is."""
     try:
         yield
     except BadImage as error:
         raise UserError(f"row {row.place} of the data: {error} (see ratlip data prepare)") from error
-
-
-def _with_captions(dataset: datasets.Dataset, source: str, caption_column: str) -> datasets.Dataset:
-    label = dataset.features.get("label")
-    if caption_column in dataset.column_names or not isinstance(label, datasets.ClassLabel):
-        return dataset
-    names = read_class_names(Path(source), Report())
-    captions = [class_caption(names.get(name, name)) for name in label.names]
-    logger.info("no captions in %s: sentences are made of class names, such as %r", source, captions[0])
-    return dataset.add_column(caption_column, [captions[index] for index in dataset["label"]])

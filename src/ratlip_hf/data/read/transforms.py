@@ -1,5 +1,5 @@
 """From a photograph to a training image: crop to the object, scale, crop at random.
-Owns the two variants, which differ in rounding and resampling, not in what they show."""
+Two variants differ in rounding and resampling, not in what they show."""
 
 import math
 
@@ -8,9 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from ..block_jpeg import BlockJPEG
-from ..images import Region
-
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 ANTIALIASED, RELEASED = "antialiased", "released"
 VARIANTS = (ANTIALIASED, RELEASED)
 _MARGIN = 76 / 64  # the image is scaled to this multiple of the size before a random crop takes the size out of it
@@ -18,7 +16,7 @@ _BOX_MARGIN = 0.75  # half the side of the crop to an object, as a multiple of t
 
 
 def frame(
-    image: Image.Image | BlockJPEG,
+    image: Image.Image,
     size: int,
     box: list[float] | None = None,
     variant: str = ANTIALIASED,
@@ -28,8 +26,7 @@ def frame(
     """Pixels [size, size, 3] uint8 of a square part of an image.
 
     Args:
-        image: in RGB, or undecoded, and then only the part is decoded. One that has the size already, and no box, is
-            taken as it is.
+        image: in RGB. One that has the size already is used as it is if there is no box.
         size: side of the result.
         box: left, top, width, height of the object to crop to, if any.
         variant: "antialiased" cuts the part out of the photograph and resamples it once, bicubic; "released" does what
@@ -65,7 +62,7 @@ def object_region(size: tuple[int, int], box: list[float], truncate: bool) -> Re
     return region if region[0] < region[2] and region[1] < region[3] else (0, 0, *size)
 
 
-def _crop(image: Image.Image | BlockJPEG, region: Region, mirror: bool) -> Image.Image:
+def _crop(image: Image.Image, region: Region, mirror: bool) -> Image.Image:
     # Mirrored here rather than as an array, whose three-byte pixels are slow to reverse.
     part = image.crop(region)
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else part

@@ -1,28 +1,29 @@
-"""One reader per kind of source: `READERS[kind](folder, options)` gives a `Corpus` without reading any image.
-Owns the list of kinds and what is known about where each comes from."""
+"""The table of kinds: which importer reads what. To add a kind, write its importer and give it a line here.
+Importers are imported when they are used, so that commands can list the kinds and workers start quickly."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from ..records import Corpus, Origin, SourceOptions
-from . import annotated, birds, flowers, folders, synthetic
+from ..source_dataset import Origin, SourceDataset, SourceOptions
 
-READERS: dict[str, Callable[[Path, SourceOptions], Corpus]] = {
-    "birds": birds.read,
-    "flowers": flowers.read,
-    "faces": annotated.read_faces,
-    "coco": annotated.read_coco,
-    "folder": folders.read_folder,
-    "webdataset": folders.read_webdataset,
-    "synthetic-birds": synthetic.read,
+# kind: module, function that reads a source folder (images themselves stay unread), where such datasets come from
+_IMPORTERS = {
+    "birds": (".birds", "read", "ORIGIN"),
+    "flowers": (".published", "read_flowers", "FLOWERS"),
+    "faces": (".published", "read_faces", "FACES"),
+    "coco": (".published", "read_coco", "COCO"),
+    "folder": (".folders", "read_folder", "FOLDER"),
+    "webdataset": (".folders", "read_webdataset", "WEBDATASET"),
+    "synthetic-birds": (".synthetic", "read", "ORIGIN"),
 }
-ORIGINS: dict[str, Origin] = {
-    "birds": birds.ORIGIN,
-    "flowers": flowers.ORIGIN,
-    "faces": annotated.FACES,
-    "coco": annotated.COCO,
-    "folder": folders.FOLDER,
-    "webdataset": folders.WEBDATASET,
-    "synthetic-birds": synthetic.ORIGIN,
-}
-KINDS = tuple(READERS)
+KINDS = tuple(_IMPORTERS)
+WITHOUT_SOURCE = ("synthetic-birds",)  # rendered instead of read from a folder
+DEFAULT_NUM_IMAGES = {"faces": 10_000, "synthetic-birds": 20_000}  # of the kinds that sample images
+
+
+def load_importer(kind: str) -> tuple[Callable[[Path | None, SourceOptions], SourceDataset], Origin]:
+    """The function that reads a source of this kind, and what its card says of where it comes from."""
+    module, function, origin = _IMPORTERS[kind]
+    importer = import_module(module, __name__)
+    return getattr(importer, function), getattr(importer, origin)

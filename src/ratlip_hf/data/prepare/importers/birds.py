@@ -1,16 +1,36 @@
-"""The class-disjoint splits of the CUB birds. Two circulate under the same description (150 and 50 of 200 classes).
-CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of DF-GAN and GALIP."""
+"""CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of DF-GAN and GALIP.
+Two class-disjoint splits circulate under the same description (150 and 50 of 200 classes); both are here."""
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....utils.errors import UserError
-from ..records import Corpus, FileImage, Origin, Record, Report, SourceOptions, distinct_names
-from ..text import RefusedPickle, captions_beside, clean_captions, load_plain_pickle, path_inside, read_lines
-from .common import first_folder, image_files, is_file, natural_key, need_folder, stem_id
+from ..raw_files import (
+    RefusedPickle,
+    captions_next_to,
+    clean_captions,
+    distinct_names,
+    first_folder,
+    image_files,
+    is_file,
+    load_plain_pickle,
+    natural_key,
+    need_folder,
+    path_inside,
+    read_lines,
+    stem_id,
+)
+from ..source_dataset import TEST, TRAIN, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
 
-TRAIN, TEST, VALIDATION = "train", "test", "validation"
+ORIGIN = Origin(
+    "CUB-200-2011 birds with captions",
+    "https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    "other",
+    "Non-commercial research and education only; the photographs belong to their photographers. Captions: Reed et "
+    "al., Learning Deep Representations of Fine-Grained Visual Descriptions, CVPR 2016.",
+)
+_CAPTION_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10", "birds/text")
 
 
 @dataclass(frozen=True)
@@ -18,15 +38,11 @@ class ClassSplit:
     """A published split: where it comes from, and the numbers (1 to 200) of its test classes."""
 
     origin: str
-    test_classes: frozenset[int]
-
-    def of(self, class_number: int) -> str:
-        """Split of a class."""
-        return TEST if class_number in self.test_classes else TRAIN
+    test_classes: set[int]
 
 
-def _numbers(text: str) -> frozenset[int]:
-    return frozenset(map(int, text.split()))
+def _numbers(text: str) -> set[int]:
+    return set(map(int, text.split()))
 
 
 BIRD_SPLITS = {
@@ -50,16 +66,6 @@ OFFICIAL = "official"  # CUB's own train_test_split.txt: every class is in both 
 BIRD_SPLIT_NAMES = (*BIRD_SPLITS, OFFICIAL)
 
 
-ORIGIN = Origin(
-    "CUB-200-2011 birds with captions",
-    "https://www.vision.caltech.edu/datasets/cub_200_2011/",
-    "other",
-    "Non-commercial research and education only; the photographs belong to their photographers. Captions: Reed et "
-    "al., Learning Deep Representations of Fine-Grained Visual Descriptions, CVPR 2016.",
-)
-_CAPTION_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10", "birds/text")
-
-
 @dataclass
 class _Metadata:
     """CUB's tables, joined by the number of the image; any of them may be missing."""
@@ -70,18 +76,19 @@ class _Metadata:
     training: dict[str, str] = field(default_factory=dict)
 
 
-def read(source: Path, options: SourceOptions) -> Corpus:
+def read(source: Path, options: SourceOptions) -> SourceDataset:
     """Read birds from a folder.
 
     Raises:
-        UserError: when there are no images or no captions at all, or `options.split` is unknown or cannot be had.
+        UserError: when there are no images or no captions at all, or `options.split` is unknown or needs a missing
+            table.
     """
     if options.split not in BIRD_SPLIT_NAMES:
         raise UserError(f"--split must be one of {', '.join(BIRD_SPLIT_NAMES)}, not {options.split!r}")
     report = Report()
     cub = need_folder([source / "CUB_200_2011", source], "birds")
     images = need_folder([cub / "images"], "the folder of bird photographs")
-    captions = _caption_folder(source, cub, options)
+    captions_root = _caption_folder(source, cub, options)
     metadata = _read_tables(cub, images, report)
     names = _class_names(cub, metadata, report)
     indices = {name: index for index, name in enumerate(names)}
@@ -101,15 +108,16 @@ def read(source: Path, options: SourceOptions) -> Corpus:
             report.skip("image that the split does not list", file)
         else:
             image_id = stem_id(path, images)
-            sentences = clean_captions(captions_beside(captions / image_id, report), image_id, report)
-            if sentences:
+            captions = clean_captions(captions_next_to(captions_root / image_id, report), image_id, report)
+            if captions:
                 box = metadata.boxes.get(number)
-                records.append(Record(split, image_id, FileImage(path), sentences, indices[name], box))
+                records.append(Record(split, image_id, FileImage(path), captions, indices[name], box))
             else:
                 report.skip("image without captions", image_id)
-    _count_unlisted(images, metadata, report)
-    _note_empty_classes(records, names, report)
-    return Corpus(records, splits_from, report, names, {"split": options.split})
+    _report_unlisted(images, metadata, report)
+    if empty := sorted(set(range(len(names))) - {record.label for record in records}):
+        report.notes.append(f"{len(empty)} of {len(names)} classes have no usable image, from {names[empty[0]]} on")
+    return SourceDataset(records, splits_from, report, names, {"split": options.split})
 
 
 def _caption_folder(source: Path, cub: Path, options: SourceOptions) -> Path:
@@ -127,7 +135,7 @@ def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
     tables = _Metadata()
     files = _table(cub / "images.txt", report)
     if files is None:
-        report.notes.append("no images.txt: images are found by looking; boxes cannot be assigned")
+        report.notes.append("no images.txt: images are found by their suffix; boxes cannot be assigned")
         tables.files = {str(i): path.relative_to(images).as_posix() for i, path in enumerate(image_files(images))}
         return tables
     tables.files = files
@@ -185,30 +193,34 @@ def _class_names(cub: Path, metadata: _Metadata, report: Report) -> list[str]:
 
 def _class_name(metadata: _Metadata, by_number: dict[str, str], number: str, file: str) -> str | None:
     """From the table of labels, or else from the image's folder."""
+    by_label = by_number.get(metadata.labels.get(number, "").lstrip("0"))
     folder = Path(file.replace("\\", "/")).parts[0]
-    return by_number.get(metadata.labels.get(number, "").lstrip("0")) or (
-        folder if folder in by_number.values() else None
-    )
+    return by_label or (folder if folder in by_number.values() else None)
 
 
 def _splitter(source: Path, cub: Path, metadata: _Metadata, split: str, report: Report):
-    """A function (number, image_id, class name) -> split or None, and a sentence saying where it comes from."""
+    """A function (number, image_id, class name) -> split or None, and where that comes from."""
     if split == OFFICIAL:
         if not metadata.training:
             raise UserError(f"--split {OFFICIAL} needs {cub / 'train_test_split.txt'}")
         sides = {"1": TRAIN, "0": TEST}
-        return lambda number, *_: sides.get(metadata.training.get(number)), "train_test_split.txt of the source"
+        by_number = {number: sides.get(side) for number, side in metadata.training.items()}
+        return lambda number, image_id, name: by_number.get(number), "train_test_split.txt of the source"
     published = BIRD_SPLITS[split]
-    if split == "stackgan" and (listed := _pickled_split(source, report)):
-        return lambda _, image_id, __: listed.get(image_id), f"filenames.pickle of the source: {published.origin}"
-    if split == "reed" and (classes := _listed_classes(source, report)):
-        return lambda *place: classes.get(place[2]), f"class lists of the source: {published.origin}"
+    if split == "stackgan" and (by_id := _pickled_split(source, report)):
+        return lambda number, image_id, name: by_id.get(
+            image_id
+        ), f"filenames.pickle of the source: {published.origin}"
+    if split == "reed" and (by_class := _listed_classes(source, report)):
+        return lambda number, image_id, name: by_class.get(name), f"class lists of the source: {published.origin}"
 
-    def by_number(_, __, name: str) -> str | None:
-        number = name.split(".")[0]
-        return published.of(int(number)) if number.isdigit() else None
+    def built_in(number: str, image_id: str, name: str) -> str | None:
+        class_number = name.split(".")[0]
+        if not class_number.isdigit():
+            return None
+        return TEST if int(class_number) in published.test_classes else TRAIN
 
-    return by_number, f"built-in numbers of test classes: {published.origin}"
+    return built_in, f"built-in numbers of test classes: {published.origin}"
 
 
 def _pickled_split(source: Path, report: Report) -> dict[str, str] | None:
@@ -237,15 +249,8 @@ def _listed_classes(source: Path, report: Report) -> dict[str, str] | None:
     return {name: split for split, path in files.items() for name in read_lines(path, report)}
 
 
-def _count_unlisted(images: Path, metadata: _Metadata, report: Report) -> None:
+def _report_unlisted(images: Path, metadata: _Metadata, report: Report) -> None:
     listed = {file.replace("\\", "/") for file in metadata.files.values()}
     for path in image_files(images):
         if (name := path.relative_to(images).as_posix()) not in listed:
             report.skip("image without a row of images.txt", name)
-
-
-def _note_empty_classes(records: list[Record], names: list[str], report: Report) -> None:
-    present = {record.label for record in records}
-    empty = [name for label, name in enumerate(names) if label not in present]
-    if empty:
-        report.notes.append(f"{len(empty)} of {len(names)} classes have no usable image, from {empty[0]} on")

@@ -1,5 +1,4 @@
-"""Images beside captions: .txt (a sentence per line), .json, or rows of a metadata.jsonl, in any folder structure.
-WebDataset: tar files whose members share a key, as in 000012.jpg with 000012.txt or 000012.json."""
+"""Captioned images of any origin: folders with captions in files or tables, and tar files as WebDataset has them."""
 
 import tarfile
 from dataclasses import dataclass, field
@@ -7,27 +6,40 @@ from pathlib import Path, PurePosixPath
 
 from ....utils.errors import UserError
 from ...images import SUFFIXES
-from ..records import Corpus, FileImage, Origin, Record, Report, SourceOptions, as_text
-from ..text import (
-    captions_beside,
+from ..raw_files import (
     captions_from_json,
+    captions_next_to,
     clean_captions,
     decode_text,
+    image_files,
+    natural_key,
     parse_json,
     path_inside,
     read_lines,
     split_lines,
+    stem_id,
 )
-from .birds import TEST, TRAIN, VALIDATION
-from .common import image_files, natural_key, stem_id
+from ..source_dataset import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    FileImage,
+    Origin,
+    Record,
+    Report,
+    SourceDataset,
+    SourceOptions,
+    as_text,
+)
 
-FOLDER = Origin("Captioned images", "", "unknown", "As the source says.")
+FOLDER = WEBDATASET = Origin("Captioned images", "", "unknown", "As the source says.")
 METADATA = "metadata.jsonl"
 SPLIT_FOLDERS = {"train": TRAIN, "test": TEST, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
 
 
-def read_folder(source: Path, options: SourceOptions) -> Corpus:
-    """Read a folder of images. Captions of metadata.jsonl come first, then those beside the image.
+def read_folder(source: Path, options: SourceOptions) -> SourceDataset:
+    """Read a folder of images in any structure. Captions come from a row of a metadata.jsonl in it, or else from a
+    .txt (one per line) or .json next to the image.
 
     Raises:
         UserError: when there are no images.
@@ -41,25 +53,25 @@ def read_folder(source: Path, options: SourceOptions) -> Corpus:
     records = []
     for path in paths:
         image_id = stem_id(path, source)
-        sentences = listed.pop(path, None) or captions_beside(captions_root / image_id, report)
-        if captions := clean_captions(sentences, image_id, report):
-            records.append(Record(_split(path, source), image_id, FileImage(path), captions))
+        raw_captions = listed.pop(path, None) or captions_next_to(captions_root / image_id, report)
+        if captions := clean_captions(raw_captions, image_id, report):
+            records.append(Record(_folder_split(path, source), image_id, FileImage(path), captions))
         else:
             report.skip("image without captions or metadata row", path.relative_to(source).as_posix())
     for path in listed:
         report.skip(f"row of {METADATA} whose image is not there", path.relative_to(source).as_posix())
     by_folder = {record.split for record in records} != {TRAIN}
     splits_from = "names of the folders train, test and val" if by_folder else "no split in the source: all is train"
-    return Corpus(records, splits_from, report)
+    return SourceDataset(records, splits_from, report)
 
 
-def _split(path: Path, source: Path) -> str:
+def _folder_split(path: Path, source: Path) -> str:
     parts = path.relative_to(source).parts
     return SPLIT_FOLDERS.get(parts[0].lower(), TRAIN) if len(parts) > 1 else TRAIN
 
 
 def _read_metadata(source: Path, report: Report) -> dict[Path, list[str]]:
-    """Sentences by image, of every metadata.jsonl; its file names are relative to where it lies."""
+    """Captions by image, of every metadata.jsonl; its file names are relative to where it lies."""
     listed: dict[Path, list[str]] = {}
     for table in sorted(source.rglob(METADATA)):
         for number, line in enumerate(read_lines(table, report), start=1):
@@ -76,7 +88,7 @@ def _read_metadata(source: Path, report: Report) -> dict[Path, list[str]]:
     return listed
 
 
-WEBDATASET = Origin("Captioned images", "", "unknown", "As the source says.")
+# WebDataset: members of a tar file share a key, as in 000012.jpg with 000012.txt or 000012.json
 
 
 @dataclass(frozen=True)
@@ -98,12 +110,14 @@ class ArchivedImage:
 
 
 @dataclass
-class _Sample:
+class _Entry:
+    """What the files of one key hold."""
+
     image: ArchivedImage | None = None
-    sentences: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
 
 
-def read_webdataset(source: Path, options: SourceOptions) -> Corpus:
+def read_webdataset(source: Path, options: SourceOptions) -> SourceDataset:
     """Index the tar files of a folder. Raises UserError when it holds none."""
     archives = sorted(source.rglob("*.tar"), key=lambda path: natural_key(path.relative_to(source).as_posix()))
     if not archives:
@@ -111,42 +125,42 @@ def read_webdataset(source: Path, options: SourceOptions) -> Corpus:
     report, records = Report(), []
     for archive in archives:
         name = archive.relative_to(source).with_suffix("").as_posix()
-        for key, sample in _index(archive, report).items():
+        for key, entry in _index(archive, report).items():
             image_id = as_text(f"{name}/{key}")
-            if sample.image is None:
+            if entry.image is None:
                 report.skip("captions without an image", image_id)
-            elif captions := clean_captions(sample.sentences, image_id, report):
-                records.append(Record(_split_webdataset(name), image_id, sample.image, captions))
+            elif captions := clean_captions(entry.captions, image_id, report):
+                records.append(Record(_archive_split(name), image_id, entry.image, captions))
             else:
                 report.skip("image without captions", image_id)
-    return Corpus(records, "names of the tar files or their folders, else train", report)
+    return SourceDataset(records, "names of the tar files or their folders, else train", report)
 
 
-def _split_webdataset(name: str) -> str:
+def _archive_split(name: str) -> str:
     start = name.split("/")[0].lower().split("-")[0].split("_")[0]
     return SPLIT_FOLDERS.get(start, TRAIN)
 
 
-def _index(archive: Path, report: Report) -> dict[str, _Sample]:
-    samples: dict[str, _Sample] = {}
+def _index(archive: Path, report: Report) -> dict[str, _Entry]:
+    found: dict[str, _Entry] = {}
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 key, suffix = _key(member.name)
                 if not member.isfile() or not key:
                     continue
-                sample = samples.setdefault(key, _Sample())
+                entry = found.setdefault(key, _Entry())
                 if suffix in SUFFIXES:
-                    sample.image = ArchivedImage(archive, member.offset_data, member.size)
+                    entry.image = ArchivedImage(archive, member.offset_data, member.size)
                 elif suffix in (".txt", ".json"):
                     text = decode_text(tar.extractfile(member).read(), member.name, report)
-                    is_text = suffix == ".txt"
-                    sample.sentences += (
-                        split_lines(text) if is_text else captions_from_json(parse_json(text, member.name, report))
-                    )
+                    if suffix == ".txt":
+                        entry.captions += split_lines(text)
+                    else:
+                        entry.captions += captions_from_json(parse_json(text, member.name, report))
     except (tarfile.TarError, OSError) as error:
         report.skip(f"rest of a tar file that cannot be read ({error})", archive.name)
-    return samples
+    return found
 
 
 def _key(name: str) -> tuple[str, str]:

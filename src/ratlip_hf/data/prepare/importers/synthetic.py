@@ -8,9 +8,8 @@ from ....synthetic_birds.attributes import SPLITS, BirdAttributes
 from ....synthetic_birds.captions import make_captions
 from ....synthetic_birds.dataset import render_png
 from ....synthetic_birds.renderer import sample_birds, wording_rng
-from ..records import Corpus, Origin, Record, Report, SourceOptions
-from ..text import clean_captions
-from .birds import TEST
+from ..raw_files import clean_captions
+from ..source_dataset import TEST, Origin, Record, Report, SourceDataset, SourceOptions
 
 ORIGIN = Origin("Synthetic birds", "", "apache-2.0", "Drawn by ratlip_hf.")
 _TEST_SHARE = 10  # one test image per so many for training
@@ -31,7 +30,7 @@ class RenderedImage:
         return repr(self)
 
 
-def read(source: Path | None, options: SourceOptions) -> Corpus:
+def read(source: Path | None, options: SourceOptions) -> SourceDataset:
     """Draw attributes and wordings; the test split shows colours that training never does. Nothing is read."""
     report, records = Report(), []
     for split in SPLITS:
@@ -41,4 +40,4 @@ def read(source: Path | None, options: SourceOptions) -> Corpus:
             captions = clean_captions(make_captions(bird, wording_rng(seed)), image_id, report)
             records.append(Record(split, image_id, RenderedImage(bird, seed, options.image_size), captions))
     choices = {"seed": options.seed, "num_images": options.num_images, "image_size": options.image_size}
-    return Corpus(records, "test shows colour triples that train never shows", report, choices=choices)
+    return SourceDataset(records, "test shows colour triples that train never shows", report, choices=choices)

@@ -1,5 +1,5 @@
-"""Small raw corpora with the layouts and the defects of the real ones, and ways to look at what was prepared.
-Images are of one colour each; nothing here is taken from a real corpus."""
+"""Small raw datasets with the layouts and the defects of the real ones, and functions that read what was prepared.
+Images are of one colour each; nothing here is from a real dataset."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def make_birds(root: Path, per_class: int = 4, newline: str = "\n") -> Path:
             stem = f"{name}/{name[4:]}_{index:04d}"
             files.append(stem)
             write(cub / "images" / f"{stem}.jpg", encoded_image(number))
-            write(root / "text" / f"{stem}.txt", "".join(f"bird {number} sentence {k}{newline}" for k in range(10)))
+            write(root / "text" / f"{stem}.txt", "".join(f"bird {number} caption {k}{newline}" for k in range(10)))
             tables["images.txt"].append(f"{number} {stem}.jpg")
             tables["image_class_labels.txt"].append(f"{number} {int(name[:3])}")
             tables["bounding_boxes.txt"].append(f"{number} 10.0 5.0 20.0 30.0")
@@ -73,10 +73,10 @@ def make_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def make_folder(root: Path, count: int = 6, captions: int = 2) -> Path:
-    """Images with .txt files beside them."""
+    """Images with .txt files next to them."""
     for index in range(count):
         write(root / f"{index}.jpg", encoded_image(index))
-        write(root / f"{index}.txt", "\n".join(f"image {index} sentence {k}" for k in range(captions)))
+        write(root / f"{index}.txt", "\n".join(f"image {index} caption {k}" for k in range(captions)))
     return root
 
 

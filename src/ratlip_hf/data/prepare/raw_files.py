@@ -1,17 +1,85 @@
-"""Captions as they come: files in any encoding, lists or single strings, doubled, empty or damaged sentences.
+"""What importers share: finding files, text in any encoding, captions as they come, plain values from pickles.
 Metadata from elsewhere is not trusted: pickles may hold plain values only, paths stay inside the source folder."""
 
 import codecs
 import json
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from .records import Report
+from ...utils.errors import UserError
+from ..images import SUFFIXES
+from .source_dataset import Report, as_text
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 KEYS = ("captions", "caption", "text", "sentences", "description")
+_PLAIN = (list, dict, str, int, float, bool)  # what a pickle may hold
+
+
+# Finding files
+
+
+def first_folder(candidates: list[Path]) -> Path | None:
+    """The first that is a folder."""
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def need_folder(candidates: list[Path], what: str) -> Path:
+    """The first that is a folder; UserError naming the places if none is."""
+    found = first_folder(candidates)
+    if found is None:
+        raise UserError(f"{what} not found: looked for {', '.join(map(str, candidates))}")
+    return found
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """All image files below `folder` by their suffix, hidden files left out, in natural order."""
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    yield from sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def natural_key(name: str) -> tuple[list, str]:
+    """Sorting key under which "2" comes before "10"; names that differ in case or zeros only keep a fixed order."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if index % 2 else part.lower() for index, part in enumerate(parts)], name
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; names that no file can have count as absent."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def stem_id(path: Path, root: Path) -> str:
+    """Name of an image within its dataset: path below `root`, without suffix."""
+    return as_text(path.relative_to(root).with_suffix("").as_posix())
+
+
+def path_inside(root: Path, name: str) -> Path | None:
+    """The path that metadata calls `name`, seen from `root`; None if it would lie outside.
+
+    Backslashes of Windows count as slashes.
+    """
+    name = name.strip().replace("\\", "/")
+    path = PurePosixPath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+        return None
+    found = root.joinpath(*path.parts)
+    # A link on the way may still lead out, and names in metadata are not the user's own.
+    return found if found.resolve().is_relative_to(root.resolve()) else None
+
+
+# Text and captions
 
 
 def read_text(path: Path, report: Report) -> str:
@@ -40,27 +108,27 @@ def split_lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", re.sub(r"(\r\n|\r|\n)\Z", "", text))
 
 
-def clean_captions(sentences: list[str], name: str, report: Report) -> tuple[str, ...]:
-    """Distinct, non-empty sentences in their order, white space collapsed and U+FFFD replaced by a space."""
+def clean_captions(raw_captions: list[str], name: str, report: Report) -> tuple[str, ...]:
+    """Distinct, non-empty captions in their order, white space collapsed and U+FFFD replaced by a space."""
     cleaned = []
-    for sentence in sentences:
-        if REPLACEMENT in sentence:
+    for caption in raw_captions:
+        if REPLACEMENT in caption:
             report.repair("caption with U+FFFD, which became a space", name)
-        if _UNPRINTABLE.search(sentence):
+        if _UNPRINTABLE.search(caption):
             report.repair("caption with control characters or half characters, which became spaces", name)
-        sentence = _UNPRINTABLE.sub(" ", sentence.replace(REPLACEMENT, " "))
-        sentence = re.sub(r"\s+", " ", sentence).strip()
-        if not sentence:
+        caption = _UNPRINTABLE.sub(" ", caption.replace(REPLACEMENT, " "))
+        caption = re.sub(r"\s+", " ", caption).strip()
+        if not caption:
             report.skip("empty caption", name)
-        elif sentence in cleaned:
+        elif caption in cleaned:
             report.skip("caption that repeats another one of its image", name)
         else:
-            cleaned.append(sentence)
+            cleaned.append(caption)
     return tuple(cleaned)
 
 
 def captions_from_json(value) -> list[str]:
-    """Sentences in a JSON value: a string, a list of strings, or an object with one of `KEYS`; [] if none."""
+    """Captions in a JSON value: a string, a list of strings, or an object with one of `KEYS`; [] if none."""
     if isinstance(value, dict):
         value = next((value[key] for key in KEYS if key in value), None)
     values = value if isinstance(value, list) else [value]
@@ -76,8 +144,8 @@ def parse_json(text: str, name: str, report: Report):
         return None
 
 
-def captions_beside(stem: Path, report: Report) -> list[str]:
-    """Sentences of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
+def captions_next_to(stem: Path, report: Report) -> list[str]:
+    """Captions of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
     text, structured = (stem.with_name(stem.name + suffix) for suffix in (".txt", ".json"))
     if text.is_file():
         return split_lines(read_text(text, report))
@@ -86,13 +154,21 @@ def captions_beside(stem: Path, report: Report) -> list[str]:
     return []
 
 
-def class_caption(name: str) -> str:
-    """A sentence for an image of which only the class is known."""
-    name = re.sub(r"^\d+\.", "", name).replace("_", " ").strip().lower()
-    return f"a photo of {'an' if name[:1] in 'aeiou' else 'a'} {name}"
+def distinct_names(names: list[str], report: Report) -> list[str]:
+    """Names of classes, made different where two are the same: a class label needs that."""
+    result: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in result:
+            number += 1
+            candidate = f"{name} ({number})"
+        if candidate != name:
+            report.repair("class with the name of another, numbered", name)
+        result.append(candidate)
+    return result
 
 
-_PLAIN = (list, dict, str, int, float, bool)
+# Pickles
 
 
 class RefusedPickle(ValueError):
@@ -137,17 +213,3 @@ def _check_plain(value) -> None:
         if isinstance(item, list | dict) and id(item) not in seen:
             seen.add(id(item))
             waiting += [*item.keys(), *item.values()] if isinstance(item, dict) else item
-
-
-def path_inside(root: Path, name: str) -> Path | None:
-    """The path that metadata calls `name`, seen from `root`; None if it would lie outside.
-
-    Backslashes of Windows count as slashes.
-    """
-    name = name.strip().replace("\\", "/")
-    path = PurePosixPath(name)
-    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        return None
-    found = root.joinpath(*path.parts)
-    # A link on the way may still lead out, and names in metadata are not the user's own.
-    return found if found.resolve().is_relative_to(root.resolve()) else None

@@ -1,16 +1,18 @@
-"""What every kind of corpus looks like before it is written: records, and a report of what was left out and why.
-Owns the columns of the prepared data; reading a kind of source is in `sources`."""
+"""What every importer gives, whatever it read: a `SourceDataset` of `Record`s, and a `Report` of what was left out.
+Imported by the processes that write shards, so nothing heavy is imported here."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import datasets
+from typing import TYPE_CHECKING, Protocol
 
 from ...utils.errors import UserError
 
-_EXAMPLES = 3  # names kept per kind of problem
+if TYPE_CHECKING:
+    import datasets
+
+TRAIN, TEST, VALIDATION = "train", "test", "validation"
+_EXAMPLES = 3  # names kept per reason
 
 
 class ImageSource(Protocol):
@@ -43,10 +45,10 @@ class Record:
 
     Attributes:
         split: "train", "test" or "validation".
-        image_id: name of the image that is unique within the corpus.
+        image_id: name of the image, unique within the dataset.
         image: where the image's bytes are.
-        captions: one or more cleaned sentences.
-        label: index into the corpus' label names, if there are any.
+        captions: one or more, cleaned.
+        label: index into the dataset's label names, if there are any.
         bbox: left, top, width, height of the object in pixels, if known.
     """
 
@@ -58,36 +60,48 @@ class Record:
     bbox: tuple[float, float, float, float] | None = None
 
 
+class Tally(defaultdict):
+    """How often something was found, by reason: {reason: {"count", "examples"}}, with up to three names each."""
+
+    def __init__(self):
+        super().__init__(lambda: {"count": 0, "examples": []})
+
+    def add(self, reason: str, *examples: str, count: int = 1) -> None:
+        entry = self[reason]
+        entry["count"] += count
+        entry["examples"] = [*entry["examples"], *examples][:_EXAMPLES]
+
+    def sorted(self) -> dict[str, dict]:
+        """A plain dict for JSON, by reason."""
+        return dict(sorted(self.items()))
+
+
 @dataclass
 class Report:
-    """What was left out (`skipped`) or mended (`repaired`), by reason with some names, and remarks (`notes`)."""
+    """What was left out (`skipped`) or repaired, by reason, and remarks (`notes`)."""
 
-    skipped: dict[str, dict] = field(default_factory=lambda: defaultdict(lambda: {"count": 0, "examples": []}))
-    repaired: dict[str, dict] = field(default_factory=lambda: defaultdict(lambda: {"count": 0, "examples": []}))
+    skipped: Tally = field(default_factory=Tally)
+    repaired: Tally = field(default_factory=Tally)
     notes: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, name: str) -> None:
         """Count something that will be missing from the result."""
-        _count(self.skipped[reason], 1, [as_text(name)])
+        self.skipped.add(reason, as_text(name))
 
     def repair(self, reason: str, name: str) -> None:
         """Count something that is kept, but not as it was."""
-        _count(self.repaired[reason], 1, [as_text(name)])
+        self.repaired.add(reason, as_text(name))
 
     def merge(self, other: dict) -> None:
         """Add what another report's `to_dict` says."""
-        for mine, theirs in ((self.skipped, other["skipped"]), (self.repaired, other["repaired"])):
+        for tally, theirs in ((self.skipped, other["skipped"]), (self.repaired, other["repaired"])):
             for reason, entry in theirs.items():
-                _count(mine[reason], entry["count"], entry["examples"])
+                tally.add(reason, *entry["examples"], count=entry["count"])
         self.notes += other["notes"]
 
     def to_dict(self) -> dict:
         """Plain dicts and lists for JSON, in a fixed order."""
-        return {
-            "skipped": dict(sorted(self.skipped.items())),
-            "repaired": dict(sorted(self.repaired.items())),
-            "notes": list(self.notes),
-        }
+        return {"skipped": self.skipped.sorted(), "repaired": self.repaired.sorted(), "notes": list(self.notes)}
 
 
 def as_text(name: str) -> str:
@@ -95,40 +109,9 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def distinct_names(names: list[str], report: Report) -> list[str]:
-    """Names of classes, made different where two are the same: a class label needs that."""
-    result: list[str] = []
-    for name in names:
-        number, candidate = 1, name
-        while candidate in result:
-            number += 1
-            candidate = f"{name} ({number})"
-        if candidate != name:
-            report.repair("class with the name of another, numbered", name)
-        result.append(candidate)
-    return result
-
-
-def unique_records(records: list["Record"], report: Report) -> list["Record"]:
-    """Without images whose `image_id` an earlier one has."""
-    seen, kept = set(), []
-    for record in records:
-        if record.image_id in seen:
-            report.skip("image with the name of another (but for the suffix)", record.image_id)
-        else:
-            seen.add(record.image_id)
-            kept.append(record)
-    return kept
-
-
-def _count(entry: dict, count: int, examples: list[str]) -> None:
-    entry["count"] += count
-    entry["examples"] = (entry["examples"] + examples)[:_EXAMPLES]
-
-
 @dataclass(frozen=True)
 class Origin:
-    """Where a kind of corpus comes from: shown on its card."""
+    """Where a kind of dataset comes from, as its card says it."""
 
     title: str
     homepage: str
@@ -137,12 +120,13 @@ class Origin:
 
 
 @dataclass
-class Corpus:
+class SourceDataset:
     """Everything that a source holds, images unread.
 
     Attributes:
         records: all usable images.
-        splits_from: one sentence saying who decided which image is in which split.
+        splits_from: who decided which image is in which split, for the card.
+        report: what was left out or repaired so far.
         label_names: names of the classes, or None where there are no classes.
         choices: what was chosen on the way (seeds, lists), for the manifest.
     """
@@ -153,8 +137,21 @@ class Corpus:
     label_names: list[str] | None = None
     choices: dict = field(default_factory=dict)
 
-    def features(self) -> datasets.Features:
+    def drop_repeated_names(self) -> None:
+        """Leave out images whose `image_id` an earlier one has."""
+        seen, kept = set(), []
+        for record in self.records:
+            if record.image_id in seen:
+                self.report.skip("image with the name of another (but for the suffix)", record.image_id)
+            else:
+                seen.add(record.image_id)
+                kept.append(record)
+        self.records = kept
+
+    def features(self) -> "datasets.Features":
         """Columns of the prepared data: `label` and `bbox` only where the source has them."""
+        import datasets
+
         columns = {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))}
         if self.label_names is not None:
             columns["label"] = datasets.ClassLabel(names=self.label_names)
@@ -165,29 +162,26 @@ class Corpus:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Choices that some kinds of source take; see `ratlip data prepare --help`.
+    """Choices that some importers take; see `ratlip data prepare --help`.
 
     Attributes:
         split: which published split of birds.
         captions: folder with captions, where it is not at its usual place.
-        seed: of the draw of faces, and of synthetic birds.
-        draw, test: faces to draw, and how many of them are for testing.
-        num_images, image_size: synthetic birds for training, and their side in pixels.
+        seed: of the sampling of faces and of synthetic birds.
+        num_images: faces in all, or synthetic birds for training; None is the default of the kind.
+        num_test_images: how many of the faces are for testing.
+        image_size: side of synthetic birds in pixels.
     """
 
     split: str = "stackgan"
     captions: Path | None = None
     seed: int = 0
-    draw: int = 10_000
-    test: int = 2_000
-    num_images: int = 20_000
+    num_images: int | None = None
+    num_test_images: int = 2_000
     image_size: int = 64
 
     def __post_init__(self):
-        for name in ("draw", "num_images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_images is not None and self.num_images < 1:
+            raise UserError(f"--num_images must be at least 1, not {self.num_images}")
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, but is {self.seed}")
-        if not 0 <= self.test < self.draw:
-            raise UserError(f"--test must lie in [0, {self.draw}), not {self.test}")
