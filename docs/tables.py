@@ -36,11 +36,11 @@ _MEASURED = tuple(_SCORES)
 
 
 def bundled() -> str:
-    """The bundled model beside fresh renders of the same birds, the latest record of each."""
-    latest = {record.subject["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
+    """The bundled model next to fresh renders of the same birds, the latest record of each."""
+    latest = {record.candidate["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
     head = ["score", *latest]
     body = [
-        [label, *(_figure(record.scores.get(name)) for record in latest.values())] for name, label in _SCORES.items()
+        [label, *(_score(record.scores.get(name)) for record in latest.values())] for name, label in _SCORES.items()
     ]
     return as_markdown(head, body)
 
@@ -72,10 +72,10 @@ def _contrast_cells(found) -> list[str]:
 
 def _study_records(table: str) -> list[Record]:
     names = {arm.name for arm in (*TABLES[table].arms, *EXTRAS)}
-    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["arm"] in names]
+    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.candidate["arm"] in names]
 
 
-def _figure(score: dict | None) -> str:
+def _score(score: dict | None) -> str:
     if score is None:
         return "-"
     digits = 1 if abs(score["value"]) >= 10 else 3

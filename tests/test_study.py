@@ -107,7 +107,7 @@ def test_records_are_named_by_arm_and_seed(tmp_path):
     subject = {"model": str(tmp_path / "rat-1" / "pipeline"), "weights_sha256": "12"}
     runs.add_record(tmp_path, "rat", 1, Record(PROTOCOL, subject, {"score": {"value": 1.0}}))
     (found,) = runs.known_records(tmp_path)
-    assert found.subject == {"arm": "rat", "seed": 1, "weights_sha256": "12"}
+    assert found.candidate == {"arm": "rat", "seed": 1, "weights_sha256": "12"}
     assert runs.is_scored("rat", 1, [found]) and not runs.is_scored("rat", 2, [found])
     assert str(tmp_path) not in (tmp_path / runs.RECORDS).read_text()
 
@@ -162,10 +162,10 @@ def test_curves_are_gathered_by_arm_and_seed(tmp_path):
         (["table3", "--arms", "dog"], "has the arms"),
         (["table3", "--jobs", "0"], "--jobs"),
         (["table3", "--seeds", "-1"], "--seeds"),
-        (["table1", "--images", "AttnGAN"], "NAME=FOLDER"),
+        (["table1", "--images_dir", "AttnGAN"], "NAME=FOLDER"),
         (["table3", "--corpus", "mars"], "mars"),
-        (["table3", "--corpus", "flowers", "--data", "flowers"], "give a CLIP with --scorer"),
-        (["table1", "--images", "AttnGAN=no-such-folder"], "no-such-folder"),
+        (["table3", "--corpus", "flowers", "--data", "flowers"], "give a CLIP with --eval_clip"),
+        (["table1", "--images_dir", "AttnGAN=no-such-folder"], "no-such-folder"),
     ],
 )
 def test_mistakes_are_one_line_before_any_training(arguments, message, capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Behaviour of the synthetic-birds world: attributes, renderer, captions, dataset, prompts, CLIP, judge, alignment.
+"""Behaviour of the synthetic-birds world: attributes, renderer, captions, dataset, prompts, CLIP, judge.
 Training functions run for a step or two; no quality is claimed here."""
 
 import hashlib
@@ -14,7 +14,6 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from ratlip_hf.synthetic_birds import captions, small_clip
-from ratlip_hf.synthetic_birds.alignment import measure_alignment
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
     FIELD_VOCABULARIES,
@@ -30,7 +29,6 @@ from ratlip_hf.synthetic_birds.dataset import (
     make_dataset,
     make_heldout_prompts,
     prompt_bird,
-    prompt_labels,
 )
 from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed, train_judge
 from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
@@ -306,51 +304,17 @@ class TestJudge:
             assert torch.allclose(logits, again, atol=1e-5)
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1_500_000
 
-    def test_reads_other_fields(self):
+    def test_predicts_other_fields(self):
         judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8, reads=SCENE)
         assert set(accuracy) == set(SCENE)
         images = torch.rand(3, 3, 64, 64) * 2 - 1
         logits = judge(images)
         assert [part.shape for part in logits] == [(3, 2), (3, 4), (3, 4), (3, 2)]
-        assert torch.equal(judge.read(images), torch.stack([part.argmax(1) for part in logits], dim=1))
+        assert torch.equal(judge.predict(images), torch.stack([part.argmax(1) for part in logits], dim=1))
 
     def test_refuses_other_sizes(self):
         with pytest.raises(ValueError, match="64, 64"):
             BirdJudge()(torch.zeros(1, 3, 32, 32))
-
-
-class _Oracle:
-    """A judge that knows the answer for the images it is shown, in order."""
-
-    def __init__(self, labels):
-        self.labels = torch.tensor(labels)
-
-    def read(self, images):
-        return self.labels
-
-
-class TestAlignment:
-    def test_figures(self):
-        prompts = make_heldout_prompts()[:60]
-        right, wrong = _Oracle(prompt_labels(prompts)), _Oracle([[-1, -1, -1]] * 60)
-        calls = []
-
-        def generate(texts, seeds):
-            calls.append((texts, seeds))
-            return torch.zeros(len(texts), 3, 64, 64)
-
-        figures = measure_alignment(generate, [right, wrong], prompts, noise_seeds=(0, 1))
-        assert figures["judges"][0] == dict.fromkeys(PARTS, 1.0)
-        assert figures["judges"][1] == dict.fromkeys(PARTS, 0.0)
-        assert figures["mean"] == figures["real_renders"]["mean"] == 0.5
-        assert figures["spread_over_seeds"] == figures["standard_error"] == 0.0
-        seeds = [seed for _, batch in calls for seed in batch]
-        assert len(set(seeds)) == 120
-        assert [text for texts, _ in calls for text in texts] == [entry["prompt"] for entry in prompts] * 2
-
-    def test_needs_judges_and_prompts(self):
-        with pytest.raises(ValueError, match="at least one judge"):
-            measure_alignment(lambda texts, seeds: None, [], [])
 
 
 def test_purposes_share_no_render_seed():

@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", help="only these models of the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each model for each (0 1 2)")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time (default: 1)")
-    parser.add_argument("--images", nargs="+", default=[], metavar="NAME=FOLDER", help="images of other systems")
+    parser.add_argument("--images_dir", nargs="+", default=[], metavar="NAME=FOLDER", help="images of other systems")
     parser.add_argument("--print", action="store_true", help="print the commands and run nothing")
-    parser.add_argument("--scorer", help="a CLIP the models were not trained with: repository or folder")
+    parser.add_argument("--eval_clip", help="a CLIP the models were not trained with: repository or folder")
     parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
     parser.add_argument("--trainer_options", nargs=argparse.REMAINDER, default=[], help="passed to the trainer; last")
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if options.jobs < 1 or min(options.seeds) < 0:
         raise UserError("--jobs must be at least 1 and --seeds must not be negative")
     table, corpus = TABLES[options.table], CORPORA[options.corpus]
-    arms, systems = choose_arms(table, options.arms), _systems(options.images)
+    arms, systems = choose_arms(table, options.arms), _systems(options.images_dir)
     try:
         from ..study import runs
     except ModuleNotFoundError as error:
@@ -68,7 +68,7 @@ def _print_commands(options: argparse.Namespace, table: Table, corpus: Corpus, p
         print(run.command())
     again = ["ratlip", "study", table.name, "--corpus", corpus.name, "--output_dir", str(options.output_dir)]
     again += ["--data", options.data] if options.data else []
-    networks = "" if corpus.data else " --inception WEIGHTS.pth --scorer CLIP"
+    networks = "" if corpus.data else " --inception WEIGHTS.pth --eval_clip CLIP"
     print(f"{shlex.join(again)}{networks}  # trains what is missing, scores everything, shows the table")
 
 
@@ -85,29 +85,29 @@ class _Scoring:
 
     def __init__(self, study: Path, corpus: Corpus, options: argparse.Namespace):
         from ..evaluation.engine import Sources
-        from ..evaluation.protocols import protocol_named
+        from ..evaluation.protocols import find_protocol
         from ..training.config import load_config
 
-        self.study, self.device, self.protocol = study, find_device(None), protocol_named(corpus.protocol)
+        self.study, self.device, self.protocol = study, find_device(None), find_protocol(corpus.protocol)
         self.data = options.data or corpus.data or load_config(["--config", corpus.config]).train_data_dir
-        self.sources = Sources(options.inception, scorer=options.scorer)
-        if not corpus.data and not options.scorer:
-            raise UserError(f"--corpus {corpus.name} is decided by {corpus.outcome}: give a CLIP with --scorer")
+        self.sources = Sources(options.inception, eval_clip=options.eval_clip)
+        if not corpus.data and not options.eval_clip:
+            raise UserError(f"--corpus {corpus.name} is decided by {corpus.outcome}: give a CLIP with --eval_clip")
 
     def check(self, systems: dict[str, str]) -> None:
         """Raise UserError or ValueError if data, networks or folders could not be used."""
         from ..evaluation.engine import load_networks
-        from ..evaluation.inputs import Folder, load_material
+        from ..evaluation.inputs import Folder, load_eval_data
 
         load_networks(self.protocol, self.sources, torch.device("cpu"))
-        load_material(self.protocol, self.data)
+        load_eval_data(self.protocol, self.data)
         for folder in systems.values():
             Folder(folder)
 
     def score(self, planned: list, systems: dict[str, str]) -> None:
         """Add the records that are missing."""
         from ..evaluation.engine import Evaluation, load_networks
-        from ..evaluation.inputs import Folder, Model, load_material
+        from ..evaluation.inputs import Folder, Model, load_eval_data
         from ..study.runs import add_record, is_scored, known_records
 
         records = known_records(self.study)
@@ -115,14 +115,14 @@ class _Scoring:
         folders = {name: folder for name, folder in systems.items() if not is_scored(name, 0, records)}
         if not left and not folders:
             return
-        material = load_material(self.protocol, self.data)
+        eval_data = load_eval_data(self.protocol, self.data)
         with first_few(logging.getLogger("ratlip_hf.clip")):
             networks = load_networks(self.protocol, self.sources, self.device)
-            evaluation = Evaluation(self.protocol, material, networks)
+            evaluation = Evaluation(self.protocol, eval_data, networks)
             for run in left:
                 pipe = load_pipeline(str(run.folder / "pipeline")).to(self.device)
-                subject = Model(run.name, pipe, material.prompts, self.protocol)
-                add_record(self.study, run.arm.name, run.seed, evaluation.score(subject))
+                candidate = Model(run.name, pipe, eval_data.prompts, self.protocol)
+                add_record(self.study, run.arm.name, run.seed, evaluation.score(candidate))
                 print(f"scored {run.name}", flush=True)
             for name, folder in folders.items():
                 add_record(self.study, name, 0, evaluation.score(Folder(folder)))
@@ -132,7 +132,7 @@ class _Scoring:
 def _systems(given: list[str]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in given]
     if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
-        raise UserError(f"--images takes NAME=FOLDER, not {wrong[0]!r}")
+        raise UserError(f"--images_dir takes NAME=FOLDER, not {wrong[0]!r}")
     return {name: folder for name, _, folder in pairs}
 
 
@@ -141,7 +141,7 @@ def _show(study: Path, table: Table, corpus: Corpus, systems: dict[str, str]) ->
     from ..study.runs import known_records
 
     names = {arm.name for arm in table.arms} | systems.keys()
-    records = [record for record in known_records(study) if record.subject.get("arm") in names]
+    records = [record for record in known_records(study) if record.candidate.get("arm") in names]
     print(f"\n{table.title}, {corpus.name}\n")
     print(describe_table(records, table, corpus.scores))
     if table.remark:

@@ -1,19 +1,22 @@
 """Scores of generated images as pure functions of features: no network and no image appears here.
 What the features are and how many images there were is the caller's protocol, to be recorded with the score."""
 
+from pathlib import Path
+
 from .common import Interval, Spread, bootstrap_interval
-from .evaluate_paths import EVALUATE_MODULES, evaluate_path
 from .kernels import cmmd, cmmd_with_error, kernel_distance, kernel_distance_of_subsets, kernel_distance_with_error
 from .prompts import (
+    UNNAMED,
     AttributeAccuracy,
     CLIPScore,
     PromptDiversity,
     RPrecision,
     attribute_accuracy,
+    attribute_hits,
     clip_score,
-    draw_mismatched,
     prompt_diversity,
     r_precision,
+    sample_mismatched,
 )
 from .sets import (
     FeatureStatistics,
@@ -27,6 +30,7 @@ from .sets import (
 
 __all__ = [
     "EVALUATE_MODULES",
+    "UNNAMED",
     "AttributeAccuracy",
     "CLIPScore",
     "FeatureStatistics",
@@ -36,11 +40,11 @@ __all__ = [
     "RPrecision",
     "Spread",
     "attribute_accuracy",
+    "attribute_hits",
     "bootstrap_interval",
     "clip_score",
     "cmmd",
     "cmmd_with_error",
-    "draw_mismatched",
     "evaluate_path",
     "frechet_distance",
     "frechet_distance_with_error",
@@ -52,4 +56,28 @@ __all__ = [
     "precision_recall_hits",
     "prompt_diversity",
     "r_precision",
+    "sample_mismatched",
 ]
+
+# Modules for the `evaluate` library in the folder `evaluate_modules`
+EVALUATE_MODULES = (
+    "attribute_accuracy",
+    "clip_score",
+    "cmmd",
+    "fid",
+    "kid",
+    "precision_recall",
+    "prompt_diversity",
+    "r_precision",
+)
+
+
+def evaluate_path(name: str) -> str:
+    """Path of one of `EVALUATE_MODULES`, for `evaluate.load(evaluate_path("fid"))`, which then needs no network.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in EVALUATE_MODULES:
+        raise ValueError(f"there is no evaluate module {name!r}; there are {', '.join(EVALUATE_MODULES)}")
+    return str(Path(__file__).parents[1] / "evaluate_modules" / name)

@@ -1,5 +1,5 @@
-"""What every metric asks of its features: two axes, one width, finite numbers, raised to float64.
-How certain a figure is: the percentile bootstrap of a mean, the jackknife of anything else."""
+"""What all metrics share: checks of features, which become float64, and how certain a value is, by the bootstrap for
+means and by the jackknife for anything else."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -71,9 +71,6 @@ def unit_length(vectors: torch.Tensor, name: str = "embeddings") -> torch.Tensor
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
-_DRAWS_AT_ONCE = 4_000_000
-
-
 class Interval(NamedTuple):
     """A mean with the ends of its interval."""
 
@@ -90,9 +87,12 @@ class Spread(NamedTuple):
 
 
 def jackknife_error(without: Sequence[float]) -> float:
-    """Standard error of a figure from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
+    """Standard error of a metric from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
     values = torch.tensor(without, dtype=torch.float64)
     return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
+
+
+_SAMPLES_AT_ONCE = 4_000_000
 
 
 def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -101,8 +101,8 @@ def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 20
     Args:
         values: independent samples [N], N at least 2. Images of one prompt are not independent: take one mean each.
         level: share of resampled means within the interval, in (0, 1).
-        resamples: how often N values are drawn with replacement.
-        seed: of the draws; the same values and seed give the same interval everywhere.
+        resamples: how often N values are sampled with replacement.
+        seed: of the resampling; the same values and seed give the same interval everywhere.
 
     Raises:
         ValueError: for another shape, fewer than two values, NaN or infinite ones, or options out of range.
@@ -113,7 +113,7 @@ def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 20
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level must lie between 0 and 1 and resamples be positive, not {level} and {resamples}")
     values, generator = as_finite(values, "values").cpu(), torch.Generator().manual_seed(seed)
-    rows, means = max(1, _DRAWS_AT_ONCE // len(values)), []
+    rows, means = max(1, _SAMPLES_AT_ONCE // len(values)), []
     for start in range(0, resamples, rows):
         shape = (min(rows, resamples - start), len(values))
         means.append(values[torch.randint(len(values), shape, generator=generator)].mean(dim=1))

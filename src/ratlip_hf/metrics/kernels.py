@@ -1,6 +1,5 @@
-"""The squared maximum mean discrepancy of two sets of vectors for any kernel, computed in blocks of rows.
-The kernel distance (KID) between two sets of feature vectors: the unbiased squared maximum mean discrepancy.
-CMMD: the maximum mean discrepancy of CLIP embeddings with a Gaussian kernel."""
+"""Distances of two sets of features: KID with a polynomial kernel, CMMD with a Gaussian one on CLIP's embeddings.
+Both are squared maximum mean discrepancies, computed in blocks of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:
     """Squared MMD with the kernel (x.y / d + 1)^degree, unbiased (Binkowski et al. 2018, Eq. 4), in float64.
 
     Protocol: all pairs of all vectors at once. The customary average over random subsets estimates the same number,
-    with more variance and with random draws ([`kernel_distance_of_subsets`]); taken over all pairs the same features
+    with more variance and at random ([`kernel_distance_of_subsets`]); taken over all pairs the same features
     give the same number everywhere.
 
     Args:
@@ -126,14 +125,14 @@ def kernel_distance_of_subsets(
     """The customary protocol: mean and standard deviation of [`kernel_distance`] over random subsets.
 
     The deviation describes a subset of `size`, not the mean; published figures "KID ± std" are of this kind. Each
-    subset is drawn without replacement (Binkowski et al. 2018, section 5, there with 100 subsets of 1000).
+    subset is sampled without replacement (Binkowski et al. 2018, section 5, there with 100 subsets of 1000).
 
     Args:
         real: features [N, d].
         fake: features [M, d].
-        subsets: how many are drawn, at least 2.
+        subsets: how many are sampled, at least 2.
         size: vectors of either set in each, 2 to min(N, M).
-        seed: of the draws.
+        seed: of the sampling.
         degree: of the polynomial.
 
     Raises:
@@ -142,15 +141,15 @@ def kernel_distance_of_subsets(
     real, fake = as_feature_pair(real, fake, least=2)
     if subsets < 2 or not 2 <= size <= min(len(real), len(fake)):
         raise ValueError(
-            f"{subsets} subsets of {size} cannot be drawn: at least 2 subsets of 2 to {min(len(real), len(fake))}"
+            f"{subsets} subsets of {size} cannot be sampled: at least 2 subsets of 2 to {min(len(real), len(fake))}"
         )
     generator, kernel = torch.Generator().manual_seed(seed), _polynomial(real.shape[1], degree)
 
-    def draw(features: torch.Tensor) -> torch.Tensor:
+    def sample(features: torch.Tensor) -> torch.Tensor:
         return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
 
     distances = torch.tensor(
-        [unbiased(kernel_sums(draw(real), draw(fake), kernel)) for _ in range(subsets)], dtype=torch.float64
+        [unbiased(kernel_sums(sample(real), sample(fake), kernel)) for _ in range(subsets)], dtype=torch.float64
     )
     return Spread(float(distances.mean()), float(distances.std()))
 

@@ -4,7 +4,7 @@ Owns the arms as differences from a training configuration, and the published fi
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..evaluation.protocols import SYNTHETIC_BIRDS
+from ..bundled import NAME as SYNTHETIC_BIRDS
 from ..utils.errors import UserError
 
 # Method section 4: what stands beside the affine layers must not differ between arms.

@@ -40,8 +40,8 @@ class Contrast:
 
 def by_seed(records: Sequence[Record], arm: str, score: str) -> dict[int, float]:
     """The score of an arm's runs, of each seed the latest."""
-    found = [record for record in records if record.subject.get("arm") == arm and score in record.scores]
-    return {record.subject["seed"]: record.scores[score]["value"] for record in found}
+    found = [record for record in records if record.candidate.get("arm") == arm and score in record.scores]
+    return {record.candidate["seed"]: record.scores[score]["value"] for record in found}
 
 
 def contrast(records: Sequence[Record], better: str, baseline: str, score: str) -> Contrast | None:
@@ -66,7 +66,7 @@ def check_one_protocol(records: Sequence[Record]) -> None:
 def rows(records: Sequence[Record], arms: Sequence[Arm], scores: Sequence[str]) -> list[list[str]]:
     """For each arm with a record: label, generator's parameters in millions, number of seeds, and each score as mean
     ± standard deviation over seeds."""
-    sizes = {record.subject["arm"]: record.subject.get("parameters") for record in records}
+    sizes = {record.candidate["arm"]: record.candidate.get("parameters") for record in records}
     table = []
     for arm in arms:
         columns = [by_seed(records, arm.name, score) for score in scores]
@@ -93,7 +93,7 @@ def describe_table(records: Sequence[Record], table: Table, scores: Sequence[str
     """
     check_one_protocol(records)
     known = {arm.name for arm in table.arms}
-    others = dict.fromkeys(record.subject["arm"] for record in records if record.subject["arm"] not in known)
+    others = dict.fromkeys(record.candidate["arm"] for record in records if record.candidate["arm"] not in known)
     text = as_markdown(
         ["model", "parameters (M)", "seeds", *scores], rows(records, [*table.arms, *map(other_system, others)], scores)
     )

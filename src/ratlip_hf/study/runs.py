@@ -87,13 +87,13 @@ def known_records(study: Path) -> list[Record]:
 
 def is_scored(arm: str, seed: int, records: Sequence[Record]) -> bool:
     """Whether the record of an arm's run, or of another system, is among them."""
-    return any((record.subject.get("arm"), record.subject.get("seed")) == (arm, seed) for record in records)
+    return any((record.candidate.get("arm"), record.candidate.get("seed")) == (arm, seed) for record in records)
 
 
 def add_record(study: Path, arm: str, seed: int, record: Record) -> None:
     """Append to the study's records; named by arm and seed, not by where model or images lie."""
-    facts = {name: value for name, value in record.subject.items() if name not in ("model", "images")}
-    append_record(study / RECORDS, dataclasses.replace(record, subject={"arm": arm, "seed": seed, **facts}))
+    facts = {name: value for name, value in record.candidate.items() if name not in ("model", "images")}
+    append_record(study / RECORDS, dataclasses.replace(record, candidate={"arm": arm, "seed": seed, **facts}))
 
 
 def write_curves(study: Path, runs: Sequence[StudyRun]) -> None:

@@ -1,5 +1,5 @@
-"""Synthetic birds: a small procedural text-to-image world that needs no download, with scorers and a measurement.
-Owns the package's public names; heavy modules (training, judge, alignment) are imported from their own files."""
+"""Synthetic birds: a small procedural text-to-image world that needs no download, with a CLIP and judges of its own.
+`world.py` plugs it into training and evaluation; the modules that use torch are imported from their own files."""
 
 from .attributes import BirdAttributes, is_held_out, sample_attributes, swap_two_parts
 from .captions import full_caption, make_captions

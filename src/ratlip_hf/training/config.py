@@ -10,8 +10,9 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.read.transforms import ANTIALIASED, VARIANTS
+from ..bundled import WORLDS
 from ..clip import DEFAULT_CLIP
+from ..data.read.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
 from ..utils.errors import CommandParser, UserError
@@ -152,7 +153,7 @@ class TrainingConfig:
             raise UserError(f"resize must be one of {', '.join(VARIANTS)}, not {self.resize!r}")
         if any(type(weight) not in (int, float) or not 0 < weight < math.inf for weight in self.data_mixture.values()):
             raise UserError(f"data_mixture must give each dataset a positive weight, not {self.data_mixture}")
-        if self.streaming and (self.max_train_samples is not None or self.dataset_name == "synthetic-birds"):
+        if self.streaming and (self.max_train_samples is not None or self.dataset_name in WORLDS):
             raise UserError(
                 "streaming reads whole corpora from Parquet files: neither max_train_samples nor drawn birds"
             )

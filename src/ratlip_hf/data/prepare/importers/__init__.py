@@ -4,8 +4,9 @@ Owns the list of kinds and what is known about where each comes from."""
 from collections.abc import Callable
 from pathlib import Path
 
+from ....bundled import WORLDS, find_world
 from ..records import Corpus, Origin, SourceOptions
-from . import annotated, birds, flowers, folders, synthetic
+from . import annotated, birds, flowers, folders
 
 READERS: dict[str, Callable[[Path, SourceOptions], Corpus]] = {
     "birds": birds.read,
@@ -14,7 +15,7 @@ READERS: dict[str, Callable[[Path, SourceOptions], Corpus]] = {
     "coco": annotated.read_coco,
     "folder": folders.read_folder,
     "webdataset": folders.read_webdataset,
-    "synthetic-birds": synthetic.read,
+    **{name: find_world(name, "dataset").read for name in WORLDS},
 }
 ORIGINS: dict[str, Origin] = {
     "birds": birds.ORIGIN,
@@ -23,6 +24,6 @@ ORIGINS: dict[str, Origin] = {
     "coco": annotated.COCO,
     "folder": folders.FOLDER,
     "webdataset": folders.WEBDATASET,
-    "synthetic-birds": synthetic.ORIGIN,
+    **{name: find_world(name, "dataset").ORIGIN for name in WORLDS},
 }
 KINDS = tuple(READERS)
