@@ -98,7 +98,7 @@ def _all_triples():
 class TestRenderer:
     def test_same_seed_gives_the_same_bytes_in_another_process(self):
         code = (
-            "import hashlib; from ratlip_hf.synthetic_birds import BirdAttributes, render_bird;"
+            "import hashlib; from ratlip_hf.synthetic_birds.renderer import BirdAttributes, render_bird;"
             "bird = BirdAttributes('red', 'yellow', 'blue', 'left', 'snow', 'rock', 'small');"
             "print(hashlib.sha256(render_bird(bird, 7).tobytes()).hexdigest())"
         )
@@ -259,7 +259,7 @@ class TestSmallClip:
 
     def test_labels_teach_every_field(self):
         """A reader that knows all words but those of one field pays for that field alone: log(words) / fields."""
-        reader, labels = small_clip.LabelReader(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
+        reader, labels = small_clip.LabelHead(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
         images = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
         first = 0
         for vocabulary in FIELD_VOCABULARIES.values():
@@ -273,7 +273,7 @@ class TestSmallClip:
             first += len(vocabulary)
 
     def test_two_training_steps_teach_by_labels_too_and_give_a_loadable_model(self, tmp_path, monkeypatch):
-        class WatchedReader(small_clip.LabelReader):
+        class WatchedHead(small_clip.LabelHead):
             gradients = []
 
             def forward(self, images, labels):
@@ -281,10 +281,10 @@ class TestSmallClip:
                 read.register_hook(self.gradients.append)
                 return super().forward(read, labels)
 
-        monkeypatch.setattr(small_clip, "LabelReader", WatchedReader)
+        monkeypatch.setattr(small_clip, "LabelHead", WatchedHead)
         sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
         model, tokenizer, report = small_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
-        assert len(WatchedReader.gradients) == 2 and all(each.any() for each in WatchedReader.gradients)
+        assert len(WatchedHead.gradients) == 2 and all(each.any() for each in WatchedHead.gradients)
         assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1 and 0 <= report["crown_in_caption"] <= 1
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
 from torch import nn
 
 from ..utils.files import file_sha256
@@ -231,21 +230,6 @@ class InceptionFeatures(FeatureExtractor):
         network = InceptionNetwork()
         _load(network, torch.load(path, map_location="cpu", weights_only=True), path)
         return cls(network, released=released)
-
-    @classmethod
-    def from_hub(
-        cls, repo_id: str, filename: str = WEIGHTS_NAME, sha256: str = WEIGHTS_SHA256, **kwargs
-    ) -> "InceptionFeatures":
-        """Load the file from a repository on the Hub or from its cache; `kwargs` as of `hf_hub_download`.
-
-        Raises:
-            ValueError: as [`from_file`], and when there is no such file.
-        """
-        try:
-            path = hf_hub_download(repo_id, filename, **kwargs)
-        except OSError as error:
-            raise ValueError(f"{repo_id} gives no {filename}: {str(error).splitlines()[0]}") from error
-        return cls.from_file(path, sha256)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         if self.released:

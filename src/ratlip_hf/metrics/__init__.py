@@ -3,14 +3,10 @@ What the features are and how many images there were is the caller's protocol, t
 
 from pathlib import Path
 
-from .common import Interval, Spread, bootstrap_interval
+from .common import Spread, bootstrap_interval
 from .kernels import cmmd, cmmd_with_error, kernel_distance, kernel_distance_of_subsets, kernel_distance_with_error
 from .prompts import (
     UNNAMED,
-    AttributeAccuracy,
-    CLIPScore,
-    PromptDiversity,
-    RPrecision,
     attribute_accuracy,
     attribute_hits,
     clip_score,
@@ -20,7 +16,6 @@ from .prompts import (
 )
 from .sets import (
     FeatureStatistics,
-    PrecisionRecall,
     frechet_distance,
     frechet_distance_with_error,
     frechet_from_statistics,
@@ -31,13 +26,7 @@ from .sets import (
 __all__ = [
     "EVALUATE_MODULES",
     "UNNAMED",
-    "AttributeAccuracy",
-    "CLIPScore",
     "FeatureStatistics",
-    "Interval",
-    "PrecisionRecall",
-    "PromptDiversity",
-    "RPrecision",
     "Spread",
     "attribute_accuracy",
     "attribute_hits",

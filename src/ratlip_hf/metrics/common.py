@@ -27,31 +27,20 @@ def as_features(features: Vectors, least: int = 1, name: str = "features") -> to
     return as_finite(features, name)
 
 
-def as_feature_pair(first: Vectors, second: Vectors, least: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sets of feature vectors [N, d] and [M, d] as float64.
+def as_feature_pair(
+    first: Vectors, second: Vectors, least: int = 1, paired: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of feature vectors [N, d] and [M, d] as float64; with `paired` M is N, and rows belong together.
 
     Raises:
-        ValueError: as [`as_features`], and for sets of different widths.
+        ValueError: as [`as_features`], and for sets of different widths, or of different sizes where they are paired.
     """
     first, second = as_tensor(first), as_tensor(second)
     fits = first.ndim == second.ndim == 2 and first.shape[1] == second.shape[1] > 0
-    if not fits or min(len(first), len(second)) < least:
-        shapes = f"{list(first.shape)} and {list(second.shape)}"
-        raise ValueError(f"features must be [N, d] and [M, d] with N and M at least {least}, not {shapes}")
+    if not fits or min(len(first), len(second)) < least or (paired and len(first) != len(second)):
+        wanted = f"[N, d] and {'[N, d], row by row' if paired else '[M, d]'}, with at least {least} of each"
+        raise ValueError(f"features must be {wanted}, not {list(first.shape)} and {list(second.shape)}")
     return as_finite(first, "features"), as_finite(second, "features")
-
-
-def as_paired_features(first: Vectors, second: Vectors, names: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sets of feature vectors [N, d] that belong together row by row, as float64.
-
-    Raises:
-        ValueError: as [`as_feature_pair`], and for sets of different sizes.
-    """
-    first, second = as_tensor(first), as_tensor(second)
-    if first.shape != second.shape:
-        shapes = f"{list(first.shape)} and {list(second.shape)}"
-        raise ValueError(f"{names} belong together row by row and must be [N, d] both, not {shapes}")
-    return as_features(first, name=names), as_features(second, name=names)
 
 
 def as_finite(values: torch.Tensor, name: str) -> torch.Tensor:

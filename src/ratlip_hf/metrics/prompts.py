@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .common import Vectors, as_features, as_finite, as_paired_features, as_tensor, unit_length
+from .common import Vectors, as_feature_pair, as_features, as_tensor, unit_length
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ def clip_score(image_embeds: Vectors, text_embeds: Vectors, *, encoder: str) -> 
     """
     if not isinstance(encoder, str) or not encoder.strip():
         raise ValueError("a CLIP score needs the name of its encoder: pass encoder=")
-    images, texts = as_paired_features(image_embeds, text_embeds, "image and text embeddings")
+    images, texts = as_feature_pair(image_embeds, text_embeds, paired=True)
     cosines = (unit_length(images) * unit_length(texts)).sum(dim=1)
     return CLIPScore(float(cosines.mean()), 100 * float(cosines.mean()), encoder, cosines)
 
@@ -80,10 +80,7 @@ def sample_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0
 
 
 def r_precision(
-    image_embeds: Vectors,
-    text_embeds: Vectors,
-    candidate_embeds: Vectors,
-    candidates: torch.Tensor | None = None,
+    image_embeds: Vectors, text_embeds: Vectors, candidate_embeds: Vectors, candidates: torch.Tensor
 ) -> RPrecision:
     """Share of images whose own caption has the largest cosine among it and K mismatched ones (R = 1), in float64.
 
@@ -93,34 +90,22 @@ def r_precision(
     Args:
         image_embeds: [N, d].
         text_embeds: embeddings [N, d] of the images' own captions.
-        candidate_embeds: embeddings [N, K, d] of each image's mismatched captions; or, with `candidates`, of a pool
-            [P, d], for example `text_embeds` again.
-        candidates: indices [N, K] into the pool, as from [`sample_mismatched`].
+        candidate_embeds: embeddings [P, d] of a pool of captions, for example `text_embeds` again.
+        candidates: indices [N, K] of each image's mismatched captions in the pool, as from [`sample_mismatched`].
 
     Raises:
         ValueError: for other shapes, indices outside the pool, NaN or infinite values, or vectors of zeros.
     """
-    images, texts = map(unit_length, as_paired_features(image_embeds, text_embeds, "image and text embeddings"))
+    images, texts = map(unit_length, as_feature_pair(image_embeds, text_embeds, paired=True))
     own = (images * texts).sum(dim=1)
-    if candidates is None:
-        others = _check_given(candidate_embeds, images)
-        rivals = (others @ images[:, :, None])[..., 0]
-    else:
-        pool, candidates = _check_pool(candidate_embeds, candidates, images)
-        # Row by row: the embeddings of all candidates at once would be K times the pool.
-        rivals = torch.stack([pool[row] @ image for row, image in zip(candidates, images, strict=True)])
+    pool, candidates = _check_pool(candidate_embeds, candidates, images)
+    # Row by row: the embeddings of all candidates at once would be K times the pool.
+    rivals = torch.stack([pool[row] @ image for row, image in zip(candidates, images, strict=True)])
     # The same caption twice must tie exactly, however its two cosines were summed up.
     ties = (rivals - own[:, None]).abs() <= 1e-12
     beaten = ((rivals > own[:, None]) & ~ties).any(dim=1)
     hits = (~beaten).double() / (1 + ties.sum(dim=1))
     return RPrecision(float(hits.mean()), hits)
-
-
-def _check_given(embeds: Vectors, images: torch.Tensor) -> torch.Tensor:
-    embeds, (count, dim) = as_tensor(embeds), images.shape
-    if embeds.ndim != 3 or (embeds.shape[0], embeds.shape[2]) != (count, dim) or not embeds.shape[1]:
-        raise ValueError(f"candidate embeddings must be [{count}, K, {dim}], not {list(embeds.shape)}")
-    return unit_length(as_finite(embeds, "candidate embeddings"))
 
 
 def _check_pool(pool: Vectors, candidates: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +178,7 @@ def attribute_hits(predictions: Vectors, targets: Vectors) -> torch.Tensor:
 
     Args:
         predictions: labels [N, P] of integers, P attributes of each of N images, or [N, J, P] of J judges.
-        targets: labels [N, P] that the prompts ask for. `UNNAMED` is never hit: leave such entries out of a mean.
+        targets: labels [N, P] that the prompts ask for. Entries that are `UNNAMED` belong into no mean.
 
     Raises:
         ValueError: for other shapes, or labels that are no integers.

@@ -105,7 +105,7 @@ TABLES = {
                 "rat_sa": {"birds": "FID 13.28, CLIP score 32.03", "flowers": "31.94", "faces": "FID 81.48"},
             },
             "Other systems: have them draw the sentences of `ratlip evaluate --write_prompts`, and add the folders by "
-            "--images NAME=FOLDER.",
+            "--images_dir NAME=FOLDER.",
         ),
         Table(
             "table2",

@@ -8,7 +8,6 @@ import datasets
 import torch
 
 from .. import bundled
-from ..bundled import eval_clip_dir
 from ..clip import FrozenCLIP
 from ..evaluation.inputs import Candidate, EvalData, as_images
 from ..evaluation.protocols import Protocol
@@ -19,17 +18,6 @@ from .dataset import load_heldout_prompts, make_dataset, prompt_bird
 from .judge import BirdJudge, BirdJudgeFeatures
 from .renderer import first_render_seed, render_pixels
 
-__all__ = [
-    "PROTOCOL",
-    "QuickJudges",
-    "eval_clip_dir",
-    "fresh_renders",
-    "load_eval_data",
-    "load_features",
-    "load_judges",
-    "load_training_dataset",
-]
-
 PROTOCOL = Protocol(
     bundled.NAME,
     "the 400 held-out prompts, six images each, against as many renders of the same birds; offline",
@@ -39,6 +27,7 @@ PROTOCOL = Protocol(
     spaces=("judge",),
 )
 _FIELDS = tuple(FIELD_VOCABULARIES)
+eval_clip_dir = bundled.eval_clip_dir
 
 
 def load_training_dataset(count: int | None, seed: int, image_size: int) -> datasets.Dataset:
