@@ -30,7 +30,7 @@ from ratlip_hf.synthetic_birds.dataset import (
     make_heldout_prompts,
     prompt_bird,
 )
-from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed, train_judge
+from ratlip_hf.synthetic_birds.judge import BirdJudge, train_judge
 from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
 from ratlip_hf.synthetic_birds.small_clip import MAX_TOKENS, build_tokenizer, small_clip_config
 
@@ -320,7 +320,3 @@ class TestJudge:
 def test_purposes_share_no_render_seed():
     ranges = [sample_birds(purpose, 0, 5, None)[1] for purpose in ("train", "test", "clip", "judge", "judge_check")]
     assert len({seed for seeds in ranges for seed in seeds}) == 25
-
-
-def test_signed_pixels_span_the_judges_range():
-    assert to_signed(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]

@@ -124,7 +124,7 @@ def kernel_distance_of_subsets(
 ) -> Spread:
     """The customary protocol: mean and standard deviation of [`kernel_distance`] over random subsets.
 
-    The deviation describes a subset of `size`, not the mean; published figures "KID ± std" are of this kind. Each
+    The deviation describes a subset of `size`, not the mean; published values "KID ± std" are of this kind. Each
     subset is sampled without replacement (Binkowski et al. 2018, section 5, there with 100 subsets of 1000).
 
     Args:
@@ -166,7 +166,7 @@ ESTIMATORS = {"biased": biased, "unbiased": unbiased}
 def cmmd(real: Vectors, fake: Vectors, *, estimator: str, sigma: float = SIGMA, normalize: bool = True) -> float:
     """1000 * squared MMD with the kernel exp(-|x - y|^2 / (2 sigma^2)) (Jayasumana et al. 2024), in float64.
 
-    "biased" is the V-statistic, as in the paper's released code and in published figures; it is positive even for two
+    "biased" is the V-statistic, as in the paper's released code and in published values; it is positive even for two
     samples of one distribution, by about 1000 (2 - 2 E[k]) / N. "unbiased" is the U-statistic of the paper's text.
     The two differ by much at small N, so that the name has to be given.
 

@@ -21,7 +21,7 @@ class CLIPScore:
 def clip_score(image_embeds: Vectors, text_embeds: Vectors, *, encoder: str) -> CLIPScore:
     """Mean over pairs of cos(CLIP(image), CLIP(caption)), in float64.
 
-    No value is clamped at 0 and there is no factor 2.5 (Hessel et al. 2021 have both); published figures near 0.3 are
+    No value is clamped at 0 and there is no factor 2.5 (Hessel et al. 2021 have both); published values near 0.3 are
     `cosine`, those near 30 `score`.
 
     Args:

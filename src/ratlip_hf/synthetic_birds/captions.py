@@ -1,5 +1,5 @@
 """English captions of synthetic birds in the manner of crowd-written ones: synonyms, shuffled order, omissions.
-Owns the phrases; every caption is a pure function of the attributes and the random generator passed in."""
+Every caption is a pure function of the attributes and of the random generator passed in."""
 
 import random
 

@@ -74,7 +74,7 @@ def prompt_bird(entry: dict) -> BirdAttributes:
 
 # For `ratlip data prepare synthetic-birds`
 
-ORIGIN = Origin("Synthetic birds", "", "apache-2.0", "Drawn by ratlip_hf.")
+ORIGIN = Origin("Synthetic birds", "", "apache-2.0", "Rendered by ratlip_hf.")
 _TRAIN_IMAGES_PER_TEST_IMAGE = 10
 
 

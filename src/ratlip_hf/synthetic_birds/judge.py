@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from .. import bundled
 from ..evaluation.features import FeatureExtractor
+from ..evaluation.inputs import as_images
+from ..metrics import attribute_hits
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
 from .attributes import FIELD_VOCABULARIES, PARTS, SCENE, attribute_labels
@@ -110,11 +112,6 @@ def _renders(
     return render_pixels(birds, seeds), torch.tensor([attribute_labels(bird, reads) for bird in birds])
 
 
-def to_signed(pixels: torch.Tensor) -> torch.Tensor:
-    """Turn uint8 pixels into floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
 def train_judge(
     seed: int,
     steps: int = 1500,
@@ -133,7 +130,7 @@ def train_judge(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     for step in range(steps):
         chosen = torch.randint(pool_size, (_BATCH,))
-        logits = judge(augment(to_signed(pixels[chosen])))
+        logits = judge(augment(as_images(pixels[chosen])))
         losses = [functional.cross_entropy(each, labels[chosen, field]) for field, each in enumerate(logits)]
         loss = torch.stack(losses).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -143,7 +140,7 @@ def train_judge(
         if (step + 1) % 250 == 0:
             print(f"step {step + 1}  loss {loss.item():.4f}", flush=True)
     pixels, labels = _renders("judge_check", seed, check_count, "test", reads)
-    hits = (judge.eval().predict(to_signed(pixels)) == labels).float().mean(0)
+    hits = attribute_hits(judge.eval().predict(as_images(pixels)), labels).mean(0)
     return judge, {name: round(hit, 4) for name, hit in zip(reads, hits.tolist(), strict=True)}
 
 

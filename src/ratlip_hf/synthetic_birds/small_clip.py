@@ -188,7 +188,7 @@ GATES = {"swap_accuracy": 0.98, "scene_accuracy": 0.95}
 _WARMUP_STEPS = 100
 _CAPTIONS_FOR_TOKENIZER = 2000
 _LONG_TEXT_EVERY = 8
-# Where every caption names colours, both towers learn those and are never made to look at anything else.
+# Where every caption names colours, both towers learn those and are never made to learn anything else.
 _SCENE_EVERY = 3
 _MAX_PIXEL_NOISE = 0.08
 _LABEL_SCALE = 10.0
@@ -242,7 +242,7 @@ class LabelHead(nn.Module):
     """Cross-entropy of a linear classifier of all attributes on unit-length image embeddings [N, D].
 
     Only for training: it makes the image tower look at everything from the first step, where captions alone would
-    teach it colours for thousands of steps before it looks at anything else.
+    teach it colours for thousands of steps before it learns anything else.
     """
 
     def __init__(self, width: int):
