@@ -3,7 +3,6 @@ preprocessing and the hash of its weights; here are CLIP and DINOv2, `inception.
 
 import abc
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -77,11 +76,6 @@ def _check_images(images: torch.Tensor) -> None:
         raise ValueError(f"images must lie in [-1, 1], not in [{low:.4g}, {high:.4g}]; clamp generated ones")
 
 
-def imagenet_normalized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pixels [B, 3, H, W] less `mean`, divided by `std`, per channel."""
-    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
-
-
 class CLIPFeatures(FeatureExtractor):
     """Projected image embeddings of a CLIP, not normalised: for CMMD, CLIP score, KID and FID in its space.
 
@@ -140,5 +134,5 @@ class DINOv2Features(FeatureExtractor):
         pixels, size = at_least_float32(images + 1) / 2, (_DINOV2_SIZE, _DINOV2_SIZE)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
-        pixels = imagenet_normalized(pixels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        return self.network(pixels.to(self.network.dtype)).last_hidden_state[:, 0]
+        mean, std = (pixels.new_tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        return self.network(((pixels - mean) / std).to(self.network.dtype)).last_hidden_state[:, 0]

@@ -13,6 +13,7 @@ from .common import Spread, Vectors, as_feature_pair, as_features, as_finite, as
 _ROUNDING = 1e-4
 # Ratios of eigenvalues above which the fast decompositions lose no digit that counts.
 _WELL_CONDITIONED = 1e-8
+_BLOCK = 512  # vectors whose distances to all others are computed together
 
 
 @dataclass(eq=False)
@@ -181,9 +182,6 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
     # Smaller ones are rounding of the decomposition.
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     return values[kept].sqrt()[:, None] * vectors[:, kept].T
-
-
-_BLOCK = 512
 
 
 class PrecisionRecall(NamedTuple):
