@@ -108,6 +108,7 @@ def test_two_processes_score_the_bundled_model_as_one(tmp_path):
         (["--protocol", "standard", "--data", "{birds}", "--inception", "nowhere.pth"], "nowhere.pth is no file"),
         (["--protocol", "clip", "--data", "{tmp}"], "cannot load the data"),
         (["--protocol", "clip", "--data", "{birds}", "--split", "validation"], "cannot load the data"),
+        (["--protocol", "clip", "--data", "{birds}", "--model", "real-renders"], "--protocol synthetic-birds only"),
         (["--images_dir", "{tmp}/nothing"], "is no folder"),
         (["--images_dir", "{tmp}"], "holds no images"),
         (["--model", "{tmp}"], "no model_index.json"),

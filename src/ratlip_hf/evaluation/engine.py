@@ -23,7 +23,7 @@ from .protocols import CANDIDATES, KEPT, Protocol
 from .records import Record
 from .scoring import Accumulator, Batch, CLIPAccumulator, FeatureAccumulator, PredictionAccumulator
 
-_FEWEST = 4  # a third neighbour, for precision and recall
+_FEWEST = 4  # precision and recall need a third neighbour
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Evaluation:
         self.batch_size, self.progress, self.state = batch_size, progress, PartialState()
         self.real = self._accumulators()
         if self.real:
-            self._accumulate(eval_data.real, eval_data.real_clusters, None, self.real, "real images")
+            self._accumulate(eval_data.real, eval_data.real_clusters, None, list(self.real.values()), "real images")
         self.real_sha256 = self._digest(eval_data.real)
 
     def score(self, candidate: Candidate) -> Record:
@@ -116,7 +116,7 @@ class Evaluation:
         judged = [PredictionAccumulator(judges) for judges in self.networks.judges] if targets is not None else []
         if not fake and not judged:
             raise UserError("nothing to score with: give a CLIP with --eval_clip")
-        self._accumulate(candidate, clusters, candidate.prompts, {**fake, **dict(enumerate(judged))}, "images")
+        self._accumulate(candidate, clusters, candidate.prompts, [*fake.values(), *judged], "images")
         scores = self._attribute_scores(judged, targets, clusters) | self._feature_scores(fake, clusters)
         scores |= self._clip_scores(fake, candidate, clusters)
         return Record(self._describe(candidate), candidate.describe(), scores)
@@ -134,7 +134,7 @@ class Evaluation:
         source: Images | Candidate,
         clusters: Sequence[int],
         prompts: Sequence[str] | None,
-        accumulators: dict,
+        accumulators: Sequence[Accumulator],
         what: str,
     ) -> None:
         """Put this process's share of images through all accumulators, then merge those of all processes."""
@@ -145,12 +145,12 @@ class Evaluation:
             if self.protocol.rounded:
                 images = (images * 127.5 + 127.5).round() / 127.5 - 1
             batch = Batch(images, start, clusters[start:stop], prompts and prompts[start:stop])
-            for accumulator in accumulators.values():
+            for accumulator in accumulators:
                 accumulator.update(batch)
             passed_500 = (stop - mine.start) // 500 > (start - mine.start) // 500
             if (passed_500 or stop == mine.stop) and self.state.is_main_process:
                 self.progress(f"{what}: {stop - mine.start} of {len(mine)}")
-        for accumulator in accumulators.values():
+        for accumulator in accumulators:
             accumulator.merge(gathered(accumulator.state(), self.state))
 
     def _clusters_and_targets(self, candidate: Candidate) -> tuple[list[int], torch.Tensor | None]:
