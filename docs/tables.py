@@ -37,7 +37,7 @@ _MEASURED = tuple(_SCORES)
 
 def bundled() -> str:
     """The bundled model next to fresh renders of the same birds, the latest record of each."""
-    latest = {record.subject["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
+    latest = {record.candidate["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
     head = ["score", *latest]
     body = [
         [label, *(_score_cell(record.scores.get(name)) for record in latest.values())]
@@ -73,7 +73,7 @@ def _contrast_cells(found) -> list[str]:
 
 def _study_records(table: str) -> list[Record]:
     names = {variant.name for key in (table, "variants") for variant in TABLES[key].variants}
-    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.subject["variant"] in names]
+    return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.candidate["variant"] in names]
 
 
 def _score_cell(score: dict | None) -> str:

@@ -33,7 +33,7 @@ def evaluate(*arguments) -> int:
 
 
 def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path, capsys):
-    where = ["--protocol", "clip", "--data", birds, "--scorer", bundled.model_dir(), "--max_images", 24]
+    where = ["--protocol", "clip", "--data", birds, "--eval_clip", bundled.model_dir(), "--max_images", 24]
     model, files = tmp_path / "model.jsonl", tmp_path / "files.jsonl"
     assert evaluate("--model", saved, *where, "--output_file", model) == 0
     assert "protocol clip: 24 images against 12 real ones" in capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path
     texts.write_text("\n".join(entry["prompt"] for entry in entries))
     images = tmp_path / "images"
     assert main(["generate", "--model", saved, "--prompts_file", str(texts), "--output_dir", str(images)]) == 0
-    assert evaluate("--images", images, *where, "--output_file", files) == 0
+    assert evaluate("--images_dir", images, *where, "--output_file", files) == 0
 
     capsys.readouterr()
     assert evaluate("--compare", model, files) == 0
@@ -54,10 +54,10 @@ def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path
     assert "cmmd" in shown and "clip_score" in shown and "below 2048" in shown
     first, second = (read_records(path)[0] for path in (model, files))
     assert first.scores["clip_score"]["value"] == pytest.approx(second.scores["clip_score"]["value"], abs=1e-3)
-    assert first.subject["weights_sha256"] and second.subject == {"images": str(images)}
-    assert first.protocol["num_fake"] == 24 and first.protocol["scorer_sha256"]
+    assert first.candidate["weights_sha256"] and second.candidate == {"images": str(images)}
+    assert first.protocol["num_fake"] == 24 and first.protocol["eval_clip_sha256"]
 
-    assert evaluate("--images", images, *where[:-1], 20, "--output_file", files) == 0
+    assert evaluate("--images_dir", images, *where[:-1], 20, "--output_file", files) == 0
     assert evaluate("--compare", model, files) == 2
     assert "num_fake (24 against 20)" in capsys.readouterr().err
 
@@ -80,7 +80,7 @@ def same_scores(first, second):
 
 
 def test_two_processes_score_as_one(saved, birds, tmp_path):
-    where = ["--model", saved, "--protocol", "clip", "--data", birds, "--scorer", bundled.model_dir()]
+    where = ["--model", saved, "--protocol", "clip", "--data", birds, "--eval_clip", bundled.model_dir()]
     assert evaluate(*where, "--output_file", tmp_path / "one.jsonl") == 0
     shown = launched(2, *where, "--output_file", tmp_path / "two.jsonl")
     assert shown.count("protocol clip") == 1
@@ -108,11 +108,12 @@ def test_two_processes_score_the_bundled_model_as_one(tmp_path):
         (["--protocol", "standard", "--data", "{birds}", "--inception", "nowhere.pth"], "nowhere.pth is no file"),
         (["--protocol", "clip", "--data", "{tmp}"], "cannot load the data"),
         (["--protocol", "clip", "--data", "{birds}", "--split", "validation"], "cannot load the data"),
-        (["--images", "{tmp}/nothing"], "is no folder"),
-        (["--images", "{tmp}"], "holds no images"),
+        (["--protocol", "clip", "--data", "{birds}", "--model", "real-renders"], "--protocol synthetic-birds only"),
+        (["--images_dir", "{tmp}/nothing"], "is no folder"),
+        (["--images_dir", "{tmp}"], "holds no images"),
         (["--model", "{tmp}"], "no model_index.json"),
-        (["--model", "x", "--images", "y"], "not allowed with"),
-        (["--scorer", "{tmp}"], "no CLIP could be loaded"),
+        (["--model", "x", "--images_dir", "y"], "not allowed with"),
+        (["--eval_clip", "{tmp}"], "no CLIP could be loaded"),
         (["--max_images", "0"], "--max_images must be at least 1"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--seed", "-1"], "--seed"),

@@ -23,7 +23,7 @@ distance, error = metrics.kernel_distance_with_error(real, fake)
 precision, recall = metrics.precision_recall(real, fake)
 paired = {"predictions": fake, "references": real[:20]}
 clip = metrics.clip_score(fake, real[:20], encoder="toy")
-candidates = metrics.draw_mismatched(prompts, count=5, seed=3)
+candidates = metrics.sample_mismatched(prompts, count=5, seed=3)
 attributes = metrics.attribute_accuracy(labels, labels.flip(0))
 sets = {"predictions": fake, "references": real}
 pairs = {

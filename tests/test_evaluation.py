@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from ratlip_hf import RATLIPPipeline
+from ratlip_hf.bundled import find_world
 from ratlip_hf.metrics import kernel_distance
-from ratlip_hf.synthetic_birds import alignment
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts
 from ratlip_hf.training import loop
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import load_training_data
@@ -90,8 +89,8 @@ def evaluation(config, data, small_clip) -> QuickEvaluation:
 
 def test_real_images_in_the_generators_place_score_as_real_ones(evaluation, data):
     reals = data.batch(range(10)).images
-    prompts = load_heldout_prompts()[:10]
-    renders = alignment._real_renders(prompts)
+    world = find_world("synthetic-birds")
+    renders = world.load_eval_data(world.PROTOCOL).real.load(0, 10)
     perfect = Projector(torch.cat([reals, renders]))
     scores = evaluation.run(perfect)
     assert scores["attribute_accuracy"] > 0.95

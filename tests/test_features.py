@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from ratlip_hf import bundled
-from ratlip_hf.evaluation.inception import WEIGHTS_NAME, InceptionNetwork, resize_like_tensorflow1
-from ratlip_hf.features import BirdJudgeFeatures, CLIPFeatures, DINOv2Features, InceptionFeatures
-from ratlip_hf.synthetic_birds.judge import BirdJudge
+from ratlip_hf.evaluation.features import CLIPFeatures, DINOv2Features
+from ratlip_hf.evaluation.inception import (
+    WEIGHTS_NAME,
+    InceptionFeatures,
+    InceptionNetwork,
+    resize_like_tensorflow1,
+)
+from ratlip_hf.synthetic_birds.judge import BirdJudge, BirdJudgeFeatures
 from ratlip_hf.utils.files import file_sha256
 from ratlip_hf.utils.networks import weights_sha256
 
@@ -222,19 +227,3 @@ def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change):
     torch.save(changed, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=r"does not fit the network: .*fc\."):
         InceptionFeatures.from_file(tmp_path / "file.pth", sha256=file_sha256(tmp_path / "file.pth"))
-
-
-def test_inception_weights_come_from_the_cache_of_the_hub(weight_file, tmp_path):
-    commit, cache = "0" * 40, tmp_path / "models--someone--inception"
-    (cache / "snapshots" / commit).mkdir(parents=True)
-    (cache / "snapshots" / commit / WEIGHTS_NAME).symlink_to(weight_file)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    where = {"cache_dir": tmp_path, "local_files_only": True}
-    sha256 = file_sha256(weight_file)[:8]
-    loaded = InceptionFeatures.from_hub("someone/inception", sha256=sha256, **where)
-    assert loaded.fingerprint() == InceptionFeatures.from_file(weight_file, sha256).fingerprint()
-    with pytest.raises(ValueError, match="not the file that is wanted"):
-        InceptionFeatures.from_hub("someone/inception", **where)
-    with pytest.raises(ValueError, match=r"gives no other\.pth"):
-        InceptionFeatures.from_hub("someone/inception", "other.pth", **where)

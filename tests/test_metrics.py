@@ -275,7 +275,7 @@ def test_subsets_of_everything_are_the_whole():
     assert parts.distance == pytest.approx(distance, abs=3 * parts.spread / 200**0.5) and parts.spread > 1e-3
     assert parts == kernel_distance_of_subsets(real, fake, subsets=200, size=6, seed=1)
     for options in ({"subsets": 1, "size": 5}, {"size": 10}, {"size": 1}):
-        with pytest.raises(ValueError, match="cannot be drawn"):
+        with pytest.raises(ValueError, match="cannot be sampled"):
             kernel_distance_of_subsets(real, fake, **options)
 
 

@@ -12,11 +12,8 @@ import torch
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
 from ratlip_hf.convert.layout import discriminator_key_map, from_original, generator_key_map, to_original
-from ratlip_hf.synthetic_birds.alignment import measure_alignment
-from ratlip_hf.synthetic_birds.attributes import FIELD_VOCABULARIES
-from ratlip_hf.synthetic_birds.captions import named_scene
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, prompt_bird
-from ratlip_hf.synthetic_birds.judge import BirdJudge
+from ratlip_hf.evaluation.engine import Evaluation, Networks
+from ratlip_hf.evaluation.inputs import Model
 
 ROOT = Path(__file__).parents[1]
 ASSETS = bundled.model_dir().parent
@@ -45,38 +42,21 @@ def test_the_bundle_is_under_20_megabytes():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*")) < 20e6
 
 
-def test_the_bundled_model_paints_held_out_colours_where_the_prompt_wants_them():
-    """A sample of what `make accuracy` measures in full."""
-    pipe = RATLIPPipeline.from_pretrained(bundled.model_dir())
-
-    def generate(prompts, seeds):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return pipe(prompts, generator=generators, output_type="pt").images * 2 - 1
-
-    judges = [BirdJudge.from_pretrained(folder) for folder in bundled.judge_dirs()]
-    assert len(judges) == 2
-    result = measure_alignment(generate, judges, load_heldout_prompts()[:80], noise_seeds=[0])
-    assert result["mean"] >= 0.90, result
-    assert result["real_renders"]["mean"] > 0.97, result
-
-
-def test_the_bundled_model_follows_the_scene_where_the_prompt_names_it():
-    """As the judge of scenes reads it; chance is 0.5 for the direction and 0.25 for the others."""
-    pipe, judge = (
+def test_the_bundled_model_follows_prompts_of_held_out_colours():
+    """A sample of what `ratlip evaluate --model synthetic-birds` measures in full. Chance is 1/8
+    for colours, 1/2 for the direction and 1/4 for background and perch."""
+    world = bundled.find_world("synthetic-birds")
+    pipe, eval_data = (
         RATLIPPipeline.from_pretrained(bundled.model_dir()),
-        BirdJudge.from_pretrained(bundled.scene_judge_dir()),
+        world.load_eval_data(world.PROTOCOL).first(120),
     )
-    prompts = load_heldout_prompts()[:120]
-    seeds = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
-    images = pipe([prompt["prompt"] for prompt in prompts], generator=seeds, output_type="pt").images * 2 - 1
-    hits = {"direction": [], "background": [], "perch": []}
-    for prompt, words in zip(prompts, judge.read(images).tolist(), strict=True):
-        bird = prompt_bird(prompt)
-        for name in named_scene(prompt["prompt"], bird):
-            found = words[judge.config.reads.index(name)]
-            hits[name].append(FIELD_VOCABULARIES[name][found] == getattr(bird, name))
-    for name, right in hits.items():
-        assert len(right) > 20 and sum(right) / len(right) >= 0.9, name
+    pipe.set_progress_bar_config(disable=True)
+    judges = world.load_judges("cpu")
+    assert [len(group) for group in judges] == [2, 1]
+    evaluation = Evaluation(world.PROTOCOL, eval_data, Networks({}, None, judges))
+    record = evaluation.score(Model("synthetic-birds", pipe, eval_data.prompts, world.PROTOCOL))
+    for name in ("attribute_accuracy", "accuracy_direction", "accuracy_background", "accuracy_perch"):
+        assert record.scores[name]["value"] >= 0.9, record.scores
 
 
 def test_the_bundled_discriminator_fits_the_bundled_clip():

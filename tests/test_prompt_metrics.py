@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from ratlip_hf.metrics import (
+    UNNAMED,
     attribute_accuracy,
+    attribute_hits,
     bootstrap_interval,
     clip_score,
-    draw_mismatched,
     prompt_diversity,
     r_precision,
+    sample_mismatched,
 )
 
 
@@ -50,49 +52,44 @@ def test_r_precision_counts_images_that_know_their_caption():
     """Own captions at 45, 45 and 90 degrees; the mismatched ones closer for the second and as close for the third."""
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     texts = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
-    others = torch.tensor([[[0.0, 9.0], [-1.0, 0.0]], [[0.0, 1.0], [2.0, 1.0]], [[0.0, 5.0], [-1.0, 0.0]]])
-    result = r_precision(images, texts, others)
+    pool = torch.tensor([[0.0, 9.0], [-1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 5.0]])
+    result = r_precision(images, texts, pool, [[0, 1], [2, 3], [4, 1]])
     assert result.per_sample.tolist() == [1.0, 0.0, 0.5]
     assert result.value == 0.5
-    pool, candidates = others.flatten(0, 1), torch.arange(6).reshape(3, 2)
-    assert torch.equal(r_precision(images, texts, pool, candidates).per_sample, result.per_sample)
 
 
 def test_an_encoder_that_tells_nothing_apart_is_at_chance():
     same = torch.ones(8, 3).double() / 7
-    assert r_precision(same, same, same, draw_mismatched(range(8), count=4)).value == pytest.approx(0.2, abs=1e-15)
+    assert r_precision(same, same, same, sample_mismatched(range(8), count=4)).value == pytest.approx(0.2, abs=1e-15)
 
 
 def test_the_same_caption_twice_is_a_tie_whatever_the_rounding():
     images, texts = draws(60, 64), draws(60, 64, seed=1)
-    for tied in (
-        r_precision(images, texts, texts[:, None]),
-        r_precision(images, texts, texts, torch.arange(60)[:, None]),
-    ):
-        assert tied.per_sample.tolist() == [0.5] * 60
+    tied = r_precision(images, texts, texts, torch.arange(60)[:, None])
+    assert tied.per_sample.tolist() == [0.5] * 60
 
 
 def test_mismatched_captions_are_of_other_groups_and_never_twice():
     groups = ["a", "b", "c", "d"] * 5
-    drawn = draw_mismatched(groups, count=15, seed=3)
-    assert drawn.shape == (20, 15)
-    for own, row in zip(groups, drawn.tolist(), strict=True):
+    sampled = sample_mismatched(groups, count=15, seed=3)
+    assert sampled.shape == (20, 15)
+    for own, row in zip(groups, sampled.tolist(), strict=True):
         assert sorted(row) == [index for index, group in enumerate(groups) if group != own]
-    assert torch.equal(drawn, draw_mismatched(groups, count=15, seed=3))
-    assert not torch.equal(drawn, draw_mismatched(groups, count=15, seed=4))
+    assert torch.equal(sampled, sample_mismatched(groups, count=15, seed=3))
+    assert not torch.equal(sampled, sample_mismatched(groups, count=15, seed=4))
     with pytest.raises(ValueError, match="only 15 others"):
-        draw_mismatched(groups, count=16)
+        sample_mismatched(groups, count=16)
     with pytest.raises(ValueError, match="only 99 others"):
-        draw_mismatched(range(100), count=100)
-    assert draw_mismatched(range(100)).shape == (100, 99)
+        sample_mismatched(range(100), count=100)
+    assert sample_mismatched(range(100)).shape == (100, 99)
 
 
 @pytest.mark.parametrize(
     ("others", "candidates", "message"),
     [
-        (torch.ones(3, 4), None, "candidate embeddings must be"),
-        (torch.ones(3, 0, 4), None, "candidate embeddings must be"),
-        (torch.zeros(3, 2, 4), None, "vector of zeros"),
+        (torch.ones(0, 4), torch.zeros(3, 2, dtype=torch.long), "candidate embeddings must be"),
+        (torch.zeros(5, 4), torch.zeros(3, 2, dtype=torch.long), "vector of zeros"),
+        (torch.ones(5, 4), torch.zeros(3, 0, dtype=torch.long), "must be indices"),
         (torch.ones(5, 4), torch.full((3, 2), 5), "must be indices"),
         (torch.ones(5, 4), torch.full((3, 2), -1), "must be indices"),
         (torch.ones(5, 4), torch.zeros(2, 2, dtype=torch.long), "the pool must be"),
@@ -161,15 +158,23 @@ def test_bootstraps_that_mean_nothing_are_refused(values, options):
 
 
 def test_attribute_accuracy_counts_parts_and_whole_images():
-    wanted = torch.tensor(list(permutations(range(3))))
-    read = wanted.clone()
-    read[0, 0], read[0, 2], read[1, 2] = 7, 7, 7
-    result = attribute_accuracy(read, wanted, ["crown", "belly", "wing"])
+    targets = torch.tensor(list(permutations(range(3))))
+    predictions = targets.clone()
+    predictions[0, 0], predictions[0, 2], predictions[1, 2] = 7, 7, 7
+    result = attribute_accuracy(predictions, targets, ["crown", "belly", "wing"])
     assert result.mean == pytest.approx(15 / 18) and result.all == pytest.approx(4 / 6)
     assert result.parts == pytest.approx({"crown": 5 / 6, "belly": 1.0, "wing": 4 / 6})
-    assert list(attribute_accuracy(read, wanted).parts) == ["0", "1", "2"]
-    for wrong in (read[:, :2], read.float(), read[:0]):
+    assert list(attribute_accuracy(predictions, targets).parts) == ["0", "1", "2"]
+    for wrong in (predictions[:, :2], predictions.float(), predictions[:0]):
         with pytest.raises(ValueError, match="labels must be"):
-            attribute_accuracy(wrong, wanted)
+            attribute_accuracy(wrong, targets)
     with pytest.raises(ValueError, match="as many names"):
-        attribute_accuracy(read, wanted, ["crown"])
+        attribute_accuracy(predictions, targets, ["crown"])
+
+
+def test_attribute_hits_are_per_judge():
+    predictions = torch.tensor([[[1, 2], [1, 3]], [[0, -1], [4, 0]]])  # two images, two judges, two attributes
+    hits = attribute_hits(predictions, [[1, 3], [0, UNNAMED]])
+    assert hits.dtype == torch.float64 and hits.tolist() == [[[1, 0], [1, 1]], [[1, 1], [0, 0]]]
+    with pytest.raises(ValueError, match="labels must be"):
+        attribute_hits(predictions, [[1], [0]])

@@ -22,7 +22,7 @@ def test_records_survive_a_file_and_compare_with_fresh_ones(tmp_path):
     append_record(tmp_path / "runs" / "results.jsonl", record({"kid": {"value": 0.5}, "fid": {"value": 1.0}}))
     first, second = read_records(tmp_path / "runs" / "results.jsonl")
     assert first.environment["ratlip_hf"] == __version__ and "torch" in first.environment
-    assert first.subject == {"model": "toy"}
+    assert first.candidate == {"model": "toy"}
     assert compare(record(), first) == {"kid": (SCORES["kid"], SCORES["kid"])}
     assert compare(first, second) == {"kid": (SCORES["kid"], {"value": 0.5})}
 
@@ -35,7 +35,7 @@ def test_records_survive_a_file_and_compare_with_fresh_ones(tmp_path):
         ({"ema": True}, r"ema \(not given against true\)"),
     ],
 )
-def test_figures_of_different_protocols_are_not_compared(changes, message):
+def test_scores_of_different_protocols_are_not_compared(changes, message):
     for pair in ((record(), record(**changes)), (record(**changes), record())):
         with pytest.raises(ValueError, match="do not compare"):
             compare(*pair)
@@ -52,7 +52,7 @@ def test_the_environment_is_no_part_of_the_protocol():
 
 def test_few_images_are_said():
     assert record().warnings() == record(num_real=0, num_fake=2048).warnings() == []
-    assert [line[:23] for line in record(num_fake=2047).warnings()] == ["only 2047 generated pic"]
+    assert [line[:23] for line in record(num_fake=2047).warnings()] == ["only 2047 generated ima"]
     assert len(record(num_real=100, num_fake=100).warnings()) == 2
 
 
@@ -93,5 +93,5 @@ def test_a_file_that_could_not_be_written_is_refused_beforehand(tmp_path):
 
 def test_a_training_signal_is_pointed_out():
     own = {"clip_score_own_12345678": {"value": 30.0}}
-    assert any("--scorer" in line for line in record(own).warnings())
+    assert any("--eval_clip" in line for line in record(own).warnings())
     assert record({**own, "clip_score": {"value": 25.0}}).warnings() == []

@@ -1,4 +1,4 @@
-"""Evaluation by protocol: what is drawn and set beside what, and that shares, batches and files change no score.
+"""Evaluation by protocol: what is compared with what, and that shares, batches and files change no score.
 With toy networks; `test_evaluate_command.py` types the command."""
 
 import copy
@@ -11,14 +11,15 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from ratlip_hf.bundled import find_world
 from ratlip_hf.evaluation import scoring
 from ratlip_hf.evaluation.engine import Evaluation, Networks, share
-from ratlip_hf.evaluation.inputs import FIELDS, UNNAMED, Folder, FreshRenders, Model, load_material
-from ratlip_hf.evaluation.protocols import PROTOCOLS, Protocol
+from ratlip_hf.evaluation.features import FeatureExtractor
+from ratlip_hf.evaluation.inputs import Folder, Model, load_eval_data
+from ratlip_hf.evaluation.protocols import Protocol, find_protocol
 from ratlip_hf.evaluation.records import compare
-from ratlip_hf.evaluation.scoring import GROUPS, Batch, CLIPView, FeatureSet
-from ratlip_hf.features import FeatureExtractor
-from ratlip_hf.metrics import FeatureStatistics, frechet_distance
+from ratlip_hf.evaluation.scoring import GROUPS, Batch, CLIPAccumulator, FeatureAccumulator
+from ratlip_hf.metrics import UNNAMED, FeatureStatistics, frechet_distance
 from ratlip_hf.synthetic_birds.captions import named_scene
 from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, make_dataset, prompt_bird
 from ratlip_hf.utils.errors import UserError
@@ -49,51 +50,51 @@ def birds(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def material(birds):
-    return load_material(TOY, birds)
+def eval_data(birds):
+    return load_eval_data(TOY, birds)
 
 
-def evaluation(material, clip=None, protocol=TOY, batch_size=7) -> Evaluation:
-    return Evaluation(protocol, material, Networks({"judge": ToyFeatures()}, clip), batch_size)
+def evaluation(eval_data, clip=None, protocol=TOY, batch_size=7) -> Evaluation:
+    return Evaluation(protocol, eval_data, Networks({"judge": ToyFeatures()}, clip), batch_size)
 
 
 def values(record) -> dict:
     return {f"{name} {key}": value for name, score in record.scores.items() for key, value in score.items()}
 
 
-def test_every_caption_is_drawn_once(material, birds):
+def test_every_caption_is_used_once(eval_data, birds):
     captions = make_dataset("test", COUNT)["captions"]
-    assert material.prompts == [captions[place][which] for which in range(10) for place in range(COUNT)]
-    assert material.clusters == list(range(COUNT)) * 10
-    assert len(material.real) == COUNT and material.real.show(0, 5).shape == (5, 3, 32, 32)
-    few = material.first(5)
+    assert eval_data.prompts == [captions[place][which] for which in range(10) for place in range(COUNT)]
+    assert eval_data.clusters == list(range(COUNT)) * 10
+    assert len(eval_data.real) == COUNT and eval_data.real.load(0, 5).shape == (5, 3, 32, 32)
+    few = eval_data.first(5)
     assert (len(few.prompts), len(few.real), len(few.clusters)) == (5, 5, 5)
 
 
 def test_released_passes_shuffle_and_drop_the_incomplete_batch(birds):
-    protocol = dataclasses.replace(PROTOCOLS["released"], whole_batches=5)
-    material = load_material(protocol, birds)
+    protocol = dataclasses.replace(find_protocol("released"), whole_batches=5)
+    eval_data = load_eval_data(protocol, birds)
     captions = make_dataset("test", COUNT)["captions"]
-    assert len(material.prompts) == 12 * 10
-    passes = [material.clusters[start : start + 10] for start in range(0, 120, 10)]
+    assert len(eval_data.prompts) == 12 * 10
+    passes = [eval_data.clusters[start : start + 10] for start in range(0, 120, 10)]
     assert all(len(set(each)) == 10 for each in passes) and len({tuple(each) for each in passes}) == 12
-    assert all(text in captions[place] for text, place in zip(material.prompts, material.clusters, strict=True))
-    assert material.prompts == load_material(protocol, birds).prompts
-    assert material.prompts != load_material(dataclasses.replace(protocol, seed=1), birds).prompts
+    assert all(text in captions[place] for text, place in zip(eval_data.prompts, eval_data.clusters, strict=True))
+    assert eval_data.prompts == load_eval_data(protocol, birds).prompts
+    assert eval_data.prompts != load_eval_data(dataclasses.replace(protocol, seed=1), birds).prompts
     with pytest.raises(UserError, match="at least 32 images"):
-        load_material(PROTOCOLS["released"], birds)
+        load_eval_data(find_protocol("released"), birds)
 
 
 def test_heldout_prompts_know_what_they_name():
-    material = load_material(PROTOCOLS["synthetic-birds"], "synthetic-birds")
+    eval_data = load_eval_data(find_protocol("synthetic-birds"), "synthetic-birds")
     entries = load_heldout_prompts()
-    assert len(material.prompts) == len(material.real) == 2400 and material.clusters[400:402] == [0, 1]
-    for entry, words in zip(entries, material.wanted[:400], strict=True):
-        named = {name for name, word in zip(FIELDS, words, strict=True) if word != UNNAMED}
+    assert len(eval_data.prompts) == len(eval_data.real) == 2400 and eval_data.clusters[400:402] == [0, 1]
+    for entry, words in zip(entries, eval_data.targets[:400], strict=True):
+        named = {name for name, word in zip(eval_data.fields, words, strict=True) if word != UNNAMED}
         assert {"crown", "belly", "wing"} <= named and "size" not in named
         assert ("direction" in named) == (" left" in entry["prompt"] or " right" in entry["prompt"])
     with pytest.raises(UserError, match="do not go together"):
-        load_material(PROTOCOLS["standard"], "synthetic-birds")
+        load_eval_data(find_protocol("standard"), "synthetic-birds")
 
 
 def test_named_scene():
@@ -106,52 +107,52 @@ def test_named_scene():
     assert named_scene("a red bird facing right at sunset", bird) == ()
 
 
-def test_images_are_those_of_the_pipeline_by_seed(pipe, material):
+def test_images_are_those_of_the_pipeline_by_seed(pipe, eval_data):
     pipe.set_progress_bar_config(disable=True)
-    model = Model("toy", pipe, material.prompts, TOY)
-    alone = pipe(material.prompts[4], generator=torch.Generator().manual_seed(4), output_type="pt").images * 2 - 1
-    torch.testing.assert_close(model.show(3, 6)[1:2], alone, atol=1e-5, rtol=0)
+    model = Model("toy", pipe, eval_data.prompts, TOY)
+    alone = pipe(eval_data.prompts[4], generator=torch.Generator().manual_seed(4), output_type="pt").images * 2 - 1
+    torch.testing.assert_close(model.load(3, 6)[1:2], alone, atol=1e-5, rtol=0)
 
 
-def test_files_score_as_the_model_that_drew_them(pipe, material, small_clip, tmp_path):
+def test_files_score_as_the_model_that_generated_them(pipe, eval_data, small_clip, tmp_path):
     pipe.set_progress_bar_config(disable=True)
-    scorer = copy.deepcopy(small_clip)
-    scorer.image_encoder.visual_projection.weight.data.mul_(2)
-    judged = evaluation(material, scorer)
-    drawn = judged.score(Model("toy", pipe, material.prompts, TOY))
+    eval_clip = copy.deepcopy(small_clip)
+    eval_clip.image_encoder.visual_projection.weight.data.mul_(2)
+    judged = evaluation(eval_data, eval_clip)
+    generated = judged.score(Model("toy", pipe, eval_data.prompts, TOY))
     lines = []
-    for index, prompt in reversed(list(enumerate(material.prompts))):  # another order is the same set
+    for index, prompt in reversed(list(enumerate(eval_data.prompts))):  # another order is the same set
         name = f"{index}.png"
         pipe(prompt, generator=torch.Generator().manual_seed(index)).images[0].save(tmp_path / name)
         lines.append(json.dumps({"file": name, "prompt": prompt}))
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
     read = judged.score(Folder(tmp_path))
-    shared = compare(drawn, read)
+    shared = compare(generated, read)
     assert {"fid_judge", "kid_judge", "clip_score", "cmmd"} <= shared.keys()
     for name, (first, second) in shared.items():
         assert first["value"] == pytest.approx(second["value"], rel=1e-3, abs=1e-4), name
     assert "r_precision" not in shared  # fewer than 100 images
 
 
-def test_a_folder_without_prompts_has_no_scores_of_prompts(material, small_clip, tmp_path):
+def test_a_folder_without_prompts_has_no_scores_of_prompts(eval_data, small_clip, tmp_path):
     from PIL import Image
 
     for index in range(3 * GROUPS):
         Image.new("RGB", (32, 32), (index, 50, 90)).save(tmp_path / f"{index:02d}.png")
-    record = evaluation(material, small_clip).score(Folder(tmp_path))
+    record = evaluation(eval_data, small_clip).score(Folder(tmp_path))
     assert {"fid_judge", "cmmd"} <= record.scores.keys() and "clip_score" not in record.scores
     assert record.protocol["prompts_sha256"] is None and record.protocol["num_fake"] == 3 * GROUPS
     Image.new("RGB", (16, 32)).save(tmp_path / "99.png")
     with pytest.raises(UserError, match="one size; there are 16 x 32, 32 x 32"):
-        Folder(tmp_path).show(0, 31)
+        Folder(tmp_path).load(0, 31)
     with pytest.raises(UserError, match="holds no images"):
         Folder(tmp_path, limit=0)
 
 
-def test_batches_change_nothing(pipe, material, small_clip):
+def test_batches_change_nothing(pipe, eval_data, small_clip):
     pipe.set_progress_bar_config(disable=True)
-    model = Model("toy", pipe, material.prompts[:40], TOY)
-    few = material.first(40)
+    model = Model("toy", pipe, eval_data.prompts[:40], TOY)
+    few = eval_data.first(40)
     one, other = (evaluation(few, small_clip, batch_size=size).score(model) for size in (40, 3))
     assert one.protocol == other.protocol
     assert values(one) == pytest.approx(values(other), rel=1e-4, abs=1e-5)
@@ -162,20 +163,20 @@ def test_shares_of_several_processes_come_together(small_clip):
     images, clusters = torch.rand(50, 3, 32, 32) * 2 - 1, [index // 2 for index in range(50)]
     prompts = [f"bird {index}" for index in range(50)]
 
-    def watch(makers, start, stop):
-        watchers = [make() for make in makers]
-        for watcher in watchers:
+    def accumulate(makers, start, stop):
+        accumulators = [make() for make in makers]
+        for accumulator in accumulators:
             for first in range(start, stop, 4):
                 last = min(first + 4, stop)
-                watcher.observe(Batch(images[first:last], first, clusters[first:last], prompts[first:last]))
-        return [watcher.state() for watcher in watchers], watchers
+                accumulator.update(Batch(images[first:last], first, clusters[first:last], prompts[first:last]))
+        return [accumulator.state() for accumulator in accumulators], accumulators
 
-    makers = [lambda: FeatureSet(ToyFeatures(), keep=30), lambda: CLIPView(small_clip, keep=30)]
-    states, (features, view) = watch(makers, 0, 50)
+    makers = [lambda: FeatureAccumulator(ToyFeatures(), keep=30), lambda: CLIPAccumulator(small_clip, keep=30)]
+    states, (features, view) = accumulate(makers, 0, 50)
     features.merge([states[0]]), view.merge([states[1]])
     cuts = [share(50, _process(rank, 3)) for rank in range(3)]
     assert [index for cut in cuts for index in cut] == list(range(50))
-    parts = [watch(makers, cut.start, cut.stop)[0] for cut in cuts]
+    parts = [accumulate(makers, cut.start, cut.stop)[0] for cut in cuts]
     merged, seen = (make() for make in makers)
     merged.merge([part[0] for part in parts]), seen.merge([part[1] for part in parts])
 
@@ -190,9 +191,9 @@ def test_shares_of_several_processes_come_together(small_clip):
 
 def test_memory_does_not_grow_by_whole_batches(small_clip):
     """Beyond what is kept, only a cosine per image stays."""
-    view = CLIPView(small_clip, keep=6)
+    view = CLIPAccumulator(small_clip, keep=6)
     for first in range(0, 20, 4):
-        view.observe(Batch(torch.zeros(4, 3, 32, 32), first, [0] * 4, ["a bird"] * 4))
+        view.update(Batch(torch.zeros(4, 3, 32, 32), first, [0] * 4, ["a bird"] * 4))
     assert [len(part) for part in view.images] == [len(part) for part in view.texts] == [4, 2]
     assert sum(len(part) for part in view.cosines) == 20
 
@@ -204,12 +205,12 @@ def _process(rank: int, world: int) -> PartialState:
     return State()
 
 
-def test_the_distance_is_that_of_all_images_and_its_interval_holds_it(material):
+def test_the_distance_is_that_of_all_images_and_its_interval_holds_it(eval_data):
     torch.manual_seed(0)
-    real, fake = FeatureSet(ToyFeatures(), 100), FeatureSet(ToyFeatures(), 100)
-    for watcher, images in ((real, torch.rand(60, 3, 8, 8)), (fake, torch.rand(60, 3, 8, 8) / 2)):
-        watcher.observe(Batch(images, 0, list(range(60))))
-        watcher.merge([watcher.state()])
+    real, fake = FeatureAccumulator(ToyFeatures(), 100), FeatureAccumulator(ToyFeatures(), 100)
+    for accumulator, images in ((real, torch.rand(60, 3, 8, 8)), (fake, torch.rand(60, 3, 8, 8) / 2)):
+        accumulator.update(Batch(images, 0, list(range(60))))
+        accumulator.merge([accumulator.state()])
     found = scoring.set_scores(real, fake, "_toy")
     assert found["fid_toy"]["value"] == pytest.approx(frechet_distance(real.vectors, fake.vectors), rel=1e-9)
     assert found["fid_toy"]["low"] < found["fid_toy"]["value"] < found["fid_toy"]["high"]
@@ -217,40 +218,33 @@ def test_the_distance_is_that_of_all_images_and_its_interval_holds_it(material):
     assert found["precision_toy"]["value"] <= 1 and found["recall_toy"]["value"] <= 1
 
 
-def test_judges_read_renders_right():
-    """Fresh renders are what a perfect model would draw; prompts that leave a word open do not count for it."""
-    from ratlip_hf import bundled
-    from ratlip_hf.synthetic_birds.judge import BirdJudge
-
-    protocol = PROTOCOLS["synthetic-birds"]
-    material = load_material(protocol, "synthetic-birds").first(60)
-    networks = Networks(
-        {},
-        None,
-        [BirdJudge.from_pretrained(folder) for folder in bundled.judge_dirs()],
-        [BirdJudge.from_pretrained(bundled.scene_judge_dir())],
-    )
-    record = Evaluation(protocol, material, networks).score(FreshRenders(material))
-    accuracies = {name: score["value"] for name, score in record.scores.items()}
-    assert set(accuracies) == {
+def test_judges_know_renders():
+    """Fresh renders are what a perfect model would generate; prompts that leave a word open do not count for it."""
+    world, protocol = find_world("synthetic-birds"), find_protocol("synthetic-birds")
+    eval_data = load_eval_data(protocol, "synthetic-birds").first(60)
+    networks = Networks({}, None, world.load_judges("cpu"))
+    record = Evaluation(protocol, eval_data, networks).score(world.fresh_renders(eval_data))
+    accuracies, fields = {name: score["value"] for name, score in record.scores.items()}, eval_data.fields
+    assert list(accuracies) == [
         "attribute_accuracy",
-        *(f"accuracy_{name}" for name in FIELDS if name != "size"),
+        *(f"accuracy_{name}" for name in fields[:3]),
         "all_parts_right",
-    }
+        *(f"accuracy_{name}" for name in fields[3:] if name != "size"),
+    ]
     assert min(accuracies.values()) > 0.98
-    assert math.isclose(accuracies["attribute_accuracy"], sum(accuracies[f"accuracy_{p}"] for p in FIELDS[:3]) / 3)
+    assert math.isclose(accuracies["attribute_accuracy"], sum(accuracies[f"accuracy_{p}"] for p in fields[:3]) / 3)
 
 
-def test_three_images_are_no_set(pipe, material):
-    few = material.first(3)
+def test_three_images_are_no_set(pipe, eval_data):
+    few = eval_data.first(3)
     with pytest.raises(UserError, match="at least 4"):
         evaluation(few).score(Model("toy", pipe, few.prompts, TOY))
 
 
 def test_only_named_words_count():
-    words = torch.tensor([[[1, 0]], [[1, 0]], [[0, 0]]])
-    wanted = torch.tensor([[1, UNNAMED], [0, UNNAMED], [0, UNNAMED]])
-    found = scoring.reading_scores(words, wanted, ["direction", "perch"], [0, 1, 2])
+    predictions = torch.tensor([[[1, 0]], [[1, 0]], [[0, 0]]])
+    targets = torch.tensor([[1, UNNAMED], [0, UNNAMED], [0, UNNAMED]])
+    found = scoring.attribute_scores(predictions, targets, ["direction", "perch"], [0, 1, 2])
     assert found.keys() == {"accuracy_direction"} and found["accuracy_direction"]["value"] == pytest.approx(2 / 3)
 
 
@@ -262,27 +256,30 @@ def test_images_of_one_prompt_are_one_piece_of_evidence():
     assert repeated == pytest.approx(once)
 
 
-def test_the_training_signal_is_measured_as_the_protocol_says(pipe, material, small_clip):
-    """Also where the same CLIP is the scorer, whose own input may be another."""
+def test_the_training_signal_is_measured_as_the_protocol_says(pipe, eval_data, small_clip):
+    """Also where the same CLIP is the eval_clip, whose own input may be another."""
     pipe.set_progress_bar_config(disable=True)
-    model, name = Model("toy", pipe, material.prompts[:20], TOY), f"_own_{small_clip.describe()['weights_sha256'][:8]}"
+    model, name = (
+        Model("toy", pipe, eval_data.prompts[:20], TOY),
+        f"_own_{small_clip.describe()['weights_sha256'][:8]}",
+    )
     twice = dataclasses.replace(TOY, own_clip_input="released")
     found = [
-        evaluation(material.first(20), scorer, protocol).score(model).scores[f"clip_score{name}"]["value"]
+        evaluation(eval_data.first(20), eval_clip, protocol).score(model).scores[f"clip_score{name}"]["value"]
         for protocol in (TOY, twice)
-        for scorer in (None, small_clip)
+        for eval_clip in (None, small_clip)
     ]
     assert found[0] == pytest.approx(found[1]) and found[2] == pytest.approx(found[3])
     assert abs(found[0] - found[2]) > 1e-3
 
 
-def test_the_training_signal_is_never_called_the_clip_score(pipe, material, small_clip):
+def test_the_training_signal_is_never_called_the_clip_score(pipe, eval_data, small_clip):
     pipe.set_progress_bar_config(disable=True)
-    model = Model("toy", pipe, material.prompts[:20], TOY)
-    few = material.first(20)
+    model = Model("toy", pipe, eval_data.prompts[:20], TOY)
+    few = eval_data.first(20)
     own = model.own_clip.describe()["weights_sha256"][:8]
-    for scorer in (None, small_clip):  # the CLIP of `pipe` is a copy of the latter
-        found = evaluation(few, scorer).score(model).scores
+    for eval_clip in (None, small_clip):  # the CLIP of `pipe` is a copy of the latter
+        found = evaluation(few, eval_clip).score(model).scores
         assert f"clip_score_own_{own}" in found and "clip_score" not in found
     other = copy.deepcopy(small_clip)
     other.text_encoder.text_projection.weight.data.mul_(-1)

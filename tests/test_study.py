@@ -22,8 +22,8 @@ PROTOCOL = {"name": "toy", "num_real": 10, "num_fake": 10}
 
 
 def record(variant: str, seed: int, value: float, **protocol) -> Record:
-    subject = {"variant": variant, "seed": seed, "parameters": 1_500_000}
-    return Record({**PROTOCOL, **protocol}, subject, {"score": {"value": value}})
+    candidate = {"variant": variant, "seed": seed, "parameters": 1_500_000}
+    return Record({**PROTOCOL, **protocol}, candidate, {"score": {"value": value}})
 
 
 def records(**variants: list[float]) -> list[Record]:
@@ -104,10 +104,10 @@ def test_the_table_has_means_and_spreads_and_one_protocol():
 
 
 def test_records_are_named_by_variant_and_seed(tmp_path):
-    subject = {"model": str(tmp_path / "rat-1" / "pipeline"), "weights_sha256": "12"}
-    runs.add_record(tmp_path, "rat", 1, Record(PROTOCOL, subject, {"score": {"value": 1.0}}))
+    candidate = {"model": str(tmp_path / "rat-1" / "pipeline"), "weights_sha256": "12"}
+    runs.add_record(tmp_path, "rat", 1, Record(PROTOCOL, candidate, {"score": {"value": 1.0}}))
     (found,) = runs.known_records(tmp_path)
-    assert found.subject == {"variant": "rat", "seed": 1, "weights_sha256": "12"}
+    assert found.candidate == {"variant": "rat", "seed": 1, "weights_sha256": "12"}
     assert runs.is_scored("rat", 1, [found]) and not runs.is_scored("rat", 2, [found])
     assert str(tmp_path) not in (tmp_path / runs.RECORDS).read_text()
 

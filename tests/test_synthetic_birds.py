@@ -1,4 +1,4 @@
-"""Behaviour of the synthetic-birds world: attributes, renderer, captions, dataset, prompts, CLIP, judge, alignment.
+"""Behaviour of the synthetic-birds world: attributes, renderer, captions, dataset, prompts, CLIP, judge.
 Training functions run for a step or two; no quality is claimed here."""
 
 import hashlib
@@ -14,7 +14,6 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from ratlip_hf.synthetic_birds import captions, small_clip
-from ratlip_hf.synthetic_birds.alignment import measure_alignment
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
     FIELD_VOCABULARIES,
@@ -30,9 +29,8 @@ from ratlip_hf.synthetic_birds.dataset import (
     make_dataset,
     make_heldout_prompts,
     prompt_bird,
-    prompt_labels,
 )
-from ratlip_hf.synthetic_birds.judge import BirdJudge, to_signed, train_judge
+from ratlip_hf.synthetic_birds.judge import BirdJudge, train_judge
 from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
 from ratlip_hf.synthetic_birds.small_clip import MAX_TOKENS, build_tokenizer, small_clip_config
 
@@ -100,7 +98,7 @@ def _all_triples():
 class TestRenderer:
     def test_same_seed_gives_the_same_bytes_in_another_process(self):
         code = (
-            "import hashlib; from ratlip_hf.synthetic_birds import BirdAttributes, render_bird;"
+            "import hashlib; from ratlip_hf.synthetic_birds.renderer import BirdAttributes, render_bird;"
             "bird = BirdAttributes('red', 'yellow', 'blue', 'left', 'snow', 'rock', 'small');"
             "print(hashlib.sha256(render_bird(bird, 7).tobytes()).hexdigest())"
         )
@@ -261,7 +259,7 @@ class TestSmallClip:
 
     def test_labels_teach_every_field(self):
         """A reader that knows all words but those of one field pays for that field alone: log(words) / fields."""
-        reader, labels = small_clip.LabelReader(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
+        reader, labels = small_clip.LabelHead(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
         images = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
         first = 0
         for vocabulary in FIELD_VOCABULARIES.values():
@@ -275,7 +273,7 @@ class TestSmallClip:
             first += len(vocabulary)
 
     def test_two_training_steps_teach_by_labels_too_and_give_a_loadable_model(self, tmp_path, monkeypatch):
-        class WatchedReader(small_clip.LabelReader):
+        class WatchedHead(small_clip.LabelHead):
             gradients = []
 
             def forward(self, images, labels):
@@ -283,10 +281,10 @@ class TestSmallClip:
                 read.register_hook(self.gradients.append)
                 return super().forward(read, labels)
 
-        monkeypatch.setattr(small_clip, "LabelReader", WatchedReader)
+        monkeypatch.setattr(small_clip, "LabelHead", WatchedHead)
         sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
         model, tokenizer, report = small_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
-        assert len(WatchedReader.gradients) == 2 and all(each.any() for each in WatchedReader.gradients)
+        assert len(WatchedHead.gradients) == 2 and all(each.any() for each in WatchedHead.gradients)
         assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1 and 0 <= report["crown_in_caption"] <= 1
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
@@ -306,57 +304,19 @@ class TestJudge:
             assert torch.allclose(logits, again, atol=1e-5)
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1_500_000
 
-    def test_reads_other_fields(self):
+    def test_predicts_other_fields(self):
         judge, accuracy = train_judge(seed=0, steps=2, pool_size=16, check_count=8, reads=SCENE)
         assert set(accuracy) == set(SCENE)
         images = torch.rand(3, 3, 64, 64) * 2 - 1
         logits = judge(images)
         assert [part.shape for part in logits] == [(3, 2), (3, 4), (3, 4), (3, 2)]
-        assert torch.equal(judge.read(images), torch.stack([part.argmax(1) for part in logits], dim=1))
+        assert torch.equal(judge.predict(images), torch.stack([part.argmax(1) for part in logits], dim=1))
 
     def test_refuses_other_sizes(self):
         with pytest.raises(ValueError, match="64, 64"):
             BirdJudge()(torch.zeros(1, 3, 32, 32))
 
 
-class _Oracle:
-    """A judge that knows the answer for the images it is shown, in order."""
-
-    def __init__(self, labels):
-        self.labels = torch.tensor(labels)
-
-    def read(self, images):
-        return self.labels
-
-
-class TestAlignment:
-    def test_figures(self):
-        prompts = make_heldout_prompts()[:60]
-        right, wrong = _Oracle(prompt_labels(prompts)), _Oracle([[-1, -1, -1]] * 60)
-        calls = []
-
-        def generate(texts, seeds):
-            calls.append((texts, seeds))
-            return torch.zeros(len(texts), 3, 64, 64)
-
-        figures = measure_alignment(generate, [right, wrong], prompts, noise_seeds=(0, 1))
-        assert figures["judges"][0] == dict.fromkeys(PARTS, 1.0)
-        assert figures["judges"][1] == dict.fromkeys(PARTS, 0.0)
-        assert figures["mean"] == figures["real_renders"]["mean"] == 0.5
-        assert figures["spread_over_seeds"] == figures["standard_error"] == 0.0
-        seeds = [seed for _, batch in calls for seed in batch]
-        assert len(set(seeds)) == 120
-        assert [text for texts, _ in calls for text in texts] == [entry["prompt"] for entry in prompts] * 2
-
-    def test_needs_judges_and_prompts(self):
-        with pytest.raises(ValueError, match="at least one judge"):
-            measure_alignment(lambda texts, seeds: None, [], [])
-
-
 def test_purposes_share_no_render_seed():
     ranges = [sample_birds(purpose, 0, 5, None)[1] for purpose in ("train", "test", "clip", "judge", "judge_check")]
     assert len({seed for seeds in ranges for seed in seeds}) == 25
-
-
-def test_signed_pixels_span_the_judges_range():
-    assert to_signed(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]

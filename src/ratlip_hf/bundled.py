@@ -1,12 +1,28 @@
-"""What ships inside the package: the synthetic-birds pipeline, its discriminator, and the judges that score it.
-Owns their places, their license and the short name by which commands accept them."""
+"""What ships inside the package: the synthetic-birds pipeline with the networks that score it, and the registry of
+small worlds, whose images are rendered by code of ours and whose data, protocol and judges need no download."""
 
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 NAME = "synthetic-birds"
 LICENSE = "apache-2.0"  # as on its card, in the Hub's spelling
 _ROOT = Path(__file__).parent / "assets" / "synthetic_birds"
+
+# Name of a small world, as data, protocol and dataset kind -> its package.
+WORLDS = {NAME: "ratlip_hf.synthetic_birds"}
+
+
+def find_world(name: str | None, part: str = "world") -> ModuleType | None:
+    """A module of a small world, imported when asked for; None for any other name.
+
+    Args:
+        name: key of `WORLDS`.
+        part: "world" is what training and evaluation use, see `synthetic_birds/world.py`; "dataset" is what
+            `ratlip data prepare` uses, and imports no torch.
+    """
+    return importlib.import_module(f"{WORLDS[name]}.{part}") if name in WORLDS else None
 
 
 def model_dir() -> Path:
@@ -15,18 +31,18 @@ def model_dir() -> Path:
 
 
 def judge_dirs() -> list[Path]:
-    """Folders of the judges that read colours, in order of their seeds."""
+    """Folders of the judges of colours, in order of their seeds."""
     return sorted(_ROOT.glob("judge_*"))
 
 
 def scene_judge_dir() -> Path:
-    """Folder of the judge that reads direction, background, perch and size."""
+    """Folder of the judge of direction, background, perch and size."""
     return _ROOT / "scene_judge"
 
 
-def scorer_dir() -> Path:
-    """Folder of a CLIP of another seed, with which no bundled generator was trained."""
-    return _ROOT / "scorer"
+def eval_clip_dir() -> Path:
+    """Folder of the evaluation CLIP: of another seed, and no bundled generator was trained with it."""
+    return _ROOT / "eval_clip"
 
 
 def resolve(source: str | os.PathLike) -> str | os.PathLike:

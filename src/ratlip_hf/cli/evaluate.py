@@ -1,5 +1,5 @@
-"""Score a model, or any system's images, by a named protocol: one record with its provenance; or compare records.
-Owns the verb's options and what it prints; the work is done in `evaluation`."""
+"""`ratlip evaluate`: score a model, or any system's images, by a named protocol and keep a record, or compare records.
+The work is done in `evaluation`."""
 
 import argparse
 import dataclasses
@@ -8,33 +8,36 @@ import logging
 from pathlib import Path
 
 from .. import bundled
-from ..evaluation.protocols import PROTOCOLS, protocol_named
+from ..evaluation.protocols import PROTOCOL_NAMES, find_protocol
 from ..utils.errors import UserError, first_few
 from ..utils.files import atomic_write
 from .options import add_device_arguments, check_dtype, find_device, load_pipeline
 
+REAL_RENDERS = "real-renders"
 _LARGEST_SEED = 2**62  # image n has the seed + n, which must stay below 2^63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", help=f"folder or repository of a pipeline (default: {bundled.NAME}), or real-renders")
-    what.add_argument("--images", type=Path, help="folder with images of any system, with a manifest.jsonl or not")
+    what.add_argument(
+        "--model", help=f"folder or repository of a pipeline (default: {bundled.NAME}), or {REAL_RENDERS}"
+    )
+    what.add_argument("--images_dir", type=Path, help="images of any system, with a manifest.jsonl or not")
     what.add_argument("--compare", nargs=2, type=Path, metavar="RECORDS", help="two files; their last records")
-    what.add_argument("--write_prompts", type=Path, help="write the sentences that --images has to show, and end")
-    protocols = ", ".join(PROTOCOLS)
+    what.add_argument("--write_prompts", type=Path, help="write the prompts for the images of --images_dir, and end")
+    protocols = ", ".join(PROTOCOL_NAMES)
     parser.add_argument("--protocol", default=bundled.NAME, help=f"one of {protocols} (default: %(default)s)")
     parser.add_argument("--data", default=bundled.NAME, help="dataset or prepared folder (default: %(default)s)")
     parser.add_argument("--split", default="test", help="of the data (default: test)")
     parser.add_argument("--output_file", type=Path, help="file to which the record is added, a line each")
-    parser.add_argument("--scorer", help="a CLIP the model was not trained with: repository or folder")
+    parser.add_argument("--eval_clip", help="a CLIP the model was not trained with: repository or folder")
     parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
     parser.add_argument(
         "--dinov2", default="facebook/dinov2-large", help="repository or folder (default: %(default)s)"
     )
     parser.add_argument("--max_images", type=int, help="only the first so many prompts and real images")
     parser.add_argument("--batch_size", type=int, default=50, help="images at once (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and random choices (default: 0)")
     add_device_arguments(parser)
 
 
@@ -48,66 +51,73 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < _LARGEST_SEED:
         raise UserError(f"--seed must be a non-negative 62-bit number, not {options.seed}")
     try:
-        from ..evaluation.inputs import load_material
+        from ..evaluation.inputs import load_eval_data
     except ModuleNotFoundError as error:
         raise UserError(f"evaluating needs {error.name}: pip install 'ratlip_hf[eval]'") from error
 
-    protocol = dataclasses.replace(protocol_named(options.protocol), seed=options.seed)
-    material = load_material(protocol, options.data, options.split).first(options.max_images)
+    protocol = dataclasses.replace(find_protocol(options.protocol), seed=options.seed)
+    eval_data = load_eval_data(protocol, options.data, options.split).first(options.max_images)
     if options.write_prompts:
-        return _write_prompts(options.write_prompts, material.prompts)
-    return _evaluate(options, protocol, material)
+        return _write_prompts(options.write_prompts, eval_data.prompts)
+    return _evaluate(options, protocol, eval_data)
 
 
-def _evaluate(options: argparse.Namespace, protocol, material) -> int:
+def _write_prompts(path: Path, prompts: list[str]) -> int:
+    lines = (json.dumps({"file": f"{index:06d}.png", "prompt": text}) for index, text in enumerate(prompts))
+    atomic_write(path, "".join(line + "\n" for line in lines))
+    print(f"{len(prompts)} prompts in {path}; put it next to the images as manifest.jsonl")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, protocol, eval_data) -> int:
     from accelerate import PartialState
 
     from ..evaluation.engine import Evaluation, Sources, load_networks
-    from ..evaluation.inputs import REAL_RENDERS, Folder, FreshRenders, Model
     from ..evaluation.records import append_record, check_place_for_records
 
     if options.output_file:
         check_place_for_records(options.output_file)
     state = PartialState(cpu=options.device == "cpu")
     device = state.device if state.num_processes > 1 else find_device(options.device)
-    model = options.model or bundled.NAME
-    if options.images:  # first of all, as it is read at once
-        subject = Folder(options.images, options.max_images)
-    elif model == REAL_RENDERS:
-        subject = FreshRenders(material)
-    else:
-        subject = Model(model, load_pipeline(model, check_dtype(options.dtype)).to(device), material.prompts, protocol)
-    sources = Sources(options.inception, options.dinov2, options.scorer)
+    candidate = _candidate(options, protocol, eval_data, device)
+    sources = Sources(options.inception, options.dinov2, options.eval_clip)
     networks = load_networks(protocol, sources, device)
     with first_few(logging.getLogger("ratlip_hf.clip")):
-        record = Evaluation(protocol, material, networks, options.batch_size, _say).score(subject)
+        evaluation = Evaluation(protocol, eval_data, networks, options.batch_size, _say)
+        record = evaluation.score(candidate)
     if state.is_main_process:
         if options.output_file:
             append_record(options.output_file, record)
-        print(_shown(record))
+        print(_as_text(record))
     return 0
+
+
+def _candidate(options: argparse.Namespace, protocol, eval_data, device):
+    from ..evaluation.inputs import Folder, Model
+
+    if options.images_dir:
+        return Folder(options.images_dir, options.max_images)
+    if options.model == REAL_RENDERS:
+        if not (world := bundled.find_world(protocol.name)):
+            raise UserError(f"--model {REAL_RENDERS} goes with --protocol {' or '.join(bundled.WORLDS)} only")
+        return world.fresh_renders(eval_data)
+    model = options.model or bundled.NAME
+    return Model(model, load_pipeline(model, check_dtype(options.dtype)).to(device), eval_data.prompts, protocol)
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _write_prompts(path: Path, prompts: list[str]) -> int:
-    lines = (json.dumps({"file": f"{index:06d}.png", "prompt": text}) for index, text in enumerate(prompts))
-    atomic_write(path, "".join(line + "\n" for line in lines))
-    print(f"{len(prompts)} prompts in {path}; put it beside the images as manifest.jsonl")
-    return 0
-
-
-def _shown(record) -> str:
+def _as_text(record) -> str:
     protocol = record.protocol
     head = f"protocol {protocol['name']}: {protocol['num_fake']} images against {protocol['num_real']} real ones"
     width = max(map(len, record.scores))
-    rows = [f"  {name:<{width}}  {_figure(score)}" for name, score in record.scores.items()]
+    rows = [f"  {name:<{width}}  {_score_as_text(score)}" for name, score in record.scores.items()]
     return "\n".join([head, *rows, *(f"note: {line}" for line in record.warnings())])
 
 
-def _figure(score: dict) -> str:
+def _score_as_text(score: dict) -> str:
     interval = f"  [{score['low']:.4f}, {score['high']:.4f}]" if "low" in score else ""
     return f"{score['value']:10.4f}{interval}"
 
@@ -122,11 +132,11 @@ def _compare(first: Path, second: Path) -> int:
         records.append(found[-1])
     shared = compare(*records)
     for path, record in zip((first, second), records, strict=True):
-        print(f"{path}: {json.dumps(dict(record.subject))}")
+        print(f"{path}: {json.dumps(dict(record.candidate))}")
     width = max(map(len, shared))
     print(f"protocol {records[0].protocol['name']}")
     for name, pair in shared.items():
-        print(f"  {name:<{width}}  " + "   ".join(f"{_figure(score):<34}" for score in pair).rstrip())
+        print(f"  {name:<{width}}  " + "   ".join(f"{_score_as_text(score):<34}" for score in pair).rstrip())
     for line in dict.fromkeys(line for record in records for line in record.warnings()):
         print(f"note: {line}")
     return 0

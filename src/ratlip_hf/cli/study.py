@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     for name in scoring.score(planned, systems, find_device(None)):
         print(f"scored {name}", flush=True)
     shown = {variant.name for variant in table.variants} | systems.keys()
-    records = [record for record in runs.known_records(study) if record.subject.get("variant") in shown]
+    records = [record for record in runs.known_records(study) if record.candidate.get("variant") in shown]
     print(f"\n{table.title}, {dataset.name}\n\n{describe_table(records, table, dataset.scores)}")
     if table.remark:
         print(f"\n{table.remark}")

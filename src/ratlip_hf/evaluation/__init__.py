@@ -1,5 +1,4 @@
-"""Evaluation by protocol: scores with a record of how they came about.
-Owns the records; the scores are in `metrics`, the features in `features`."""
+"""Evaluation by protocol: scores of a model or of images, kept in records that say how they came about."""
 
 from .records import FEW, Record, append_record, compare, environment, read_records
 

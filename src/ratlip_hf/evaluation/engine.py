@@ -1,26 +1,236 @@
-"""Which images a process looks at, and how what the processes saw comes together, in the order of the images.
-An evaluation from beginning to end: images pass by the observers, scores are made, a record is returned."""
+"""One evaluation from beginning to end: networks are loaded, images go through accumulators, accumulators become
+scores, and scores a record. Several processes share the images; all of them have the result."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import nn
 
-from .. import bundled
+from ..bundled import find_world
 from ..clip import FrozenCLIP, load_clip
-from ..features import BirdJudgeFeatures, DINOv2Features, FeatureExtractor, InceptionFeatures
-from ..synthetic_birds.judge import BirdJudge
 from ..utils.errors import UserError
 from ..utils.networks import weights_sha256
 from . import scoring
-from .inputs import Images, Material, Subject, prompts_sha256
+from .features import DINOv2Features, FeatureExtractor
+from .inception import InceptionFeatures
+from .inputs import Candidate, EvalData, Images, prompts_sha256
 from .protocols import CANDIDATES, KEPT, Protocol
 from .records import Record
-from .scoring import Batch, CLIPView, FeatureSet, Readings
+from .scoring import Accumulator, Batch, CLIPAccumulator, FeatureAccumulator, PredictionAccumulator
+
+_FEWEST = 4  # precision and recall need a third neighbour
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the networks that score come from: files, folders or repositories.
+
+    Attributes:
+        inception: torch-fidelity's weight file.
+        dinov2: repository or folder.
+        eval_clip: a CLIP that the generator was not trained with; a small world has a bundled one by default.
+    """
+
+    inception: str | None = None
+    dinov2: str = "facebook/dinov2-large"
+    eval_clip: str | None = None
+
+
+@dataclass
+class Networks:
+    """The networks that score, on their device: a feature extractor for each space of the protocol, the evaluation
+    CLIP, and groups of judges, those of a group for the same attributes. A judge has `predict(images)`, labels
+    [B, fields], and the fields' names in `config.reads`."""
+
+    spaces: dict[str, FeatureExtractor]
+    eval_clip: FrozenCLIP | None
+    judges: list[list[nn.Module]] = field(default_factory=list)
+
+
+def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> Networks:
+    """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
+    world = find_world(protocol.name)
+    source = sources.eval_clip or (world and world.eval_clip_dir())
+    clip = load_clip(source, dtype=torch.float32) if source else None  # however it is stored
+    if clip:
+        clip.text_encoder.to(device), clip.image_encoder.to(device)
+    spaces = {space: _load_space(space, protocol, sources).to(device) for space in protocol.spaces}
+    return Networks(spaces, clip, world.load_judges(device) if world else [])
+
+
+def _load_space(space: str, protocol: Protocol, sources: Sources) -> FeatureExtractor:
+    if space == "judge":
+        return find_world(protocol.name).load_features()
+    if space == "dinov2":
+        return DINOv2Features.from_pretrained(sources.dinov2)
+    if not sources.inception:
+        raise UserError("this protocol needs Inception's weights: give torch-fidelity's file with --inception")
+    return InceptionFeatures.from_file(sources.inception, released=space == "inception-released")
+
+
+class Evaluation:
+    """Scores candidates by one protocol; the real images are processed once, however many candidates follow.
+
+    Under `accelerate launch` every process takes its share of the images, and all have the result.
+
+    Args:
+        protocol: how.
+        eval_data: prompts and real images.
+        networks: that score.
+        batch_size: images generated and processed together; changes no score beyond rounding.
+        progress: called with a line now and then, on the main process.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        eval_data: EvalData,
+        networks: Networks,
+        batch_size: int = 50,
+        progress: Callable[[str], None] = lambda line: None,
+    ):
+        self.protocol, self.eval_data, self.networks = protocol, eval_data, networks
+        self.batch_size, self.progress, self.state = batch_size, progress, PartialState()
+        self.real = self._accumulators()
+        if self.real:
+            self._accumulate(eval_data.real, eval_data.real_clusters, None, list(self.real.values()), "real images")
+        self.real_sha256 = self._digest(eval_data.real)
+
+    def score(self, candidate: Candidate) -> Record:
+        """The record of a candidate.
+
+        Raises:
+            UserError: for too few images, or where nothing could be scored.
+        """
+        if min(len(candidate), len(self.eval_data.real)) < _FEWEST:
+            raise UserError(f"scores of sets of images need at least {_FEWEST} of each kind")
+        clusters, targets = self._clusters_and_targets(candidate)
+        fake = self._accumulators()
+        if candidate.own_clip:
+            fake["own"] = CLIPAccumulator(candidate.own_clip, KEPT, self.protocol.own_clip_input)
+        judged = [PredictionAccumulator(judges) for judges in self.networks.judges] if targets is not None else []
+        if not fake and not judged:
+            raise UserError("nothing to score with: give a CLIP with --eval_clip")
+        self._accumulate(candidate, clusters, candidate.prompts, [*fake.values(), *judged], "images")
+        scores = self._attribute_scores(judged, targets, clusters) | self._feature_scores(fake, clusters)
+        scores |= self._clip_scores(fake, candidate, clusters)
+        return Record(self._describe(candidate), candidate.describe(), scores)
+
+    def _accumulators(self) -> dict[str, Accumulator]:
+        """Those of real and generated images alike."""
+        found = {space: FeatureAccumulator(extractor, KEPT) for space, extractor in self.networks.spaces.items()}
+        if self.networks.eval_clip:
+            found["eval_clip"] = CLIPAccumulator(self.networks.eval_clip, KEPT)
+        return found
+
+    @torch.no_grad()
+    def _accumulate(
+        self,
+        source: Images | Candidate,
+        clusters: Sequence[int],
+        prompts: Sequence[str] | None,
+        accumulators: Sequence[Accumulator],
+        what: str,
+    ) -> None:
+        """Put this process's share of images through all accumulators, then merge those of all processes."""
+        mine = share(len(source), self.state)
+        for start in range(mine.start, mine.stop, self.batch_size):
+            stop = min(start + self.batch_size, mine.stop)
+            images = source.load(start, stop)
+            if self.protocol.rounded:
+                images = (images * 127.5 + 127.5).round() / 127.5 - 1
+            batch = Batch(images, start, clusters[start:stop], prompts and prompts[start:stop])
+            for accumulator in accumulators:
+                accumulator.update(batch)
+            passed_500 = (stop - mine.start) // 500 > (start - mine.start) // 500
+            if (passed_500 or stop == mine.stop) and self.state.is_main_process:
+                self.progress(f"{what}: {stop - mine.start} of {len(mine)}")
+        for accumulator in accumulators:
+            accumulator.merge(gathered(accumulator.state(), self.state))
+
+    def _clusters_and_targets(self, candidate: Candidate) -> tuple[list[int], torch.Tensor | None]:
+        """For each image its cluster and the labels it should have; by its prompt, wherever the image is from."""
+        data = self.eval_data
+        if candidate.prompts is None:
+            return list(range(len(candidate))), None
+        known = dict(zip(data.prompts, data.clusters, strict=True))
+        if candidate.prompts == data.prompts:
+            clusters = list(data.clusters)
+        else:  # prompts that the protocol does not have are clusters of their own
+            unknown = len(data.clusters)
+            others = {text: unknown + number for number, text in enumerate(dict.fromkeys(candidate.prompts))}
+            clusters = [known.get(text, others[text]) for text in candidate.prompts]
+        if data.targets is None or not known.keys() >= set(candidate.prompts):
+            return clusters, None
+        targets = dict(zip(data.prompts, data.targets, strict=True))
+        return clusters, torch.tensor([targets[text] for text in candidate.prompts])
+
+    def _attribute_scores(self, judged: list, targets: torch.Tensor | None, clusters: list[int]) -> scoring.Scores:
+        scores = {}
+        for accumulator in judged:
+            fields = list(accumulator.judges[0].config.reads)
+            columns = [self.eval_data.fields.index(name) for name in fields]
+            scores |= scoring.attribute_scores(accumulator.predictions, targets[:, columns], fields, clusters)
+        return scores
+
+    def _feature_scores(self, fake: dict, clusters: list[int]) -> scoring.Scores:
+        scores, data = {}, self.eval_data
+        for space in self.networks.spaces:
+            suffix = "" if space.startswith("inception") else f"_{space}"
+            scores |= scoring.set_scores(self.real[space], fake[space], suffix)
+            if _repeated(clusters) and _repeated(data.real_clusters):
+                scores |= scoring.diversity_scores(fake[space], clusters, self.real[space], data.real_clusters)
+        return scores
+
+    def _clip_scores(self, fake: dict, candidate: Candidate, clusters: list[int]) -> scoring.Scores:
+        scores, seed, own = {}, self.protocol.seed, candidate.own_clip
+        own_sha256 = own.describe()["weights_sha256"] if own else None
+        if "eval_clip" in fake:
+            scores |= scoring.clip_distance(self.real["eval_clip"], fake["eval_clip"])
+            # Where the generator's own CLIP is given as the evaluation CLIP, its score is the training signal.
+            if candidate.prompts is not None and own_sha256 != self._eval_clip_sha256():
+                scores |= scoring.prompt_scores(fake["eval_clip"], clusters, seed)
+        if own:
+            # By its hash, so that scores of different CLIPs never stand under a common name.
+            scores |= scoring.prompt_scores(fake["own"], clusters, seed, f"_own_{own_sha256[:8]}")
+        return scores
+
+    def _eval_clip_sha256(self) -> str | None:
+        clip = self.networks.eval_clip
+        return clip.describe()["weights_sha256"] if clip else None
+
+    def _digest(self, images: Images) -> str:
+        mine = [images.digest(index) for index in share(len(images), self.state)]
+        return hashlib.sha256(b"".join(digest for part in gathered(mine, self.state) for digest in part)).hexdigest()
+
+    def _describe(self, candidate: Candidate) -> dict:
+        """All that must agree before two scores compare; networks by their weights, not by where they lay."""
+        spaces = self.networks.spaces.items()
+        return {
+            **self.protocol.describe(),
+            **self.eval_data.facts,
+            "num_real": len(self.eval_data.real),
+            "num_fake": len(candidate),
+            "prompts_sha256": prompts_sha256(candidate.prompts) if candidate.prompts is not None else None,
+            "real_sha256": self.real_sha256,
+            "kept": KEPT,
+            "candidates": CANDIDATES,
+            "networks": {space: extractor.describe() | {"features": space} for space, extractor in spaces},
+            "judges_sha256": [weights_sha256(judge) for judges in self.networks.judges for judge in judges],
+            "eval_clip_sha256": self._eval_clip_sha256(),
+        }
+
+
+def _repeated(clusters: Sequence[int]) -> bool:
+    """Whether every cluster has several images."""
+    counts = torch.tensor(list(clusters)).unique(return_counts=True)[1]
+    return bool((counts > 1).all())
+
 
 Part = TypeVar("Part")
 
@@ -34,213 +244,3 @@ def share(count: int, state: PartialState) -> range:
 def gathered(part: Part, state: PartialState) -> list[Part]:
     """The parts of all processes in the order of ranks, on every process. Parts are pickled, tensors on the CPU."""
     return [part] if state.num_processes == 1 else gather_object([part])
-
-
-_FEWEST = 4  # a third neighbour, for precision and recall
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the networks that score come from: files, folders or repositories.
-
-    Attributes:
-        inception: torch-fidelity's weight file.
-        dinov2: repository or folder.
-        scorer: a CLIP that the generator was not trained with; for the synthetic birds a bundled one by default.
-    """
-
-    inception: str | None = None
-    dinov2: str = "facebook/dinov2-large"
-    scorer: str | None = None
-
-
-@dataclass
-class Networks:
-    """The networks that score, on their device."""
-
-    spaces: dict[str, FeatureExtractor]
-    scorer: FrozenCLIP | None
-    colour_judges: list[BirdJudge] = field(default_factory=list)
-    scene_judges: list[BirdJudge] = field(default_factory=list)
-
-
-def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> Networks:
-    """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
-    heldout = protocol.prompts == "heldout"
-    scorer = sources.scorer or (str(bundled.scorer_dir()) if heldout else None)
-    loaded = load_clip(scorer, dtype=torch.float32) if scorer else None  # however it is stored
-    if loaded:
-        loaded.text_encoder.to(device), loaded.image_encoder.to(device)
-    networks = Networks({space: _load_space(space, sources).to(device) for space in protocol.spaces}, loaded)
-    if heldout:
-        networks.colour_judges = [BirdJudge.from_pretrained(folder).to(device) for folder in bundled.judge_dirs()]
-        networks.scene_judges = [BirdJudge.from_pretrained(bundled.scene_judge_dir()).to(device)]
-    return networks
-
-
-def _load_space(space: str, sources: Sources) -> FeatureExtractor:
-    if space == "judge":
-        return BirdJudgeFeatures.from_pretrained()
-    if space == "dinov2":
-        return DINOv2Features.from_pretrained(sources.dinov2)
-    if not sources.inception:
-        raise UserError("this protocol needs Inception's weights: give torch-fidelity's file with --inception")
-    return InceptionFeatures.from_file(sources.inception, released=space == "inception-released")
-
-
-class Evaluation:
-    """Scores subjects by one protocol; the real images are looked at once, however many subjects follow.
-
-    Under `accelerate launch` every process takes its share of the images, and all have the result.
-
-    Args:
-        protocol: how.
-        material: prompts and real images.
-        networks: that score.
-        batch_size: images drawn and looked at together; changes no score beyond rounding.
-        progress: called with a line now and then, on the main process.
-    """
-
-    def __init__(
-        self,
-        protocol: Protocol,
-        material: Material,
-        networks: Networks,
-        batch_size: int = 50,
-        progress=lambda line: None,
-    ):
-        self.protocol, self.material, self.networks = protocol, material, networks
-        self.batch_size, self.state = batch_size, PartialState()
-        self.progress = progress if self.state.is_main_process else lambda line: None
-        self.real = self._watchers()
-        if self.real:
-            self._look(material.real, material.real_clusters, None, self.real, "real images")
-        self.real_sha256 = self._digest(material.real)
-
-    def score(self, subject: Subject) -> Record:
-        """The record of a subject.
-
-        Raises:
-            UserError: for too few images, or where nothing could be scored.
-        """
-        if min(len(subject), len(self.material.real)) < _FEWEST:
-            raise UserError(f"scores of sets of images need at least {_FEWEST} of each kind")
-        clusters, wanted = self._places(subject)
-        watchers = self._watchers() | self._watchers_of_prompts(subject, wanted)
-        if not watchers:
-            raise UserError("nothing to score with: give a CLIP with --scorer")
-        self._look(subject, clusters, subject.prompts, watchers, "images")
-        found = self._scores(watchers, subject, clusters, wanted)
-        return Record(self._describe(subject), subject.describe(), found)
-
-    def _watchers(self) -> dict:
-        watchers = {space: FeatureSet(extractor, KEPT) for space, extractor in self.networks.spaces.items()}
-        if self.networks.scorer:
-            watchers["scorer"] = CLIPView(self.networks.scorer, KEPT)
-        return watchers
-
-    def _watchers_of_prompts(self, subject: Subject, wanted: torch.Tensor | None) -> dict:
-        watchers = {}
-        if subject.own_clip:
-            watchers["own"] = CLIPView(subject.own_clip, KEPT, self.protocol.own_clip_input)
-        if wanted is not None:
-            for name, judges in (("colours", self.networks.colour_judges), ("scene", self.networks.scene_judges)):
-                watchers |= {name: Readings(judges)} if judges else {}
-        return watchers
-
-    def _is_scorer(self, clip: FrozenCLIP | None) -> bool:
-        """Whether a generator's own CLIP is given as the scorer: what it says is then the training signal."""
-        return (
-            clip is not None and clip.describe()["weights_sha256"] == self.networks.scorer.describe()["weights_sha256"]
-        )
-
-    @torch.no_grad()
-    def _look(self, source, clusters: Sequence[int], prompts: Sequence[str] | None, watchers: dict, what: str) -> None:
-        """Show this process's share of images to all watchers, then bring together what all processes saw."""
-        mine = share(len(source), self.state)
-        for start in range(mine.start, mine.stop, self.batch_size):
-            stop = min(start + self.batch_size, mine.stop)
-            images = source.show(start, stop)
-            if self.protocol.rounded:
-                images = (images * 127.5 + 127.5).round() / 127.5 - 1
-            batch = Batch(images, start, clusters[start:stop], prompts and prompts[start:stop])
-            for watcher in watchers.values():
-                watcher.observe(batch)
-            if (stop - mine.start) // 500 > (start - mine.start) // 500 or stop == mine.stop:
-                self.progress(f"{what}: {stop - mine.start} of {len(mine)}")
-        for watcher in watchers.values():
-            watcher.merge(gathered(watcher.state(), self.state))
-
-    def _digest(self, images: Images) -> str:
-        mine = [images.digest(index) for index in share(len(images), self.state)]
-        everything = [digest for part in gathered(mine, self.state) for digest in part]
-        return hashlib.sha256(b"".join(everything)).hexdigest()
-
-    def _places(self, subject: Subject) -> tuple[list[int], torch.Tensor | None]:
-        """For each image its cluster and the words it should show; by its prompt, wherever the image is from."""
-        known = dict(zip(self.material.prompts, self.material.clusters, strict=True))
-        if subject.prompts is None:
-            return list(range(len(subject))), None
-        if subject.prompts == self.material.prompts:
-            clusters = list(self.material.clusters)
-        else:  # sentences that the protocol does not have are clusters of their own
-            unknown = len(self.material.clusters)
-            others = {text: unknown + place for place, text in enumerate(dict.fromkeys(subject.prompts))}
-            clusters = [known.get(text, others[text]) for text in subject.prompts]
-        if self.material.wanted is None or not known.keys() >= set(subject.prompts):
-            return clusters, None
-        words = dict(zip(self.material.prompts, self.material.wanted, strict=True))
-        return clusters, torch.tensor([words[text] for text in subject.prompts])
-
-    def _scores(
-        self, seen: dict, subject: Subject, clusters: list[int], wanted: torch.Tensor | None
-    ) -> scoring.Scores:
-        found, seed = {}, self.protocol.seed
-        if wanted is not None:
-            for name, judges in (("colours", self.networks.colour_judges), ("scene", self.networks.scene_judges)):
-                if name not in seen:
-                    continue
-                words = torch.cat(seen[name].words)
-                fields = list(judges[0].config.reads)
-                count = scoring.colour_scores if name == "colours" else scoring.reading_scores
-                found |= count(words, wanted[:, scoring.columns(fields)], fields, clusters)
-        for space in self.networks.spaces:
-            suffix = "" if space.startswith("inception") else f"_{space}"
-            found |= scoring.set_scores(self.real[space], seen[space], suffix)
-            if self.protocol.prompts == "heldout" and _repeated(clusters):
-                found |= scoring.diversity_scores(seen[space], clusters, self.real[space], self.material.real_clusters)
-        if "scorer" in seen:
-            found |= scoring.clip_distance(self.real["scorer"], seen["scorer"])
-            if subject.prompts is not None and not self._is_scorer(subject.own_clip):
-                found |= scoring.prompt_scores(seen["scorer"], clusters, seed)
-        if "own" in seen:
-            # By its hash, so that scores of different CLIPs never stand under a common name.
-            own = subject.own_clip.describe()["weights_sha256"][:8]
-            found |= scoring.prompt_scores(seen["own"], clusters, seed, f"_own_{own}")
-        return found
-
-    def _describe(self, subject: Subject) -> dict:
-        """All that must agree before two figures compare; networks by their weights, not by where they lay."""
-        networks = {
-            space: extractor.describe() | {"features": space} for space, extractor in self.networks.spaces.items()
-        }
-        scorer = self.networks.scorer
-        judges = [*self.networks.colour_judges, *self.networks.scene_judges]
-        return {
-            **self.protocol.describe(),
-            **self.material.facts,
-            "num_real": len(self.material.real),
-            "num_fake": len(subject),
-            "prompts_sha256": prompts_sha256(subject.prompts) if subject.prompts is not None else None,
-            "real_sha256": self.real_sha256,
-            "kept": KEPT,
-            "candidates": CANDIDATES,
-            "networks": networks,
-            "judges_sha256": [weights_sha256(judge) for judge in judges],
-            "scorer_sha256": scorer.describe()["weights_sha256"] if scorer else None,
-        }
-
-
-def _repeated(clusters: Sequence[int]) -> bool:
-    counts = torch.tensor(list(clusters)).unique(return_counts=True)[1]
-    return bool((counts > 1).all())

@@ -1,11 +1,8 @@
-"""What all feature extractors have in common: the check of the images, the call, and the identity.
-Image embeddings of any CLIP.
-Features of DINOv2, a network trained on images alone.
-Features of the judges of the synthetic birds, which ship with the package and know nothing of any CLIP."""
+"""Feature extractors: images [B, 3, H, W] in [-1, 1] to the vectors [B, d] that `metrics` compares. Each knows its
+preprocessing and the hash of its weights; here are CLIP and DINOv2, `inception.py` has the network of FID."""
 
 import abc
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +10,11 @@ from torch import nn
 from transformers import CLIPModel, CLIPVisionModelWithProjection, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .. import bundled
 from ..clip import image_features_and_embeds, load_clip
-from ..synthetic_birds.judge import BirdJudge
 from ..utils.networks import at_least_float32, weights_sha256
 
-# Half precision rounds 1 up by this much at most.
-_OVERSHOOT = 1e-2
+_OVERSHOOT = 1e-2  # half precision rounds 1 up by this much at most
+_DINOV2_SIZE = 224
 
 
 class FeatureExtractor(abc.ABC):
@@ -65,7 +60,7 @@ class FeatureExtractor(abc.ABC):
         return weights_sha256(self.network)
 
     def describe(self) -> dict[str, str | int]:
-        """What a record keeps beside a score."""
+        """What a record keeps with a score."""
         dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
         facts = {"features": self.name, "dim": self.dim, "preprocessing": self.preprocessing, "dtype": dtype}
         return {**facts, "weights_sha256": self.fingerprint()}
@@ -79,11 +74,6 @@ def _check_images(images: torch.Tensor) -> None:
     low, high = images.aminmax()
     if not (low >= -1 - _OVERSHOOT and high <= 1 + _OVERSHOOT):  # written so that NaN is refused too
         raise ValueError(f"images must lie in [-1, 1], not in [{low:.4g}, {high:.4g}]; clamp generated ones")
-
-
-def imagenet_normalized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pixels [B, 3, H, W] less `mean`, divided by `std`, per channel."""
-    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
 
 
 class CLIPFeatures(FeatureExtractor):
@@ -109,9 +99,6 @@ class CLIPFeatures(FeatureExtractor):
         return image_features_and_embeds(self.network, images, layers=(0,))[1]
 
 
-_SIZE = 224
-
-
 class DINOv2Features(FeatureExtractor):
     """The class token after the last LayerNorm, as for the Fréchet distance of Stein et al. (2023).
 
@@ -120,7 +107,7 @@ class DINOv2Features(FeatureExtractor):
         name: under which scores record it.
     """
 
-    preprocessing = f"antialiased bicubic resize to {_SIZE}, ImageNet's mean and std"
+    preprocessing = f"antialiased bicubic resize to {_DINOV2_SIZE}, ImageNet's mean and std"
 
     def __init__(self, network: Dinov2Model, name: str = "dinov2"):
         super().__init__(network, name, network.config.hidden_size)
@@ -144,34 +131,8 @@ class DINOv2Features(FeatureExtractor):
         return cls(network, f"dinov2:{source}" + (f"@{revision}" if revision else ""))
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = at_least_float32(images + 1) / 2
-        if pixels.shape[-2:] != (_SIZE, _SIZE):
-            pixels = F.interpolate(pixels, (_SIZE, _SIZE), mode="bicubic", align_corners=False, antialias=True)
-        pixels = imagenet_normalized(pixels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        return self.network(pixels.to(self.network.dtype)).last_hidden_state[:, 0]
-
-
-class BirdJudgeFeatures(FeatureExtractor):
-    """What a judge's last linear layer reads: its maps [width, 4, 4], flattened. Images must be 64 x 64.
-
-    Trained to read three colours off noisy and shifted birds, these features see colours and their places well, and
-    are blind to part of what else an image holds.
-
-    Args:
-        judge: the network.
-        name: under which scores record it.
-    """
-
-    preprocessing = "none"
-
-    def __init__(self, judge: BirdJudge, name: str = "bird-judge"):
-        super().__init__(judge, name, judge.head.in_features)
-
-    @classmethod
-    def from_pretrained(cls, source: str | os.PathLike | None = None) -> "BirdJudgeFeatures":
-        """Load a judge's folder; the first bundled one by default."""
-        source = bundled.judge_dirs()[0] if source is None else source
-        return cls(BirdJudge.from_pretrained(source), f"bird-judge:{os.path.basename(os.fspath(source))}")
-
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network.features(images)
+        pixels, size = at_least_float32(images + 1) / 2, (_DINOV2_SIZE, _DINOV2_SIZE)
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+        mean, std = (pixels.new_tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        return self.network(((pixels - mean) / std).to(self.network.dtype)).last_hidden_state[:, 0]

@@ -1,5 +1,5 @@
-"""The Inception-v3 of 2015 behind the Fréchet inception distance, as tables of branches and one module to run them.
-Features of the Inception-v3 that the Fréchet inception distance is defined by."""
+"""Features of the Inception-v3 of 2015, by which the Fréchet inception distance is defined. The network is written as
+tables of branches with one module to run them."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
 from torch import nn
 
 from ..utils.files import file_sha256
@@ -190,7 +189,7 @@ class InceptionFeatures(FeatureExtractor):
 
     The graph was written from its description (Szegedy et al. 2016 and the published FID graph: average pooling that
     does not count padding, maximum pooling in the last block, 1008 classes). With random weights it agrees with
-    torch-fidelity 0.4.0. With the real weights, which could not be had offline, agreement has not been verified.
+    torch-fidelity 0.4.0. With the real weights, which are not available offline, agreement has not been verified.
 
     Args:
         network: with its weights.
@@ -224,28 +223,13 @@ class InceptionFeatures(FeatureExtractor):
             ValueError: for no file, a file of other content, or weights that do not fit the network.
         """
         if not Path(path).is_file():
-            raise ValueError(f"{path} is no file; {WEIGHTS_NAME} is to be had from torch-fidelity's releases")
+            raise ValueError(f"{path} is no file; {WEIGHTS_NAME} is on the page of torch-fidelity's releases")
         found = file_sha256(path)
         if not sha256 or not found.startswith(sha256.lower()):
             raise ValueError(f"{path} is not the file that is wanted: its SHA-256 is {found}, not {sha256 or 'given'}")
         network = InceptionNetwork()
         _load(network, torch.load(path, map_location="cpu", weights_only=True), path)
         return cls(network, released=released)
-
-    @classmethod
-    def from_hub(
-        cls, repo_id: str, filename: str = WEIGHTS_NAME, sha256: str = WEIGHTS_SHA256, **kwargs
-    ) -> "InceptionFeatures":
-        """Load the file from a repository on the Hub or from its cache; `kwargs` as of `hf_hub_download`.
-
-        Raises:
-            ValueError: as [`from_file`], and when there is no such file.
-        """
-        try:
-            path = hf_hub_download(repo_id, filename, **kwargs)
-        except OSError as error:
-            raise ValueError(f"{repo_id} gives no {filename}: {str(error).splitlines()[0]}") from error
-        return cls.from_file(path, sha256)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         if self.released:

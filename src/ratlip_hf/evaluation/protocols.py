@@ -1,16 +1,14 @@
-"""Named protocols: what is drawn, what it is set beside, and in which features.
-Owns their definitions; a figure is quoted with the name of one of these and the record that carries it out."""
+"""Named protocols: for which prompts images are generated, what they are compared with, and in which features.
+A score is quoted with the name of one of these and with its record. The small worlds bring protocols of their own."""
 
 from dataclasses import asdict, dataclass
 
-from ..data.read.transforms import ANTIALIASED, RELEASED
+from ..bundled import WORLDS, find_world
 from ..utils.errors import UserError
 
-SYNTHETIC_BIRDS = "synthetic-birds"
-SPACES = ("inception", "inception-released", "dinov2", "judge")
 # Kernel and neighbour scores, which need all features at once, take the first images of either set.
 KEPT = 5000
-CANDIDATES = 99
+CANDIDATES = 99  # mismatched captions of R-precision
 
 
 @dataclass(frozen=True)
@@ -20,15 +18,15 @@ class Protocol:
     Attributes:
         name, summary: for people; the name goes into the record.
         prompts: "every_caption" of the real images once, caption by caption; "random_caption" of each, in shuffled
-            passes; or "heldout", the fixed prompts of the synthetic birds.
+            passes; or "heldout", the fixed prompts of the small world of the protocol's name.
         passes: how often the prompts are gone through ("every_caption" ends when there are no more captions).
         whole_batches: an incomplete batch of this size at the end of each pass is dropped, as the released code does.
         size: side of the real images.
         resize: how they are brought to it, see [`~ratlip_hf.data.read.transforms.frame`].
-        spaces: features in which sets of images are compared, of `SPACES`.
+        spaces: features in which sets of images are compared: "inception", "inception-released", "dinov2" or "judge".
         rounded: whether images are rounded to bytes, as if they had been saved and read again.
-        own_clip_input: how the model's own CLIP is shown images; see [`~ratlip_hf.clip.prepare_pixels`].
-        seed: of the noise, of random captions, and of the draw of mismatched captions.
+        own_clip_input: how the model's own CLIP gets images; see [`~ratlip_hf.clip.prepare_pixels`].
+        seed: of the noise, of random captions, and of the choice of mismatched captions.
     """
 
     name: str
@@ -37,7 +35,7 @@ class Protocol:
     passes: int | None = None
     whole_batches: int = 1
     size: int = 256
-    resize: str = ANTIALIASED
+    resize: str = "antialiased"
     spaces: tuple[str, ...] = ()
     rounded: bool = True
     own_clip_input: str = "clip"
@@ -49,14 +47,6 @@ class Protocol:
 
 
 _ALL = (
-    Protocol(
-        SYNTHETIC_BIRDS,
-        "the 400 held-out prompts, six images each, against as many renders of the same birds; offline",
-        prompts="heldout",
-        passes=6,
-        size=64,
-        spaces=("judge",),
-    ),
     Protocol(
         "standard",
         "every test caption once against every test image, antialiased; Inception features",
@@ -77,17 +67,18 @@ _ALL = (
         prompts="random_caption",
         passes=12,
         whole_batches=32,
-        resize=RELEASED,
+        resize="released",
         spaces=("inception-released",),
         rounded=False,
         own_clip_input="released",
     ),
 )
-PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
+_PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
+PROTOCOL_NAMES = (*WORLDS, *_PROTOCOLS)
 
 
-def protocol_named(name: str) -> Protocol:
+def find_protocol(name: str) -> Protocol:
     """Raises UserError for an unknown name."""
-    if name not in PROTOCOLS:
-        raise UserError(f"--protocol must be one of {', '.join(PROTOCOLS)}, not {name!r}")
-    return PROTOCOLS[name]
+    if name not in PROTOCOL_NAMES:
+        raise UserError(f"--protocol must be one of {', '.join(PROTOCOL_NAMES)}, not {name!r}")
+    return _PROTOCOLS.get(name) or find_world(name).PROTOCOL

@@ -1,5 +1,5 @@
 """Records of scores, one JSON object per line: what was measured, of what, by which protocol, with which libraries.
-Owns the format, and the rule that figures of different protocols are not set side by side."""
+Scores of different protocols are not compared."""
 
 import json
 import math
@@ -31,10 +31,10 @@ class Record:
     """One evaluation.
 
     Attributes:
-        protocol: all that must agree before two figures compare: at least `name`, `num_real` and `num_fake` (0 where
-            a protocol has no such images), and whatever else decides a figure, such as the split, captions per
-            image, resize, the features' description, averaged or raw weights, the seed.
-        subject: what was scored, for example the model, its revision and the hash of its weights, or a folder.
+        protocol: all that must agree before two scores compare: at least `name`, `num_real` and `num_fake` (0 where
+            a protocol has no such images), and whatever else decides a score, such as the split, captions per
+            image, resize, the features' description, EMA or raw weights, the seed.
+        candidate: what was scored, for example the model, its revision and the hash of its weights, or a folder.
         scores: by name, {"value": ...} and, where there is an interval, "low" and "high"; finite numbers.
         environment: versions of libraries; recorded, but no part of the protocol.
 
@@ -43,7 +43,7 @@ class Record:
     """
 
     protocol: Mapping
-    subject: Mapping
+    candidate: Mapping
     scores: Mapping[str, Mapping[str, float]]
     environment: Mapping[str, str] = field(default_factory=environment)
 
@@ -57,7 +57,7 @@ class Record:
                 raise ValueError(f"the score {name!r} must have a value and be finite, not {dict(score)}")
 
     def warnings(self) -> list[str]:
-        """What a reader has to be told beside the figures; one line each."""
+        """What a reader has to be told with the scores; one line each."""
         counts = {"real": self.protocol["num_real"], "generated": self.protocol["num_fake"]}
         lines = [
             f"only {count} {kind} images: below {FEW} distances between sets are dominated by their bias"
@@ -66,7 +66,7 @@ class Record:
         ]
         names = [name for name in self.scores if name.startswith("clip_score")]
         if names and "clip_score" not in names:
-            lines.append("the CLIP score is that of the generator's own CLIP, its training signal: give a --scorer")
+            lines.append("the CLIP score is of the generator's own CLIP, its training signal: give an --eval_clip")
         return lines
 
 
@@ -100,7 +100,7 @@ def compare(first: Record, second: Record) -> dict[str, tuple[Mapping[str, float
         ValueError: if the protocols differ, naming every entry in which they do, or no score is shared.
     """
     names = [*first.protocol, *(name for name in second.protocol if name not in first.protocol)]
-    values = {name: [_shown(record.protocol, name) for record in (first, second)] for name in names}
+    values = {name: [_as_json(record.protocol, name) for record in (first, second)] for name in names}
     if different := [f"{name} ({' against '.join(pair)})" for name, pair in values.items() if pair[0] != pair[1]]:
         raise ValueError(f"these scores do not compare, for their protocols differ: {', '.join(different)}")
     shared = {name: (score, second.scores[name]) for name, score in first.scores.items() if name in second.scores}
@@ -109,6 +109,6 @@ def compare(first: Record, second: Record) -> dict[str, tuple[Mapping[str, float
     return shared
 
 
-def _shown(protocol: Mapping, name: str) -> str:
+def _as_json(protocol: Mapping, name: str) -> str:
     # As JSON, so that a record that was just made equals the same one read from a file.
     return json.dumps(protocol[name], sort_keys=True) if name in protocol else "not given"

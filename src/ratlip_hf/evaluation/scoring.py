@@ -1,27 +1,29 @@
-"""What is kept of images that pass by once: statistics of features, fit to sentences, words that judges read.
-From what the observers kept to named scores with intervals."""
+"""Accumulators keep what is needed of images that pass by once: statistics of features, embeddings of CLIP,
+predictions of judges. Scores are made from accumulators by the functions of `metrics`, each with its interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from ..clip import FrozenCLIP, image_features_and_embeds
-from ..features import FeatureExtractor
 from ..metrics import (
+    UNNAMED,
     FeatureStatistics,
+    Spread,
+    attribute_hits,
     bootstrap_interval,
+    clip_score,
     cmmd_with_error,
-    draw_mismatched,
     frechet_distance_with_error,
     kernel_distance_with_error,
     precision_recall_hits,
     prompt_diversity,
     r_precision,
+    sample_mismatched,
 )
-from ..synthetic_birds.judge import BirdJudge
-from .inputs import FIELDS, UNNAMED
+from .features import FeatureExtractor
 from .protocols import CANDIDATES
 
 GROUPS = 10  # parts that are left out in turn to tell how certain a distance is
@@ -30,7 +32,7 @@ _FLUSH = 1024  # feature vectors that are gathered before they enter a covarianc
 
 @dataclass
 class Batch:
-    """Images [n, 3, H, W] in [-1, 1] with their numbers, the clusters they belong to, and prompts, if known."""
+    """Images [n, 3, H, W] in [-1, 1], the number of the first, the clusters they belong to, and prompts, if known."""
 
     images: torch.Tensor
     first: int
@@ -38,8 +40,11 @@ class Batch:
     prompts: Sequence[str] | None = None
 
 
+# Each has `update(batch)`, `state()`, which is sent to other processes, and `merge(states)` of all of them by rank.
+
+
 @dataclass
-class FeatureSet:
+class FeatureAccumulator:
     """Features of one network: statistics of all images, in `GROUPS` groups by cluster, and the first vectors.
 
     Args:
@@ -58,10 +63,10 @@ class FeatureSet:
     def __post_init__(self):
         self.groups = self.groups or [FeatureStatistics.empty(self.extractor.dim) for _ in range(GROUPS)]
 
-    def observe(self, batch: Batch) -> None:
+    def update(self, batch: Batch) -> None:
         features = self.extractor(batch.images).cpu()
-        if (wanted := self.keep - batch.first) > 0:
-            self.kept.append(features[:wanted])
+        if (left := self.keep - batch.first) > 0:
+            self.kept.append(features[:left])
         for vector, cluster in zip(features, batch.clusters, strict=True):
             self.waiting[cluster % GROUPS].append(vector)
         self._flush(_FLUSH)
@@ -73,12 +78,10 @@ class FeatureSet:
                 vectors.clear()
 
     def state(self) -> tuple:
-        """What other processes need."""
         self._flush(1)
         return self.groups, self.vectors
 
     def merge(self, states: Sequence[tuple]) -> None:
-        """Put the states of all processes together, in the order of ranks."""
         groups = zip(*(state[0] for state in states), strict=True)
         self.groups = [_merged(parts) for parts in groups]
         self.kept = [torch.cat([state[1] for state in states])[: self.keep]]
@@ -102,8 +105,8 @@ def _merged(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
 
 
 @dataclass
-class CLIPView:
-    """What a CLIP sees: the first embeddings of images, and, where there are sentences, those and all cosines."""
+class CLIPAccumulator:
+    """Of one CLIP: the first embeddings of images, and, where there are prompts, theirs and all cosines."""
 
     clip: FrozenCLIP
     keep: int
@@ -113,17 +116,17 @@ class CLIPView:
     cosines: list[torch.Tensor] = field(default_factory=list)
 
     @torch.no_grad()
-    def observe(self, batch: Batch) -> None:
+    def update(self, batch: Batch) -> None:
         tower = self.clip.image_encoder
         images = batch.images.to(tower.device)
         images = image_features_and_embeds(tower, images, layers=(0,), clip_input=self.clip_input)[1].float().cpu()
         # An empty slice would keep the memory of the whole batch.
-        wanted = self.keep - batch.first
-        self.images += [images[:wanted]] if wanted > 0 else []
+        left = self.keep - batch.first
+        self.images += [images[:left]] if left > 0 else []
         if batch.prompts is not None:
             texts = self.clip.encode(list(batch.prompts)).float().cpu()
-            self.texts += [texts[:wanted]] if wanted > 0 else []
-            self.cosines.append(F.cosine_similarity(images.double(), texts.double()))
+            self.texts += [texts[:left]] if left > 0 else []
+            self.cosines.append(clip_score(images, texts, encoder=self.clip.source).per_sample)
 
     def state(self) -> tuple:
         return self.images, self.texts, self.cosines
@@ -135,112 +138,106 @@ class CLIPView:
 
 
 @dataclass
-class Readings:
-    """What judges read off the images: words [N, judges, fields]."""
+class PredictionAccumulator:
+    """What a group of judges, all of the same fields, predicts for all images."""
 
-    judges: Sequence[BirdJudge]
-    words: list[torch.Tensor] = field(default_factory=list)
+    judges: Sequence[nn.Module]
+    parts: list[torch.Tensor] = field(default_factory=list)
 
-    def observe(self, batch: Batch) -> None:
-        device = next(self.judges[0].parameters()).device
-        images = batch.images.to(device)
-        self.words.append(torch.stack([judge.read(images) for judge in self.judges], dim=1).cpu())
+    def update(self, batch: Batch) -> None:
+        images = batch.images.to(next(self.judges[0].parameters()).device)
+        self.parts.append(torch.stack([judge.predict(images) for judge in self.judges], dim=1).cpu())
 
     def state(self) -> list[torch.Tensor]:
-        return self.words
+        return self.parts
 
     def merge(self, states: Sequence[list[torch.Tensor]]) -> None:
-        self.words = [words for state in states for words in state]
+        self.parts = [part for state in states for part in state]
+
+    @property
+    def predictions(self) -> torch.Tensor:
+        """Labels [N, judges, fields]."""
+        return torch.cat(self.parts)
 
 
+Accumulator = FeatureAccumulator | CLIPAccumulator | PredictionAccumulator
 Scores = dict[str, dict[str, float]]
-# Of the normal distribution, for an interval of 95 %.
-_TWO_SIDED = 1.96
 
 
-def set_scores(real: FeatureSet, fake: FeatureSet, suffix: str = "") -> Scores:
+def set_scores(real: FeatureAccumulator, fake: FeatureAccumulator, suffix: str = "") -> Scores:
     """Distances between two sets of images, and precision and recall, in one network's features."""
-    fid = frechet_distance_with_error(real.statistics, [group for group in fake.groups if group.count])
-    kid = kernel_distance_with_error(real.vectors, fake.vectors)
     looks_real, is_generated = precision_recall_hits(real.vectors, fake.vectors)
+    groups = [group for group in fake.groups if group.count]
     scores = {
-        "fid": _with_error(*fid),
-        "kid": _with_error(*kid),
+        "fid": _with_error(frechet_distance_with_error(real.statistics, groups)),
+        "kid": _with_error(kernel_distance_with_error(real.vectors, fake.vectors)),
         "precision": _mean(looks_real),
         "recall": _mean(is_generated),
     }
     return {name + suffix: score for name, score in scores.items()}
 
 
-def clip_distance(real: CLIPView, fake: CLIPView) -> Scores:
+def clip_distance(real: CLIPAccumulator, fake: CLIPAccumulator) -> Scores:
     """The unbiased CMMD in the space of a CLIP."""
-    return {"cmmd": _with_error(*cmmd_with_error(torch.cat(real.images), torch.cat(fake.images)))}
+    return {"cmmd": _with_error(cmmd_with_error(torch.cat(real.images), torch.cat(fake.images)))}
 
 
-def prompt_scores(fake: CLIPView, clusters: Sequence[int], seed: int, suffix: str = "") -> Scores:
-    """The mean cosine of images and sentences, times 100, and R-precision among `CANDIDATES` others."""
+def prompt_scores(fake: CLIPAccumulator, clusters: Sequence[int], seed: int, suffix: str = "") -> Scores:
+    """The mean cosine of images and prompts, times 100, and R-precision among `CANDIDATES` others."""
     scores = {"clip_score": _mean(100 * torch.cat(fake.cosines), clusters)}
     images, texts = torch.cat(fake.images), torch.cat(fake.texts)
     known = clusters[: len(texts)]
     if len(set(known)) > CANDIDATES:
-        hits = r_precision(images, texts, texts, draw_mismatched(known, CANDIDATES, seed)).per_sample
+        hits = r_precision(images, texts, texts, sample_mismatched(known, CANDIDATES, seed)).per_sample
         scores["r_precision"] = _mean(hits, known)
     return {name + suffix: score for name, score in scores.items()}
 
 
 def diversity_scores(
-    fake: FeatureSet, clusters: Sequence[int], real: FeatureSet, real_clusters: Sequence[int]
+    fake: FeatureAccumulator, clusters: Sequence[int], real: FeatureAccumulator, real_clusters: Sequence[int]
 ) -> Scores:
     """Mean distance between images of one prompt, as a share of that of real images of one prompt."""
-    drawn, found = (
-        prompt_diversity(seen.vectors, list(which[: len(seen.vectors)]))
-        for seen, which in ((fake, clusters), (real, real_clusters))
-    )
-    share = torch.tensor(list(drawn.per_prompt.values()), dtype=torch.float64) / found.value
+    generated = prompt_diversity(fake.vectors, list(clusters[: len(fake.vectors)]))
+    found = prompt_diversity(real.vectors, list(real_clusters[: len(real.vectors)]))
+    share = torch.tensor(list(generated.per_prompt.values()), dtype=torch.float64) / found.value
     return {"diversity": _mean(share)}
 
 
-def reading_scores(
-    words: torch.Tensor, wanted: torch.Tensor, fields: Sequence[str], clusters: Sequence[int]
+def attribute_scores(
+    predictions: torch.Tensor, targets: torch.Tensor, fields: Sequence[str], clusters: Sequence[int]
 ) -> Scores:
-    """How often judges read the word that the prompt asks for, per field, of the prompts that name it.
+    """How often judges predict what the prompt asks for, per field, over the prompts that name it.
+
+    Where every prompt names every field, also the mean over the fields and the share of images with all of them right.
 
     Args:
-        words: [N, judges, fields] as read.
-        wanted: [N, fields] as asked for, or `UNNAMED`.
+        predictions: labels [N, judges, fields].
+        targets: labels [N, fields] as asked for, or `UNNAMED`.
         fields: their names.
         clusters: number of the prompt of each image.
     """
-    scores = {}
+    hits, named, scores = attribute_hits(predictions, targets), targets != UNNAMED, {}
+    if named.all():
+        scores["attribute_accuracy"] = _mean(hits.mean(dim=(1, 2)), clusters)
     for column, name in enumerate(fields):
-        named = wanted[:, column] != UNNAMED
-        if named.any():
-            hits = (words[named, :, column] == wanted[named, column, None]).double().mean(dim=1)
-            scores[f"accuracy_{name}"] = _mean(hits, torch.tensor(clusters)[named].tolist())
+        if (rows := named[:, column]).any():
+            own = torch.tensor(clusters)[rows].tolist()
+            scores[f"accuracy_{name}"] = _mean(hits[rows, :, column].mean(dim=1), own)
+    if named.all():
+        scores["all_parts_right"] = _mean(hits.prod(dim=2).mean(dim=1), clusters)
     return scores
 
 
-def colour_scores(words: torch.Tensor, wanted: torch.Tensor, parts: Sequence[str], clusters: Sequence[int]) -> Scores:
-    """[`reading_scores`] of parts that every prompt names, their mean, and images with all of them right."""
-    hits = (words == wanted[:, None]).double()
-    return {
-        "attribute_accuracy": _mean(hits.mean(dim=(1, 2)), clusters),
-        **reading_scores(words, wanted, parts, clusters),
-        "all_parts_right": _mean(hits.prod(dim=2).mean(dim=1), clusters),
-    }
+_TWO_SIDED = 1.96  # of the normal distribution, for an interval of 95 %
 
 
-def columns(fields: Sequence[str]) -> list[int]:
-    """Where fields stand in `Material.wanted`."""
-    return [FIELDS.index(name) for name in fields]
-
-
-def _with_error(value: float, error: float) -> dict[str, float]:
-    return {"value": value, "low": value - _TWO_SIDED * error, "high": value + _TWO_SIDED * error}
+def _with_error(value: Spread) -> dict[str, float]:
+    distance, error = value
+    return {"value": distance, "low": distance - _TWO_SIDED * error, "high": distance + _TWO_SIDED * error}
 
 
 def _mean(values: torch.Tensor, clusters: Sequence[int] | None = None) -> dict[str, float]:
-    """Mean over images with its bootstrap interval, for which whole clusters are drawn where there are any."""
+    """Mean over images with its bootstrap interval, for which whole clusters are sampled where there are any."""
     value = float(values.double().mean())
     if clusters is not None:
         values = _cluster_means(values.double(), clusters)

@@ -1,23 +1,21 @@
 """Scores of generated images as pure functions of features: no network and no image appears here.
 What the features are and how many images there were is the caller's protocol, to be recorded with the score."""
 
-from .common import Interval, Spread, bootstrap_interval
-from .evaluate_paths import EVALUATE_MODULES, evaluate_path
+from pathlib import Path
+
+from .common import Spread, bootstrap_interval
 from .kernels import cmmd, cmmd_with_error, kernel_distance, kernel_distance_of_subsets, kernel_distance_with_error
 from .prompts import (
-    AttributeAccuracy,
-    CLIPScore,
-    PromptDiversity,
-    RPrecision,
+    UNNAMED,
     attribute_accuracy,
+    attribute_hits,
     clip_score,
-    draw_mismatched,
     prompt_diversity,
     r_precision,
+    sample_mismatched,
 )
 from .sets import (
     FeatureStatistics,
-    PrecisionRecall,
     frechet_distance,
     frechet_distance_with_error,
     frechet_from_statistics,
@@ -27,20 +25,15 @@ from .sets import (
 
 __all__ = [
     "EVALUATE_MODULES",
-    "AttributeAccuracy",
-    "CLIPScore",
+    "UNNAMED",
     "FeatureStatistics",
-    "Interval",
-    "PrecisionRecall",
-    "PromptDiversity",
-    "RPrecision",
     "Spread",
     "attribute_accuracy",
+    "attribute_hits",
     "bootstrap_interval",
     "clip_score",
     "cmmd",
     "cmmd_with_error",
-    "draw_mismatched",
     "evaluate_path",
     "frechet_distance",
     "frechet_distance_with_error",
@@ -52,4 +45,28 @@ __all__ = [
     "precision_recall_hits",
     "prompt_diversity",
     "r_precision",
+    "sample_mismatched",
 ]
+
+# Modules for the `evaluate` library in the folder `evaluate_modules`
+EVALUATE_MODULES = (
+    "attribute_accuracy",
+    "clip_score",
+    "cmmd",
+    "fid",
+    "kid",
+    "precision_recall",
+    "prompt_diversity",
+    "r_precision",
+)
+
+
+def evaluate_path(name: str) -> str:
+    """Path of one of `EVALUATE_MODULES`, for `evaluate.load(evaluate_path("fid"))`, which then needs no network.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in EVALUATE_MODULES:
+        raise ValueError(f"there is no evaluate module {name!r}; there are {', '.join(EVALUATE_MODULES)}")
+    return str(Path(__file__).parents[1] / "evaluate_modules" / name)

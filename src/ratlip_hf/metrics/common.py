@@ -1,5 +1,5 @@
-"""What every metric asks of its features: two axes, one width, finite numbers, raised to float64.
-How certain a figure is: the percentile bootstrap of a mean, the jackknife of anything else."""
+"""What all metrics share: checks of features, which become float64, and how certain a value is, by the bootstrap for
+means and by the jackknife for anything else."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,31 +27,20 @@ def as_features(features: Vectors, least: int = 1, name: str = "features") -> to
     return as_finite(features, name)
 
 
-def as_feature_pair(first: Vectors, second: Vectors, least: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sets of feature vectors [N, d] and [M, d] as float64.
+def as_feature_pair(
+    first: Vectors, second: Vectors, least: int = 1, paired: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of feature vectors [N, d] and [M, d] as float64; with `paired` M is N, and rows belong together.
 
     Raises:
-        ValueError: as [`as_features`], and for sets of different widths.
+        ValueError: as [`as_features`], and for sets of different widths, or of different sizes where they are paired.
     """
     first, second = as_tensor(first), as_tensor(second)
     fits = first.ndim == second.ndim == 2 and first.shape[1] == second.shape[1] > 0
-    if not fits or min(len(first), len(second)) < least:
-        shapes = f"{list(first.shape)} and {list(second.shape)}"
-        raise ValueError(f"features must be [N, d] and [M, d] with N and M at least {least}, not {shapes}")
+    if not fits or min(len(first), len(second)) < least or (paired and len(first) != len(second)):
+        wanted = f"[N, d] and {'[N, d], row by row' if paired else '[M, d]'}, with at least {least} of each"
+        raise ValueError(f"features must be {wanted}, not {list(first.shape)} and {list(second.shape)}")
     return as_finite(first, "features"), as_finite(second, "features")
-
-
-def as_paired_features(first: Vectors, second: Vectors, names: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sets of feature vectors [N, d] that belong together row by row, as float64.
-
-    Raises:
-        ValueError: as [`as_feature_pair`], and for sets of different sizes.
-    """
-    first, second = as_tensor(first), as_tensor(second)
-    if first.shape != second.shape:
-        shapes = f"{list(first.shape)} and {list(second.shape)}"
-        raise ValueError(f"{names} belong together row by row and must be [N, d] both, not {shapes}")
-    return as_features(first, name=names), as_features(second, name=names)
 
 
 def as_finite(values: torch.Tensor, name: str) -> torch.Tensor:
@@ -71,9 +60,6 @@ def unit_length(vectors: torch.Tensor, name: str = "embeddings") -> torch.Tensor
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
-_DRAWS_AT_ONCE = 4_000_000
-
-
 class Interval(NamedTuple):
     """A mean with the ends of its interval."""
 
@@ -90,9 +76,12 @@ class Spread(NamedTuple):
 
 
 def jackknife_error(without: Sequence[float]) -> float:
-    """Standard error of a figure from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
+    """Standard error of a metric from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
     values = torch.tensor(without, dtype=torch.float64)
     return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
+
+
+_SAMPLES_AT_ONCE = 4_000_000
 
 
 def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -101,8 +90,8 @@ def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 20
     Args:
         values: independent samples [N], N at least 2. Images of one prompt are not independent: take one mean each.
         level: share of resampled means within the interval, in (0, 1).
-        resamples: how often N values are drawn with replacement.
-        seed: of the draws; the same values and seed give the same interval everywhere.
+        resamples: how often N values are sampled with replacement.
+        seed: of the resampling; the same values and seed give the same interval everywhere.
 
     Raises:
         ValueError: for another shape, fewer than two values, NaN or infinite ones, or options out of range.
@@ -113,7 +102,7 @@ def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 20
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level must lie between 0 and 1 and resamples be positive, not {level} and {resamples}")
     values, generator = as_finite(values, "values").cpu(), torch.Generator().manual_seed(seed)
-    rows, means = max(1, _DRAWS_AT_ONCE // len(values)), []
+    rows, means = max(1, _SAMPLES_AT_ONCE // len(values)), []
     for start in range(0, resamples, rows):
         shape = (min(rows, resamples - start), len(values))
         means.append(values[torch.randint(len(values), shape, generator=generator)].mean(dim=1))

@@ -1,5 +1,5 @@
-"""What the modules for the `evaluate` library share: how features travel through its tables and become tensors.
-Needs the library (extra `eval`); only the files in `evaluate_modules` import this one."""
+"""What the modules in `evaluate_modules` share: how features travel through the tables of the `evaluate` library.
+Needs that library (extra `eval`); only those modules import this one."""
 
 import abc
 
@@ -28,7 +28,7 @@ class SetComparison(evaluate.Metric, abc.ABC):
     """A metric of two sets of features that may differ in size.
 
     `predictions` are features of generated images [M, d], `references` those of real ones [N, d], added together or
-    apart. evaluate's tables want columns of equal length, so that both sets go into one column, beside their origin.
+    apart. evaluate's tables want columns of equal length, so that both sets go into one column, with their origin.
     Subclasses have a docstring and `score(real, fake, **options)`.
     """
 

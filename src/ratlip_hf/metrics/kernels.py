@@ -1,6 +1,5 @@
-"""The squared maximum mean discrepancy of two sets of vectors for any kernel, computed in blocks of rows.
-The kernel distance (KID) between two sets of feature vectors: the unbiased squared maximum mean discrepancy.
-CMMD: the maximum mean discrepancy of CLIP embeddings with a Gaussian kernel."""
+"""Distances of two sets of features: KID with a polynomial kernel, CMMD with a Gaussian one on CLIP's embeddings.
+Both are squared maximum mean discrepancies, computed in blocks of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,144 @@ from .common import Spread, Vectors, as_feature_pair, unit_length
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_BLOCK = 1024
+
+def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:
+    """Squared MMD with the kernel (x.y / d + 1)^degree, unbiased (Binkowski et al. 2018, Eq. 4), in float64.
+
+    Protocol: all pairs of all vectors at once. The customary average over random subsets estimates the same number,
+    with more variance and at random ([`kernel_distance_of_subsets`]); taken over all pairs the same features
+    give the same number everywhere.
+
+    Args:
+        real: features [N, d], N at least 2.
+        fake: features [M, d], M at least 2; M need not be N.
+        degree: of the polynomial.
+
+    Returns:
+        About 0 for two samples of one distribution, and then as often below 0 as above; lower is better.
+
+    Raises:
+        ValueError: for other shapes, NaN or infinite values.
+    """
+    real, fake = as_feature_pair(real, fake, least=2)
+    return unbiased(kernel_sums(real, fake, _polynomial(real.shape[1], degree)))
+
+
+def kernel_distance_with_error(real: Vectors, fake: Vectors, degree: int = 3) -> Spread:
+    """[`kernel_distance`] over all pairs with its standard error by the jackknife over both sets (Arvesen 1969).
+
+    Args:
+        real: features [N, d], N at least 3.
+        fake: features [M, d], M at least 3.
+        degree: of the polynomial.
+
+    Raises:
+        ValueError: as [`kernel_distance`].
+    """
+    real, fake = as_feature_pair(real, fake, least=3)
+    sums = kernel_sums(real, fake, _polynomial(real.shape[1], degree))
+    return Spread(unbiased(sums), jackknife_error(sums))
+
+
+def kernel_distance_of_subsets(
+    real: Vectors, fake: Vectors, subsets: int = 100, size: int = 1000, seed: int = 0, degree: int = 3
+) -> Spread:
+    """The customary protocol: mean and standard deviation of [`kernel_distance`] over random subsets.
+
+    The deviation describes a subset of `size`, not the mean; published values "KID ± std" are of this kind. Each
+    subset is sampled without replacement (Binkowski et al. 2018, section 5, there with 100 subsets of 1000).
+
+    Args:
+        real: features [N, d].
+        fake: features [M, d].
+        subsets: how many are sampled, at least 2.
+        size: vectors of either set in each, 2 to min(N, M).
+        seed: of the sampling.
+        degree: of the polynomial.
+
+    Raises:
+        ValueError: as [`kernel_distance`], and for subsets that are too few, too small or larger than a set.
+    """
+    real, fake = as_feature_pair(real, fake, least=2)
+    if subsets < 2 or not 2 <= size <= min(len(real), len(fake)):
+        raise ValueError(
+            f"{subsets} subsets of {size} cannot be sampled: at least 2 subsets of 2 to {min(len(real), len(fake))}"
+        )
+    generator, kernel = torch.Generator().manual_seed(seed), _polynomial(real.shape[1], degree)
+
+    def sample(features: torch.Tensor) -> torch.Tensor:
+        return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
+
+    distances = torch.tensor(
+        [unbiased(kernel_sums(sample(real), sample(fake), kernel)) for _ in range(subsets)], dtype=torch.float64
+    )
+    return Spread(float(distances.mean()), float(distances.std()))
+
+
+def _polynomial(dim: int, degree: int) -> Kernel:
+    return lambda x, y: (x @ y.T / dim + 1) ** degree
+
+
+SIGMA = 10.0
+SCALE = 1000.0
+
+
+def cmmd(real: Vectors, fake: Vectors, *, estimator: str, sigma: float = SIGMA, normalize: bool = True) -> float:
+    """1000 * squared MMD with the kernel exp(-|x - y|^2 / (2 sigma^2)) (Jayasumana et al. 2024), in float64.
+
+    "biased" is the V-statistic, as in the paper's released code and in published values; it is positive even for two
+    samples of one distribution, by about 1000 (2 - 2 E[k]) / N. "unbiased" is the U-statistic of the paper's text.
+    The two differ by much at small N, so that the name has to be given.
+
+    Args:
+        real: CLIP image embeddings [N, d]; N at least 1, for "unbiased" 2.
+        fake: CLIP image embeddings [M, d], likewise; M need not be N.
+        estimator: "biased" or "unbiased".
+        sigma: width of the kernel.
+        normalize: bring embeddings to unit length first, as the metric is defined; False takes them as they are.
+
+    Returns:
+        Lower is better; "biased" is at least 0 and at most 2000.
+
+    Raises:
+        ValueError: for other shapes, NaN or infinite values, vectors of zeros, an unknown estimator, or a sigma that
+            is not positive.
+    """
+    real, fake, kernel = _prepared(real, fake, estimator, sigma, normalize)
+    # The constant 1 cancels in every estimator; without it the small differences keep all their digits.
+    value = SCALE * ESTIMATORS[estimator](kernel_sums(real, fake, kernel))
+    return max(0.0, value) if estimator == "biased" else value
+
+
+def cmmd_with_error(real: Vectors, fake: Vectors, *, sigma: float = SIGMA, normalize: bool = True) -> Spread:
+    """The unbiased [`cmmd`] with its standard error, by the jackknife over both sets; at least 3 vectors in each."""
+    if min(len(real), len(fake)) < 3:
+        raise ValueError(f"an error needs at least 3 vectors in each set, not {len(real)} and {len(fake)}")
+    sums = kernel_sums(*_prepared(real, fake, "unbiased", sigma, normalize))
+    return Spread(SCALE * unbiased(sums), SCALE * jackknife_error(sums))
+
+
+def _prepared(
+    real: Vectors, fake: Vectors, estimator: str, sigma: float, normalize: bool
+) -> tuple[torch.Tensor, torch.Tensor, Kernel]:
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, not {estimator!r}")
+    if not 0 < sigma < float("inf"):
+        raise ValueError(f"sigma must be a positive number, not {sigma}")
+    real, fake = as_feature_pair(real, fake, least=2 if estimator == "unbiased" else 1)
+    if normalize:
+        real, fake = unit_length(real), unit_length(fake)
+
+    def gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+        return torch.expm1(-squared.clamp(min=0) / (2 * sigma**2))
+
+    return real, fake, gaussian_less_one
+
+
+# The squared maximum mean discrepancy of any kernel
+
+_BLOCK = 1024  # rows of the matrix of kernel values that are computed together
 
 
 @dataclass(frozen=True)
@@ -82,136 +218,4 @@ def jackknife_error(sums: KernelSums) -> float:
     return variance**0.5
 
 
-def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:
-    """Squared MMD with the kernel (x.y / d + 1)^degree, unbiased (Binkowski et al. 2018, Eq. 4), in float64.
-
-    Protocol: all pairs of all vectors at once. The customary average over random subsets estimates the same number,
-    with more variance and with random draws ([`kernel_distance_of_subsets`]); taken over all pairs the same features
-    give the same number everywhere.
-
-    Args:
-        real: features [N, d], N at least 2.
-        fake: features [M, d], M at least 2; M need not be N.
-        degree: of the polynomial.
-
-    Returns:
-        About 0 for two samples of one distribution, and then as often below 0 as above; lower is better.
-
-    Raises:
-        ValueError: for other shapes, NaN or infinite values.
-    """
-    real, fake = as_feature_pair(real, fake, least=2)
-    return unbiased(kernel_sums(real, fake, _polynomial(real.shape[1], degree)))
-
-
-def kernel_distance_with_error(real: Vectors, fake: Vectors, degree: int = 3) -> Spread:
-    """[`kernel_distance`] over all pairs with its standard error by the jackknife over both sets (Arvesen 1969).
-
-    Args:
-        real: features [N, d], N at least 3.
-        fake: features [M, d], M at least 3.
-        degree: of the polynomial.
-
-    Raises:
-        ValueError: as [`kernel_distance`].
-    """
-    real, fake = as_feature_pair(real, fake, least=3)
-    sums = kernel_sums(real, fake, _polynomial(real.shape[1], degree))
-    return Spread(unbiased(sums), jackknife_error(sums))
-
-
-def kernel_distance_of_subsets(
-    real: Vectors, fake: Vectors, subsets: int = 100, size: int = 1000, seed: int = 0, degree: int = 3
-) -> Spread:
-    """The customary protocol: mean and standard deviation of [`kernel_distance`] over random subsets.
-
-    The deviation describes a subset of `size`, not the mean; published figures "KID ± std" are of this kind. Each
-    subset is drawn without replacement (Binkowski et al. 2018, section 5, there with 100 subsets of 1000).
-
-    Args:
-        real: features [N, d].
-        fake: features [M, d].
-        subsets: how many are drawn, at least 2.
-        size: vectors of either set in each, 2 to min(N, M).
-        seed: of the draws.
-        degree: of the polynomial.
-
-    Raises:
-        ValueError: as [`kernel_distance`], and for subsets that are too few, too small or larger than a set.
-    """
-    real, fake = as_feature_pair(real, fake, least=2)
-    if subsets < 2 or not 2 <= size <= min(len(real), len(fake)):
-        raise ValueError(
-            f"{subsets} subsets of {size} cannot be drawn: at least 2 subsets of 2 to {min(len(real), len(fake))}"
-        )
-    generator, kernel = torch.Generator().manual_seed(seed), _polynomial(real.shape[1], degree)
-
-    def draw(features: torch.Tensor) -> torch.Tensor:
-        return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
-
-    distances = torch.tensor(
-        [unbiased(kernel_sums(draw(real), draw(fake), kernel)) for _ in range(subsets)], dtype=torch.float64
-    )
-    return Spread(float(distances.mean()), float(distances.std()))
-
-
-def _polynomial(dim: int, degree: int) -> Kernel:
-    return lambda x, y: (x @ y.T / dim + 1) ** degree
-
-
-SIGMA = 10.0
-SCALE = 1000.0
 ESTIMATORS = {"biased": biased, "unbiased": unbiased}
-
-
-def cmmd(real: Vectors, fake: Vectors, *, estimator: str, sigma: float = SIGMA, normalize: bool = True) -> float:
-    """1000 * squared MMD with the kernel exp(-|x - y|^2 / (2 sigma^2)) (Jayasumana et al. 2024), in float64.
-
-    "biased" is the V-statistic, as in the paper's released code and in published figures; it is positive even for two
-    samples of one distribution, by about 1000 (2 - 2 E[k]) / N. "unbiased" is the U-statistic of the paper's text.
-    The two differ by much at small N, so that the name has to be given.
-
-    Args:
-        real: CLIP image embeddings [N, d]; N at least 1, for "unbiased" 2.
-        fake: CLIP image embeddings [M, d], likewise; M need not be N.
-        estimator: "biased" or "unbiased".
-        sigma: width of the kernel.
-        normalize: bring embeddings to unit length first, as the metric is defined; False takes them as they are.
-
-    Returns:
-        Lower is better; "biased" is at least 0 and at most 2000.
-
-    Raises:
-        ValueError: for other shapes, NaN or infinite values, vectors of zeros, an unknown estimator, or a sigma that
-            is not positive.
-    """
-    real, fake, kernel = _prepared(real, fake, estimator, sigma, normalize)
-    # The constant 1 cancels in every estimator; without it the small differences keep all their digits.
-    value = SCALE * ESTIMATORS[estimator](kernel_sums(real, fake, kernel))
-    return max(0.0, value) if estimator == "biased" else value
-
-
-def cmmd_with_error(real: Vectors, fake: Vectors, *, sigma: float = SIGMA, normalize: bool = True) -> Spread:
-    """The unbiased [`cmmd`] with its standard error, by the jackknife over both sets; at least 3 vectors in each."""
-    if min(len(real), len(fake)) < 3:
-        raise ValueError(f"an error needs at least 3 vectors in each set, not {len(real)} and {len(fake)}")
-    sums = kernel_sums(*_prepared(real, fake, "unbiased", sigma, normalize))
-    return Spread(SCALE * unbiased(sums), SCALE * jackknife_error(sums))
-
-
-def _prepared(
-    real: Vectors, fake: Vectors, estimator: str, sigma: float, normalize: bool
-) -> tuple[torch.Tensor, torch.Tensor, Kernel]:
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, not {estimator!r}")
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma must be a positive number, not {sigma}")
-    real, fake = as_feature_pair(real, fake, least=2 if estimator == "unbiased" else 1)
-    if normalize:
-        real, fake = unit_length(real), unit_length(fake)
-
-    def gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-        return torch.expm1(-squared.clamp(min=0) / (2 * sigma**2))
-
-    return real, fake, gaussian_less_one

@@ -1,14 +1,11 @@
-"""CLIP score: the cosine between embeddings of images and of their captions.
-R-precision: how often an image is closer to its own caption than to captions of other images.
-Per-prompt diversity: how far apart the images of one prompt lie, for models that follow a prompt too closely.
-Attribute accuracy: how often what a judge reads off an image is what its prompt asked for."""
+"""Scores of images and their prompts: CLIP score, R-precision, diversity per prompt, and attribute accuracy."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from .common import Vectors, as_features, as_finite, as_paired_features, as_tensor, unit_length
+from .common import Vectors, as_feature_pair, as_features, as_tensor, unit_length
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +21,13 @@ class CLIPScore:
 def clip_score(image_embeds: Vectors, text_embeds: Vectors, *, encoder: str) -> CLIPScore:
     """Mean over pairs of cos(CLIP(image), CLIP(caption)), in float64.
 
-    No value is clamped at 0 and there is no factor 2.5 (Hessel et al. 2021 have both); published figures near 0.3 are
+    No value is clamped at 0 and there is no factor 2.5 (Hessel et al. 2021 have both); published values near 0.3 are
     `cosine`, those near 30 `score`.
 
     Args:
         image_embeds: projected image embeddings [N, d], of any length but 0.
         text_embeds: projected text embeddings [N, d] of the captions, row by row.
-        encoder: which CLIP they come from, recorded with the figure: scores of different encoders do not compare, and
+        encoder: which CLIP they come from, recorded with the score: scores of different encoders do not compare, and
             that of the CLIP a generator was trained with is the training signal, not a test.
 
     Raises:
@@ -38,7 +35,7 @@ def clip_score(image_embeds: Vectors, text_embeds: Vectors, *, encoder: str) -> 
     """
     if not isinstance(encoder, str) or not encoder.strip():
         raise ValueError("a CLIP score needs the name of its encoder: pass encoder=")
-    images, texts = as_paired_features(image_embeds, text_embeds, "image and text embeddings")
+    images, texts = as_feature_pair(image_embeds, text_embeds, paired=True)
     cosines = (unit_length(images) * unit_length(texts)).sum(dim=1)
     return CLIPScore(float(cosines.mean()), 100 * float(cosines.mean()), encoder, cosines)
 
@@ -51,16 +48,16 @@ class RPrecision:
     per_sample: torch.Tensor
 
 
-def draw_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0) -> torch.Tensor:
-    """For each of N captions draw `count` captions of other groups, without replacement.
+def sample_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0) -> torch.Tensor:
+    """For each of N captions sample `count` captions of other groups, without replacement.
 
-    The protocol of AttnGAN (Xu et al. 2018, section 4): 99 mismatched descriptions beside the true one. Whether a
-    group is an image or, as for the birds there, a class, is the caller's choice and part of the protocol.
+    The protocol of AttnGAN (Xu et al. 2018, section 4): 99 mismatched descriptions next to the true one. Whether a
+    group is an image or a class, as in that paper, is the caller's choice and part of the protocol.
 
     Args:
         groups: what each caption belongs to, for example its image's or its class's id, [N].
-        count: captions to draw for each.
-        seed: of the draws.
+        count: captions to sample for each.
+        seed: of the sampling.
 
     Returns:
         Indices of captions [N, count].
@@ -71,7 +68,7 @@ def draw_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0) 
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     labels = torch.tensor([numbers[group] for group in groups], dtype=torch.long)
     if count < 1 or not len(labels):
-        raise ValueError(f"cannot draw {count} mismatched captions among {len(labels)}")
+        raise ValueError(f"cannot sample {count} mismatched captions among {len(labels)}")
     most = int(labels.bincount().max())
     if len(labels) - most < count:
         raise ValueError(f"{count} mismatched captions are wanted, but a group has only {len(labels) - most} others")
@@ -83,10 +80,7 @@ def draw_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0) 
 
 
 def r_precision(
-    image_embeds: Vectors,
-    text_embeds: Vectors,
-    candidate_embeds: Vectors,
-    candidates: torch.Tensor | None = None,
+    image_embeds: Vectors, text_embeds: Vectors, candidate_embeds: Vectors, candidates: torch.Tensor
 ) -> RPrecision:
     """Share of images whose own caption has the largest cosine among it and K mismatched ones (R = 1), in float64.
 
@@ -96,34 +90,22 @@ def r_precision(
     Args:
         image_embeds: [N, d].
         text_embeds: embeddings [N, d] of the images' own captions.
-        candidate_embeds: embeddings [N, K, d] of each image's mismatched captions; or, with `candidates`, of a pool
-            [P, d], for example `text_embeds` again.
-        candidates: indices [N, K] into the pool, as from [`draw_mismatched`].
+        candidate_embeds: embeddings [P, d] of a pool of captions, for example `text_embeds` again.
+        candidates: indices [N, K] of each image's mismatched captions in the pool, as from [`sample_mismatched`].
 
     Raises:
         ValueError: for other shapes, indices outside the pool, NaN or infinite values, or vectors of zeros.
     """
-    images, texts = map(unit_length, as_paired_features(image_embeds, text_embeds, "image and text embeddings"))
+    images, texts = map(unit_length, as_feature_pair(image_embeds, text_embeds, paired=True))
     own = (images * texts).sum(dim=1)
-    if candidates is None:
-        others = _check_given(candidate_embeds, images)
-        rivals = (others @ images[:, :, None])[..., 0]
-    else:
-        pool, candidates = _check_pool(candidate_embeds, candidates, images)
-        # Row by row: the embeddings of all candidates at once would be K times the pool.
-        rivals = torch.stack([pool[row] @ image for row, image in zip(candidates, images, strict=True)])
+    pool, candidates = _check_pool(candidate_embeds, candidates, images)
+    # Row by row: the embeddings of all candidates at once would be K times the pool.
+    rivals = torch.stack([pool[row] @ image for row, image in zip(candidates, images, strict=True)])
     # The same caption twice must tie exactly, however its two cosines were summed up.
     ties = (rivals - own[:, None]).abs() <= 1e-12
     beaten = ((rivals > own[:, None]) & ~ties).any(dim=1)
     hits = (~beaten).double() / (1 + ties.sum(dim=1))
     return RPrecision(float(hits.mean()), hits)
-
-
-def _check_given(embeds: Vectors, images: torch.Tensor) -> torch.Tensor:
-    embeds, (count, dim) = as_tensor(embeds), images.shape
-    if embeds.ndim != 3 or (embeds.shape[0], embeds.shape[2]) != (count, dim) or not embeds.shape[1]:
-        raise ValueError(f"candidate embeddings must be [{count}, K, {dim}], not {list(embeds.shape)}")
-    return unit_length(as_finite(embeds, "candidate embeddings"))
 
 
 def _check_pool(pool: Vectors, candidates: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,12 +136,12 @@ class PromptDiversity:
 def prompt_diversity(features: Vectors, prompts: Sequence[Hashable], distance: str = "euclidean") -> PromptDiversity:
     """Mean distance over all pairs of different images of one prompt, averaged over prompts, in float64.
 
-    Every prompt weighs the same, however many images it has. The figure has no scale of its own: divide by that of
+    Every prompt weighs the same, however many images it has. The value has no scale of its own: divide by that of
     real images in the same features.
 
     Args:
         features: [N, d].
-        prompts: what image n was drawn for, [N]; each prompt at least twice.
+        prompts: what image n was generated for, [N]; each prompt at least twice.
         distance: "euclidean", or "cosine" for 1 - cos, which lies in [0, 2].
 
     Raises:
@@ -188,6 +170,30 @@ def _mean_distance(vectors: torch.Tensor, distance: str) -> float:
     return float((lengths.square() / 2 if distance == "cosine" else lengths).mean())
 
 
+UNNAMED = -1  # in place of a target that a prompt leaves open
+
+
+def attribute_hits(predictions: Vectors, targets: Vectors) -> torch.Tensor:
+    """Where labels agree: 1 or 0 in float64, shaped like `predictions`. All attribute accuracies are means of these.
+
+    Args:
+        predictions: labels [N, P] of integers, P attributes of each of N images, or [N, J, P] of J judges.
+        targets: labels [N, P] that the prompts ask for. Entries that are `UNNAMED` belong into no mean.
+
+    Raises:
+        ValueError: for other shapes, or labels that are no integers.
+    """
+    predictions, targets = as_tensor(predictions), as_tensor(targets)
+    shape = predictions.shape[:1] + predictions.shape[-1:]
+    if targets.ndim != 2 or predictions.ndim not in (2, 3) or shape != targets.shape or not predictions.numel():
+        shapes = f"{list(predictions.shape)} and {list(targets.shape)}"
+        raise ValueError(f"labels must be [N, P] both, or [N, J, P] and [N, P], not {shapes}")
+    if any(labels.is_floating_point() or labels.is_complex() for labels in (predictions, targets)):
+        raise ValueError("labels must be integers")
+    targets = targets.to(predictions.device)
+    return (predictions == (targets if predictions.ndim == 2 else targets[:, None])).double()
+
+
 @dataclass(frozen=True)
 class AttributeAccuracy:
     """Shares in [0, 1]: the `mean` over all attributes, for each of the `parts`, and of images with `all` right."""
@@ -197,25 +203,23 @@ class AttributeAccuracy:
     all: float
 
 
-def attribute_accuracy(read: Vectors, wanted: Vectors, parts: Sequence[str] | None = None) -> AttributeAccuracy:
+def attribute_accuracy(
+    predictions: Vectors, targets: Vectors, parts: Sequence[str] | None = None
+) -> AttributeAccuracy:
     """Share of attributes that agree.
 
     Args:
-        read: labels [N, P] of integers that a judge read, P attributes of each image.
-        wanted: labels [N, P] that the prompts ask for.
-        parts: names of the P attributes; "0", "1", ... unless given. For the birds `synthetic_birds.attributes.PARTS`.
+        predictions: labels [N, P] of integers that a judge predicts, P attributes of each image.
+        targets: labels [N, P] that the prompts ask for.
+        parts: names of the P attributes; "0", "1", ... unless given.
 
     Raises:
-        ValueError: for other shapes, labels that are no integers, or another number of names.
+        ValueError: as [`attribute_hits`], and for another number of names.
     """
-    read, wanted = as_tensor(read), as_tensor(wanted)
-    if read.shape != wanted.shape or read.ndim != 2 or not read.numel():
-        raise ValueError(f"labels must be [N, P] both, not {list(read.shape)} and {list(wanted.shape)}")
-    if any(labels.is_floating_point() or labels.is_complex() for labels in (read, wanted)):
-        raise ValueError("labels must be integers")
-    names = [str(index) for index in range(read.shape[1])] if parts is None else list(parts)
-    if len(names) != read.shape[1]:
-        raise ValueError(f"{read.shape[1]} attributes need as many names, not {len(names)}")
-    hits = (read == wanted.to(read.device)).double()
+    hits = attribute_hits(predictions, targets)
+    names = [str(index) for index in range(hits.shape[-1])] if parts is None else list(parts)
+    if len(names) != hits.shape[-1]:
+        raise ValueError(f"{hits.shape[-1]} attributes need as many names, not {len(names)}")
+    hits = hits.reshape(-1, len(names))
     by_part = dict(zip(names, hits.mean(dim=0).tolist(), strict=True))
     return AttributeAccuracy(float(hits.mean()), by_part, float(hits.prod(dim=1).mean()))

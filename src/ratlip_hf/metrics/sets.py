@@ -1,5 +1,5 @@
-"""The Fréchet distance (FID) between two sets of feature vectors, seen as two Gaussians.
-Precision and recall of generated images: the overlap of two sets of features as unions of balls."""
+"""Scores of two sets of features: the Fréchet distance (FID) between them, seen as two Gaussians, and precision and
+recall, the overlap of the two as unions of balls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from .common import Spread, Vectors, as_feature_pair, as_features, as_finite, as
 _ROUNDING = 1e-4
 # Ratios of eigenvalues above which the fast decompositions lose no digit that counts.
 _WELL_CONDITIONED = 1e-8
+_BLOCK = 512  # vectors whose distances to all others are computed together
 
 
 @dataclass(eq=False)
@@ -43,14 +44,14 @@ class FeatureStatistics:
         return cls(len(features), mean, centred.T @ centred)
 
     def update(self, features: Vectors) -> "FeatureStatistics":
-        """Take in a batch [B, d]; one of no vectors changes nothing. Returns this object."""
+        """Add a batch [B, d]; one of no vectors changes nothing. Returns this object."""
         features = as_tensor(features)
         if features.ndim == 2 and not len(features) and features.shape[1] == len(self.mean):
             return self
         return self.merge(FeatureStatistics.of(features))
 
     def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """Take in the vectors that `other` has seen. Returns this object; raises ValueError for another width."""
+        """Add the vectors of `other`. Returns this object; raises ValueError for another width."""
         if len(self.mean) != len(other.mean):
             raise ValueError(f"statistics of features [N, {len(self.mean)}] and [N, {len(other.mean)}] do not mix")
         total = self.count + other.count
@@ -76,7 +77,7 @@ def frechet_distance(
 ) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6), in float64, covariances over N - 1.
 
-    The estimate is biased: it falls as N grows (Chong and Forsyth 2020), so that only figures of equal N compare.
+    The estimate is biased: it falls as N grows (Chong and Forsyth 2020), so that only values of equal N compare.
 
     Args:
         real: features [N, d], N at least 2, or their [`FeatureStatistics`].
@@ -102,7 +103,7 @@ def frechet_distance(
 def frechet_distance_with_error(real: FeatureStatistics, groups: Sequence[FeatureStatistics]) -> Spread:
     """[`frechet_distance`] of all groups together, with the standard error of a delete-a-group jackknife (Kott 2001).
 
-    The error is that of drawing other images; the real side is taken as it is. Images that belong together, such
+    The error is that of generating other images; the real side is taken as it is. Images that belong together, such
     as those of one prompt, must be in one group.
 
     Args:
@@ -181,9 +182,6 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
     # Smaller ones are rounding of the decomposition.
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     return values[kept].sqrt()[:, None] * vectors[:, kept].T
-
-
-_BLOCK = 512
 
 
 class PrecisionRecall(NamedTuple):

@@ -45,8 +45,8 @@ class Contrast:
 
 def by_seed(records: Sequence[Record], variant: str, score: str) -> dict[int, float]:
     """The score of a variant's runs, of each seed the latest."""
-    found = [record for record in records if record.subject.get("variant") == variant and score in record.scores]
-    return {record.subject["seed"]: record.scores[score]["value"] for record in found}
+    found = [record for record in records if record.candidate.get("variant") == variant and score in record.scores]
+    return {record.candidate["seed"]: record.scores[score]["value"] for record in found}
 
 
 def contrast(records: Sequence[Record], better: str, baseline: str, score: str) -> Contrast | None:
@@ -73,7 +73,7 @@ def describe_table(records: Sequence[Record], table: Table, scores: Sequence[str
     """
     for record in records[1:]:
         compare(records[0], record)
-    sizes = {record.subject["variant"]: record.subject.get("parameters") for record in records}
+    sizes = {record.candidate["variant"]: record.candidate.get("parameters") for record in records}
     labels = {variant.name: variant.label for variant in table.variants}
     body = []
     others = {name: name for name in sizes if name not in labels}

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from ..evaluation.engine import Evaluation, Sources, load_networks
-from ..evaluation.inputs import Folder, Model, load_material
-from ..evaluation.protocols import protocol_named
+from ..evaluation.inputs import Folder, Model, load_eval_data
+from ..evaluation.protocols import find_protocol
 from ..evaluation.records import Record, append_record, read_records
 from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
@@ -112,14 +112,14 @@ class Scoring:
     def __init__(self, study: Path, dataset: Dataset, data: str | None, inception: str | None, eval_clip: str | None):
         if not dataset.data and not eval_clip:
             raise UserError(f"--dataset {dataset.name} is decided by {dataset.outcome}: give a CLIP with --eval_clip")
-        self.study, self.protocol = study, protocol_named(dataset.protocol)
+        self.study, self.protocol = study, find_protocol(dataset.protocol)
         self.data = data or dataset.data or load_config(["--config", dataset.config]).train_data_dir
-        self.sources = Sources(inception, scorer=eval_clip)
+        self.sources = Sources(inception, eval_clip=eval_clip)
 
     def check(self, systems: Mapping[str, str]) -> None:
         """Raise UserError or ValueError if data, networks or folders (of other systems by name) cannot be used."""
         load_networks(self.protocol, self.sources, torch.device("cpu"))
-        load_material(self.protocol, self.data)
+        load_eval_data(self.protocol, self.data)
         for folder in systems.values():
             Folder(folder)
 
@@ -130,12 +130,12 @@ class Scoring:
         systems = {name: folder for name, folder in systems.items() if not is_scored(name, 0, records)}
         if not runs and not systems:
             return
-        material = load_material(self.protocol, self.data)
+        eval_data = load_eval_data(self.protocol, self.data)
         with first_few(logging.getLogger("ratlip_hf.clip")):
-            evaluation = Evaluation(self.protocol, material, load_networks(self.protocol, self.sources, device))
+            evaluation = Evaluation(self.protocol, eval_data, load_networks(self.protocol, self.sources, device))
             for run in runs:
                 pipe = RATLIPPipeline.from_pretrained(run.folder / "pipeline").to(device)
-                record = evaluation.score(Model(run.name, pipe, material.prompts, self.protocol))
+                record = evaluation.score(Model(run.name, pipe, eval_data.prompts, self.protocol))
                 add_record(self.study, run.variant.name, run.seed, record)
                 yield run.name
             for name, folder in systems.items():
@@ -151,14 +151,16 @@ def known_records(study: Path) -> list[Record]:
 
 def is_scored(variant: str, seed: int, records: Sequence[Record]) -> bool:
     """Whether the record of a variant's run, or of another system, is among them."""
-    return any((record.subject.get("variant"), record.subject.get("seed")) == (variant, seed) for record in records)
+    return any(
+        (record.candidate.get("variant"), record.candidate.get("seed")) == (variant, seed) for record in records
+    )
 
 
 def add_record(study: Path, variant: str, seed: int, record: Record) -> None:
     """Append to the study's records; named by variant and seed, not by where model or images lie."""
-    facts = {name: value for name, value in record.subject.items() if name not in ("model", "images")}
-    subject = {"variant": variant, "seed": seed, **facts}
-    append_record(study / RECORDS, dataclasses.replace(record, subject=subject))
+    facts = {name: value for name, value in record.candidate.items() if name not in ("model", "images")}
+    candidate = {"variant": variant, "seed": seed, **facts}
+    append_record(study / RECORDS, dataclasses.replace(record, candidate=candidate))
 
 
 def write_curves(study: Path, runs: Sequence[StudyRun]) -> None:

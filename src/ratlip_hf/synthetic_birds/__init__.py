@@ -1,19 +1,2 @@
-"""Synthetic birds: a small procedural text-to-image world that needs no download, with scorers and a measurement.
-Owns the package's public names; heavy modules (training, judge, alignment) are imported from their own files."""
-
-from .attributes import BirdAttributes, is_held_out, sample_attributes, swap_two_parts
-from .captions import full_caption, make_captions
-from .dataset import load_heldout_prompts, make_dataset
-from .renderer import render_bird
-
-__all__ = [
-    "BirdAttributes",
-    "full_caption",
-    "is_held_out",
-    "load_heldout_prompts",
-    "make_captions",
-    "make_dataset",
-    "render_bird",
-    "sample_attributes",
-    "swap_two_parts",
-]
+"""Synthetic birds: a small procedural text-to-image world that needs no download, with a CLIP and judges of its own.
+`world.py` plugs it into training and evaluation, `dataset.py` into `ratlip data prepare`, the latter without torch."""

@@ -1,5 +1,5 @@
-"""The attributes that define one synthetic bird and the rule that keeps some colour combinations unseen.
-Owns the vocabularies (colours, directions, backgrounds, perches, sizes), sampling, and the train/test split."""
+"""The attributes that define one synthetic bird, their vocabularies, and the rule that holds some colour triples out
+of training."""
 
 import random
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def is_held_out(attributes: BirdAttributes) -> bool:
 
 
 def sample_attributes(rng: random.Random, split: str | None = None) -> BirdAttributes:
-    """Draw attributes uniformly: of all triples (`split=None`), the seen ("train") or the held-out ("test") ones."""
+    """Sample attributes uniformly: of all triples (`split=None`), the seen ("train") or the held-out ("test") ones."""
     if split is not None and split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     while True:

@@ -1,5 +1,5 @@
 """English captions of synthetic birds in the manner of crowd-written ones: synonyms, shuffled order, omissions.
-Owns the phrases; every caption is a pure function of the attributes and the random generator passed in."""
+Every caption is a pure function of the attributes and of the random generator passed in."""
 
 import random
 
@@ -57,16 +57,14 @@ def _wing_phrase(colour: str, rng: random.Random) -> str:
 _PART_PHRASES = {"crown": _crown_phrase, "belly": _belly_phrase, "wing": _wing_phrase}
 
 
-def _part_phrases(attributes: BirdAttributes, parts: tuple[str, ...], rng: random.Random) -> list[str]:
-    """Noun phrases of the given parts ("a red crown") in random order."""
+def _parts(attributes: BirdAttributes, parts: tuple[str, ...], rng: random.Random) -> str:
+    """Noun phrases of the given parts in random order, as "a red crown, blue wings and a green belly"."""
     shuffled = rng.sample(parts, len(parts))
-    return [_PART_PHRASES[part](getattr(attributes, part), rng) for part in shuffled]
+    return _listed([_PART_PHRASES[part](getattr(attributes, part), rng) for part in shuffled])
 
 
 def _listed(phrases: list[str]) -> str:
-    if len(phrases) == 1:
-        return phrases[0]
-    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
 
 
 def _size_prefix(attributes: BirdAttributes, rng: random.Random, chance: float = 0.4) -> str:
@@ -90,28 +88,28 @@ def _setting(attributes: BirdAttributes, rng: random.Random) -> str:
 def _bird_with_parts(attributes: BirdAttributes, rng: random.Random) -> str:
     bird = with_article(f"{_size_prefix(attributes, rng)}bird")
     verb = rng.choice(("with", "with", "that has"))
-    return f"{bird} {verb} {_listed(_part_phrases(attributes, PARTS, rng))}"
+    return f"{bird} {verb} {_parts(attributes, PARTS, rng)}"
 
 
 def _bird_has_parts(attributes: BirdAttributes, rng: random.Random) -> str:
     determiner = rng.choice(("this", "this", "the"))
-    parts = _listed(_part_phrases(attributes, PARTS, rng))
+    parts = _parts(attributes, PARTS, rng)
     return f"{determiner} {_size_prefix(attributes, rng)}bird has {parts}"
 
 
 def _coloured_bird_with_parts(attributes: BirdAttributes, rng: random.Random) -> str:
     bird = with_article(f"{_size_prefix(attributes, rng)}{attributes.belly} bird")
-    return f"{bird} with {_listed(_part_phrases(attributes, ('crown', 'wing'), rng))}"
+    return f"{bird} with {_parts(attributes, ('crown', 'wing'), rng)}"
 
 
 def _bird_is_coloured(attributes: BirdAttributes, rng: random.Random) -> str:
     bird = f"this {_size_prefix(attributes, rng)}bird is {attributes.belly}"
-    return f"{bird} with {_listed(_part_phrases(attributes, ('crown', 'wing'), rng))}"
+    return f"{bird} with {_parts(attributes, ('crown', 'wing'), rng)}"
 
 
 def _crowned_bird(attributes: BirdAttributes, rng: random.Random) -> str:
     bird = with_article(f"{_size_prefix(attributes, rng)}{attributes.crown}-crowned bird")
-    return f"{bird} with {_listed(_part_phrases(attributes, ('belly', 'wing'), rng))}"
+    return f"{bird} with {_parts(attributes, ('belly', 'wing'), rng)}"
 
 
 def _part_sentences(attributes: BirdAttributes, rng: random.Random) -> str:
@@ -139,12 +137,12 @@ def _uniform_bird(attributes: BirdAttributes, rng: random.Random) -> str:
 def _mostly_one_colour(attributes: BirdAttributes, rng: random.Random) -> str:
     bird = with_article(f"{_size_prefix(attributes, rng)}{rng.choice(('mostly ', 'all '))}{attributes.belly} bird")
     odd_part = "wing" if attributes.crown == attributes.belly else "crown"
-    return f"{bird} with {_listed(_part_phrases(attributes, (odd_part,), rng))}"
+    return f"{bird} with {_parts(attributes, (odd_part,), rng)}"
 
 
 def _coloured_bird_with_wings(attributes: BirdAttributes, rng: random.Random) -> str:
     bird = with_article(f"{_size_prefix(attributes, rng)}{attributes.belly} bird")
-    return f"{bird} with {_listed(_part_phrases(attributes, ('wing',), rng))}"
+    return f"{bird} with {_parts(attributes, ('wing',), rng)}"
 
 
 def _coloured_bird(attributes: BirdAttributes, rng: random.Random) -> str:
@@ -154,7 +152,7 @@ def _coloured_bird(attributes: BirdAttributes, rng: random.Random) -> str:
 def _bird_with_some_parts(attributes: BirdAttributes, rng: random.Random) -> str:
     parts = tuple(rng.sample(PARTS, rng.choice((1, 2, 2))))
     bird = with_article(f"{_size_prefix(attributes, rng)}bird")
-    return f"{bird} with {_listed(_part_phrases(attributes, parts, rng))}"
+    return f"{bird} with {_parts(attributes, parts, rng)}"
 
 
 _FULL_STYLES = (

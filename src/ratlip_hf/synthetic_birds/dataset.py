@@ -1,15 +1,18 @@
-"""Synthetic birds as an ordinary `datasets` dataset, and the fixed prompts on which alignment is measured.
-Owns the columns and the prompts file; images are rendered in memory, nothing is downloaded."""
+"""Synthetic birds as an ordinary `datasets` dataset, as a source of `ratlip data prepare`, and as the fixed prompts of
+the evaluation. Images are rendered in memory, nothing is downloaded, and no torch is imported."""
 
-import io
 import json
+from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 import datasets
 
-from .attributes import COLOURS, FIELD_VOCABULARIES, PARTS, SPLITS, BirdAttributes
+from ..data.prepare.raw_files import clean_captions
+from ..data.prepare.source_dataset import Origin, Record, Report, SourceDataset, SourceOptions
+from .attributes import FIELD_VOCABULARIES, SPLITS, BirdAttributes
 from .captions import full_caption, make_captions
-from .renderer import render_bird, sample_birds, wording_rng
+from .renderer import render_png, sample_birds, wording_rng
 
 PROMPT_FILE = "heldout_prompts.jsonl"
 PROMPT_COUNT = 400
@@ -21,13 +24,6 @@ _FEATURES = datasets.Features(
         **{name: datasets.ClassLabel(names=list(words)) for name, words in FIELD_VOCABULARIES.items()},
     }
 )
-
-
-def render_png(bird: BirdAttributes, seed: int, image_size: int) -> bytes:
-    """A bird as a PNG file of image_size x image_size pixels."""
-    buffer = io.BytesIO()
-    render_bird(bird, seed, image_size).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def make_dataset(split: str, num_images: int, seed: int = 0, image_size: int = 64) -> datasets.Dataset:
@@ -76,6 +72,37 @@ def prompt_bird(entry: dict) -> BirdAttributes:
     return BirdAttributes(**{name: entry[name] for name in FIELD_VOCABULARIES})
 
 
-def prompt_labels(entries: list[dict]) -> list[list[int]]:
-    """Colour indices [N][3] of crown, belly and wing."""
-    return [[COLOURS.index(entry[part]) for part in PARTS] for entry in entries]
+# For `ratlip data prepare synthetic-birds`
+
+ORIGIN = Origin("Synthetic birds", "", "apache-2.0", "Rendered by ratlip_hf.")
+_TRAIN_IMAGES_PER_TEST_IMAGE = 10
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """A bird that is rendered when it is read, by the process that writes the shard."""
+
+    bird: BirdAttributes
+    seed: int
+    size: int
+
+    def read(self) -> bytes:
+        return render_png(self.bird, self.seed, self.size)
+
+    def fingerprint(self) -> str:
+        return repr(self)
+
+
+def read(source: Path | None, options: SourceOptions) -> SourceDataset:
+    """Sample attributes and captions; the test split shows colours that training never does. No file is read."""
+    report, records = Report(), []
+    for split in SPLITS:
+        count = options.num_images
+        if split == "test":
+            count = max(1, count // _TRAIN_IMAGES_PER_TEST_IMAGE)
+        for index, (bird, seed) in enumerate(zip(*sample_birds(split, options.seed, count, split), strict=True)):
+            image_id = f"{split}-{index:06d}"
+            captions = clean_captions(make_captions(bird, wording_rng(seed)), image_id, report)
+            records.append(Record(split, image_id, RenderedImage(bird, seed, options.image_size), captions))
+    choices = {"seed": options.seed, "num_images": options.num_images, "image_size": options.image_size}
+    return SourceDataset(records, "test shows colour triples that train never shows", report, choices=choices)

@@ -1,7 +1,8 @@
-"""A small network that reads attributes off an image of a synthetic bird, trained apart from every CLIP.
-Owns its architecture, its training on augmented renders of all colour triples, and the command that writes it."""
+"""Judges: small networks that tell the attributes of a synthetic bird from its image, trained apart from every CLIP.
+`python -m ratlip_hf.synthetic_birds.judge` trains one on augmented renders and writes it."""
 
 import json
+import os
 import sys
 import time
 
@@ -11,6 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional
 
+from .. import bundled
+from ..evaluation.features import FeatureExtractor
+from ..evaluation.inputs import as_images
+from ..metrics import attribute_hits
 from ..utils.errors import CommandParser, UserError, command_line
 from ..utils.files import atomic_directory, atomic_write
 from .attributes import FIELD_VOCABULARIES, PARTS, SCENE, attribute_labels
@@ -24,7 +29,7 @@ _BATCH = 64
 
 
 class BirdJudge(ModelMixin, ConfigMixin):
-    """Convolutional reader of images [B, 3, 64, 64] in [-1, 1]: logits [B, words of the field] for each field.
+    """Convolutional classifier of images [B, 3, 64, 64] in [-1, 1]: logits [B, words of the field] for each field.
 
     `reads` are fields of `BirdAttributes`; words stand in the order of their vocabularies. The default is colours.
     Raises `ValueError` for images of another shape.
@@ -52,10 +57,36 @@ class BirdJudge(ModelMixin, ConfigMixin):
         return self.layers(images).flatten(1)
 
     @torch.no_grad()
-    def read(self, images: torch.Tensor) -> torch.Tensor:
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Return the most likely words [B, fields] of images [B, 3, 64, 64] in [-1, 1], as indices."""
         parts = [[logits.argmax(1) for logits in self(part)] for part in images.split(256)]
         return torch.cat([torch.stack(words, dim=1) for words in parts])
+
+
+class BirdJudgeFeatures(FeatureExtractor):
+    """What a judge's last linear layer reads: its maps [width, 4, 4], flattened. Images must be 64 x 64.
+
+    Trained to tell three colours on noisy and shifted birds, these features hold colours and their places well, and
+    little of what else an image shows.
+
+    Args:
+        judge: the network.
+        name: under which scores record it.
+    """
+
+    preprocessing = "none"
+
+    def __init__(self, judge: BirdJudge, name: str = "bird-judge"):
+        super().__init__(judge, name, judge.head.in_features)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike | None = None) -> "BirdJudgeFeatures":
+        """Load a judge's folder; the first bundled one by default."""
+        source = bundled.judge_dirs()[0] if source is None else source
+        return cls(BirdJudge.from_pretrained(source), f"bird-judge:{os.path.basename(os.fspath(source))}")
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network.features(images)
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
@@ -81,11 +112,6 @@ def _renders(
     return render_pixels(birds, seeds), torch.tensor([attribute_labels(bird, reads) for bird in birds])
 
 
-def to_signed(pixels: torch.Tensor) -> torch.Tensor:
-    """Turn uint8 pixels into floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
 def train_judge(
     seed: int,
     steps: int = 1500,
@@ -93,7 +119,7 @@ def train_judge(
     check_count: int = 2000,
     reads: tuple[str, ...] = PARTS,
 ) -> tuple[BirdJudge, dict[str, float]]:
-    """Train a judge on augmented renders of all colour triples with a one-cycle rate.
+    """Train a judge on augmented renders of all colour triples with a one-cycle learning rate.
 
     Returns it in eval mode with its accuracy per field on `check_count` untouched renders of held-out triples.
     """
@@ -104,7 +130,7 @@ def train_judge(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     for step in range(steps):
         chosen = torch.randint(pool_size, (_BATCH,))
-        logits = judge(augment(to_signed(pixels[chosen])))
+        logits = judge(augment(as_images(pixels[chosen])))
         losses = [functional.cross_entropy(each, labels[chosen, field]) for field, each in enumerate(logits)]
         loss = torch.stack(losses).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -114,7 +140,7 @@ def train_judge(
         if (step + 1) % 250 == 0:
             print(f"step {step + 1}  loss {loss.item():.4f}", flush=True)
     pixels, labels = _renders("judge_check", seed, check_count, "test", reads)
-    hits = (judge.eval().read(to_signed(pixels)) == labels).float().mean(0)
+    hits = attribute_hits(judge.eval().predict(as_images(pixels)), labels).mean(0)
     return judge, {name: round(hit, 4) for name, hit in zip(reads, hits.tolist(), strict=True)}
 
 

@@ -1,6 +1,5 @@
-"""The architecture of the small CLIP and its tokenizer, before any training.
-What a trained small CLIP must show before it may guide a generator: it binds words to parts on unseen triples.
-Trains the small CLIP on renders of seen colour triples until it binds colours to parts and words to scenes."""
+"""The small CLIP of the synthetic birds: its architecture and tokenizer, the checks that it binds words to
+parts on unseen colours, and its training (`python -m ratlip_hf.synthetic_birds.small_clip`)."""
 
 import json
 import random
@@ -146,7 +145,7 @@ class HeldOutChecks:
         """
         model.eval()
         images = embed_images(model, self.pixels[:_CHOICE_COUNT])
-        figures = {}
+        scores = {}
         for index, part in enumerate(PARTS):
             choices = [
                 full_caption(replace(bird, **{part: colour}), random.Random(wording))
@@ -157,8 +156,8 @@ class HeldOutChecks:
             texts = torch.cat([embed_texts(model, self.tokenizer, batch) for batch in batches])
             guesses = torch.einsum("nd,ncd->nc", images, texts.unflatten(0, (len(images), -1))).argmax(-1)
             hits = guesses == self.labels[: len(images), index]
-            figures[f"{part}_in_caption"] = round(hits.float().mean().item(), 4)
-        return figures
+            scores[f"{part}_in_caption"] = round(hits.float().mean().item(), 4)
+        return scores
 
     @torch.no_grad()
     def measure(self, model: CLIPModel) -> dict[str, float]:
@@ -173,14 +172,14 @@ class HeldOutChecks:
         named = [index for index, text in enumerate(self.elsewhere) if text is not None]
         other = embed_texts(model, self.tokenizer, [self.elsewhere[index] for index in named] or [""])
         scene = truth[named] > (images[named] * other[: len(named)]).sum(-1)
-        figures = {"swap_accuracy": (truth > rival).float().mean().item()}
-        figures["scene_accuracy"] = scene.float().mean().item() if named else 0.0
+        scores = {"swap_accuracy": (truth > rival).float().mean().item()}
+        scores["scene_accuracy"] = scene.float().mean().item() if named else 0.0
         for index, part in enumerate(PARTS):
             prompts = embed_texts(model, self.tokenizer, [_PART_PROMPTS[part].format(colour) for colour in COLOURS])
             guesses = (images @ prompts.T).argmax(-1)
-            figures[part] = (guesses == self.labels[:, index]).float().mean().item()
+            scores[part] = (guesses == self.labels[:, index]).float().mean().item()
         model.train(was_training)
-        return {name: round(value, 4) for name, value in figures.items()} | {"count": len(self.captions)}
+        return {name: round(value, 4) for name, value in scores.items()} | {"count": len(self.captions)}
 
 
 # What the tests by rival captions must reach: colours exchanged, and another scene.
@@ -189,7 +188,7 @@ GATES = {"swap_accuracy": 0.98, "scene_accuracy": 0.95}
 _WARMUP_STEPS = 100
 _CAPTIONS_FOR_TOKENIZER = 2000
 _LONG_TEXT_EVERY = 8
-# Where every caption names colours, both towers learn those and are never made to look at anything else.
+# Where every caption names colours, both towers learn those and are never made to learn anything else.
 _SCENE_EVERY = 3
 _MAX_PIXEL_NOISE = 0.08
 _LABEL_SCALE = 10.0
@@ -198,8 +197,8 @@ _LABEL_SCALE = 10.0
 def caption_with_rivals(bird: BirdAttributes, rng: random.Random, long: bool = False) -> tuple[str, str, str, str]:
     """A caption and three rivals: two parts' colours exchanged, one part in another colour, another scene.
 
-    The scene is another direction, background or perch, one that the sentence names. Where it names none, and for the
-    exchange in a bird of one colour, the rival equals the caption; so does a colour that the sentence leaves out.
+    The scene is another direction, background or perch, one that the caption names. Where it names none, and for the
+    exchange in a bird of one colour, the rival equals the caption; so does a colour that the caption leaves out.
     `long` joins two captions into one text.
     """
     states = [rng.getrandbits(32) for _ in range(2 if long else 1)]
@@ -239,11 +238,11 @@ def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, captions: list[s
     return (to_text + to_image) / 2
 
 
-class LabelReader(nn.Module):
-    """Cross-entropy of a linear reading of all attributes from unit-length image embeddings [N, D].
+class LabelHead(nn.Module):
+    """Cross-entropy of a linear classifier of all attributes on unit-length image embeddings [N, D].
 
     Only for training: it makes the image tower look at everything from the first step, where captions alone would
-    teach it colours for thousands of steps before it looks at anything else.
+    teach it colours for thousands of steps before it learns anything else.
     """
 
     def __init__(self, width: int):
@@ -259,7 +258,7 @@ class LabelReader(nn.Module):
 
 
 class _Batches:
-    """Draws batches of noisy renders with fresh caption pairs from a pool rendered once."""
+    """Samples batches of noisy renders with fresh caption pairs from a pool rendered once."""
 
     def __init__(self, seed: int, pool_size: int, batch_size: int, image_size: int):
         self.birds, seeds = sample_birds("clip", seed, pool_size, "train")
@@ -267,18 +266,18 @@ class _Batches:
         self.pixels = render_pixels(self.birds, seeds, image_size)
         self.rng = random.Random(seeds[0])
         self.batch_size = batch_size
-        self.drawn = 0
+        self.batches = 0
 
-    def draw(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def sample(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """Return images [B, 3, H, W] near [0, 1], their labels, and B captions followed by 3 B rival ones."""
-        self.drawn += 1
+        self.batches += 1
         # Without texts longer than any single caption the last position embeddings would stay untrained.
-        long = self.drawn % _LONG_TEXT_EVERY == 0
+        long = self.batches % _LONG_TEXT_EVERY == 0
         chosen = self.rng.sample(range(len(self.birds)), self.batch_size)
         pixels = self.pixels[chosen].float() / 255
         noise_level = torch.rand(len(chosen), 1, 1, 1) * _MAX_PIXEL_NOISE
         birds = [self.birds[index] for index in chosen]
-        if self.drawn % _SCENE_EVERY == 0:
+        if self.batches % _SCENE_EVERY == 0:
             texts = [scene_with_rivals(bird, self.rng) for bird in birds]
         else:
             texts = [caption_with_rivals(bird, self.rng, long) for bird in birds]
@@ -299,8 +298,8 @@ def train_small_clip(
 ) -> tuple[CLIPModel, CLIPTokenizer, dict]:
     """Train until both tests by rival captions on held-out renders reach `GATES` (or for `max_steps`), then cool down.
 
-    The rate is constant after a short warm-up and falls linearly to zero during the last `tail_steps`.
-    Returns the model in eval mode, its tokenizer, and a report with the steps and the figures of `HeldOutChecks`.
+    The learning rate is constant after a short warm-up and falls linearly to zero during the last `tail_steps`.
+    Returns the model in eval mode, its tokenizer, and a report with the steps and the scores of `HeldOutChecks`.
     """
     torch.manual_seed(seed)
     batches = _Batches(seed, pool_size, batch_size, image_size)
@@ -311,44 +310,44 @@ def train_small_clip(
     model = CLIPModel(small_clip_config(tokenizer, image_size)).train()
     # With bfloat16 on a CPU, plain attention trains almost twice as fast as the fused kernel.
     model.set_attn_implementation("eager")
-    reader = LabelReader(model.projection_dim)
-    parameters = [*model.parameters(), *reader.parameters()]
+    label_head = LabelHead(model.projection_dim)
+    parameters = [*model.parameters(), *label_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     checks = HeldOutChecks(tokenizer, check_count, image_size=image_size)
     start, step, last_step = time.monotonic(), 0, None
     while step != last_step:
         remaining = tail_steps if last_step is None else last_step - step
         rate = learning_rate * min((step + 1) / _WARMUP_STEPS, remaining / tail_steps)
-        loss = _take_step(model, tokenizer, reader, optimizer, batches, rate)
+        loss = _training_step(model, tokenizer, label_head, optimizer, batches, rate)
         step += 1
         if step % check_every == 0 or step == max_steps:
-            figures = checks.measure(model)
+            scores = checks.measure(model)
             minutes = (time.monotonic() - start) / 60
-            print(f"step {step}  loss {loss:.3f}  rate {rate:.1e}  {minutes:.1f} min  {figures}", flush=True)
-            if last_step is None and (not below_gates(figures) or step >= max_steps):
+            print(f"step {step}  loss {loss:.3f}  lr {rate:.1e}  {minutes:.1f} min  {scores}", flush=True)
+            if last_step is None and (not below_gates(scores) or step >= max_steps):
                 last_step = step + tail_steps
     report = {"seed": seed, "steps": step, "gates": GATES, **checks.measure(model), **checks.measure_choice(model)}
     return model.eval(), tokenizer, report
 
 
-def below_gates(figures: dict[str, float]) -> list[str]:
-    """The figures that stay below their gates, as text."""
-    return [f"{name} {figures[name]} below {gate}" for name, gate in GATES.items() if figures[name] < gate]
+def below_gates(scores: dict[str, float]) -> list[str]:
+    """The scores that stay below their gates, as text."""
+    return [f"{name} {scores[name]} below {gate}" for name, gate in GATES.items() if scores[name] < gate]
 
 
-def _take_step(
-    model: CLIPModel, tokenizer: CLIPTokenizer, reader: LabelReader, optimizer, batches: _Batches, rate: float
+def _training_step(
+    model: CLIPModel, tokenizer: CLIPTokenizer, label_head: LabelHead, optimizer, batches: _Batches, rate: float
 ) -> float:
-    """Draw a batch and take one optimizer step at the given rate; returns the contrastive loss."""
+    """Sample a batch and make one optimizer step at the given learning rate; returns the contrastive loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    pixels, labels, captions = batches.draw()
+    pixels, labels, captions = batches.sample()
     with torch.autocast("cpu", torch.bfloat16):
         texts = embed_texts(model, tokenizer, captions).float()
         images = embed_images(model, pixels).float()
     loss = contrastive_loss(images, texts, captions, model.logit_scale.exp().clamp(max=100))
     optimizer.zero_grad(set_to_none=True)
-    (loss + reader(images, labels)).backward()
+    (loss + label_head(images, labels)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
@@ -361,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_steps", type=int, default=3000, help="longest time to wait for the gate")
-    parser.add_argument("--tail_steps", type=int, default=400, help="steps with falling rate after the gate")
+    parser.add_argument("--tail_steps", type=int, default=400, help="steps with falling learning rate after the gate")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     start = time.monotonic()

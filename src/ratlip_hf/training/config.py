@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..bundled import WORLDS
 from ..clip import DEFAULT_CLIP
 from ..data.read.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
@@ -140,7 +141,7 @@ class TrainingConfig:
             raise UserError("give the data by dataset_name, train_data_dir or data_mixture, one of them")
         if any(type(weight) not in (int, float) or not 0 < weight < math.inf for weight in self.data_mixture.values()):
             raise UserError(f"data_mixture must give each dataset a positive weight, not {self.data_mixture}")
-        if self.streaming and (self.max_train_samples is not None or self.dataset_name == "synthetic-birds"):
+        if self.streaming and (self.max_train_samples is not None or self.dataset_name in WORLDS):
             raise UserError(
                 "streaming reads whole datasets from Parquet files: neither max_train_samples nor synthetic-birds"
             )

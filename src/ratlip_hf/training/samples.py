@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..bundled import find_world
 from ..clip import FrozenCLIP
 from ..data.manifest import MANIFEST
 from ..data.read.embeddings import FOLDER, EmbeddingTable, StoredEmbeddings, remembered_embeddings
@@ -30,7 +31,6 @@ from ..data.read.rows import (
 from ..utils.errors import UserError
 from .config import TrainingConfig
 
-SYNTHETIC_BIRDS = "synthetic-birds"
 _SAMPLE = 2  # random stream of what is decided per sample; `rows` and `augmentation` have their own
 _LOOK_AHEAD = 1000  # samples among which a mismatched caption must be found
 
@@ -220,11 +220,9 @@ def load_training_data(
 def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
     box = config.box_column if config.crop_to_box else None
     columns = Columns(config.image_column, config.caption_column, box)
-    if source == SYNTHETIC_BIRDS:
-        from ..synthetic_birds.dataset import make_dataset
-
-        drawn = make_dataset("train", config.max_train_samples or 20_000, seed=config.seed, image_size=size)
-        return MapRows(drawn, columns, config.seed)
+    if world := find_world(source):
+        rendered = world.load_training_dataset(config.max_train_samples, config.seed, size)
+        return MapRows(rendered, columns, config.seed)
     if config.streaming:
         try:
             return ShardRows(find_shards(source), columns, config.seed, config.stream_window)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .. import bundled
+from ..bundled import find_world
 from ..clip import FrozenCLIP, image_features_and_embeds
 from ..losses import clip_similarity
 from ..metrics import kernel_distance
@@ -17,12 +17,11 @@ from ..pipeline import RATLIPPipeline, prepare_latents
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory, atomic_write, remove_unfinished
 from .config import TrainingConfig
-from .samples import SYNTHETIC_BIRDS, CaptionedImages
+from .samples import CaptionedImages
 
 logger = logging.getLogger(__name__)
 
 HIGHER_IS_BETTER = {"attribute_accuracy": True, "kid": False}
-_JUDGED_SIZE = 64
 _NOISE_SEED = 0
 
 
@@ -32,8 +31,8 @@ class QuickEvaluation:
     - `kid`: kernel distance between the frozen CLIP's embeddings of the first real training samples and of images
       generated for their captions; embeddings at unit length, so that the kernel is (cos + 1)^3. Lower is better.
     - `clip_similarity`: mean cosine of those images' embeddings with their captions'.
-    - `attribute_accuracy`: only for the synthetic birds at 64 px: share of colours that the bundled judges read as
-      the prompt says, on the first held-out prompts.
+    - `attribute_accuracy`: only for a small world (`bundled.WORLDS`) at 64 px: share of attributes that its judges
+      find as the prompt says, on the first held-out prompts.
 
     `protocol["decisive"]` names the score by which weights are the best: `attribute_accuracy` where there is one,
     because the frozen CLIP is the training signal and the judges know nothing of it; otherwise `kid`. With few
@@ -57,9 +56,9 @@ class QuickEvaluation:
             raise UserError("a quick evaluation compares at least two images: raise evaluation_samples")
         self.clip, self.device, self.noise_dim = clip, clip.image_encoder.device, data.noise_dim
         self.real_embeds, self.prompt_embeds = self._read_real(data)
-        self.judged = None
-        if config.dataset_name == SYNTHETIC_BIRDS and data.size == _JUDGED_SIZE:
-            self.judged = _JudgedPrompts(config.evaluation_samples, clip, self.batch_size)
+        world, self.judges = find_world(config.dataset_name), None
+        if world and data.size == world.QuickJudges.image_size:
+            self.judges = world.QuickJudges(config.evaluation_samples, clip, self.batch_size)
         self.protocol = self._describe()
 
     def _describe(self) -> dict:
@@ -70,9 +69,9 @@ class QuickEvaluation:
             "features": "image embeddings of the frozen CLIP, unit length",
             "kid": "unbiased, all pairs, kernel (cos + 1)^3",
             "clip_sha256": self.clip.describe()["weights_sha256"],
-            "heldout_prompts": len(self.judged.labels) if self.judged else 0,
+            "heldout_prompts": len(self.judges.prompt_embeds) if self.judges else 0,
             "noise_seed": _NOISE_SEED,
-            "decisive": "attribute_accuracy" if self.judged else "kid",
+            "decisive": "attribute_accuracy" if self.judges else "kid",
         }
 
     @torch.no_grad()
@@ -83,9 +82,9 @@ class QuickEvaluation:
             "kid": kernel_distance(_for_kernel(self.real_embeds), _for_kernel(embeds)),
             "clip_similarity": clip_similarity(embeds, self.prompt_embeds).item(),
         }
-        if self.judged:
-            images = torch.cat(list(self._generate(generator, self.judged.prompt_embeds)))
-            scores["attribute_accuracy"] = self.judged.accuracy(images)
+        if self.judges:
+            images = torch.cat(list(self._generate(generator, self.judges.prompt_embeds)))
+            scores["attribute_accuracy"] = self.judges.accuracy(images)
         return scores
 
     def _generate(self, generator: RATLIPGenerator, prompt_embeds: torch.Tensor):
@@ -108,30 +107,6 @@ class QuickEvaluation:
             images.append(self._embed(batch.images))
             texts.append(self.clip.encode(batch.captions) if stored is None else stored.to(self.device))
         return torch.cat(images), torch.cat(texts)
-
-
-class _JudgedPrompts:
-    """The first held-out prompts of the synthetic birds, encoded, and the judges that read their colours.
-
-    The prompts stand in the file in random order, so that the first ones are a fair sample.
-    """
-
-    def __init__(self, count: int, clip: FrozenCLIP, batch_size: int):
-        from ..synthetic_birds.dataset import load_heldout_prompts, prompt_labels
-        from ..synthetic_birds.judge import BirdJudge
-
-        prompts = load_heldout_prompts()[:count]
-        texts = [entry["prompt"] for entry in prompts]
-        parts = [clip.encode(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
-        self.prompt_embeds, self.device = torch.cat(parts), clip.image_encoder.device
-        self.labels = torch.tensor(prompt_labels(prompts), device=self.device)
-        self.judges = [BirdJudge.from_pretrained(folder).to(self.device) for folder in bundled.judge_dirs()]
-
-    def accuracy(self, images: torch.Tensor) -> float:
-        """Share of right colours over judges, images [N, 3, 64, 64] and parts."""
-        from ..synthetic_birds.alignment import attribute_hits
-
-        return attribute_hits(images.to(self.device), self.judges, self.labels).mean().item()
 
 
 class Best:

@@ -1,4 +1,4 @@
-"""Attribute accuracy for `evaluate.load`: predictions are labels that a judge read, references those asked for.
+"""Attribute accuracy for `evaluate.load`: predictions are labels that a judge predicts, references those asked for.
 A wrapper; the counting is in `ratlip_hf.metrics.prompts`."""
 
 import evaluate
@@ -8,7 +8,7 @@ from ratlip_hf.metrics.evaluate_base import LABELS, module_info
 
 
 class AttributeAccuracy(evaluate.Metric):
-    """Share of labels [N, P] read off images (predictions) that the prompts asked for (references); compute takes
+    """Share of labels [N, P] told from images (predictions) that the prompts asked for (references); compute takes
     parts=, the names of the P attributes, crown, belly and wing unless given."""
 
     def _info(self):

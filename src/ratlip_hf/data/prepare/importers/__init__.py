@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from ....bundled import WORLDS
 from ..source_dataset import Origin, SourceDataset, SourceOptions
 
 # kind: module, function that reads a source folder (images themselves stay unread), where such datasets come from
@@ -15,11 +16,11 @@ _IMPORTERS = {
     "coco": (".published", "read_coco", "COCO"),
     "folder": (".folders", "read_folder", "FOLDER"),
     "webdataset": (".folders", "read_webdataset", "WEBDATASET"),
-    "synthetic-birds": (".synthetic", "read", "ORIGIN"),
+    **{name: (f"{package}.dataset", "read", "ORIGIN") for name, package in WORLDS.items()},
 }
 KINDS = tuple(_IMPORTERS)
-WITHOUT_SOURCE = ("synthetic-birds",)  # rendered instead of read from a folder
-DEFAULT_NUM_IMAGES = {"faces": 10_000, "synthetic-birds": 20_000}  # of the kinds that sample images
+WITHOUT_SOURCE = tuple(WORLDS)  # rendered instead of read from a folder
+DEFAULT_NUM_IMAGES = {"faces": 10_000, **dict.fromkeys(WORLDS, 20_000)}  # of the kinds that sample images
 
 
 def load_importer(kind: str) -> tuple[Callable[[Path | None, SourceOptions], SourceDataset], Origin]:
