@@ -128,7 +128,7 @@ def refuse_other_folders(folder: str | os.PathLike) -> None:
 class _GraphPipeline(RATLIPPipeline):
     """A pipeline whose image tower is inside the generator's graph."""
 
-    _needed_to_draw = ("generator",)
+    _needed_for_images = ("generator",)
 
 
 class OnnxRunner:
