@@ -9,6 +9,7 @@ from torch import nn
 
 CONV_BLOCKS = ("plain", "bn_act", "bn_act_sa")
 UPSAMPLINGS = ("nearest", "bilinear")
+FUSION_SLOPE, NORM_SLOPE = 0.2, 0.01  # of the LeakyReLUs after an affine layer and after a BatchNorm
 
 
 class Affine(nn.Module):
@@ -47,7 +48,7 @@ class FusionUnit(nn.Module):
     def forward(self, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """x [B, C, H, W] and two states [B, S] -> [B, C, H, W]."""
         for affine, state in zip(self.affines, states, strict=True):
-            x = F.leaky_relu(affine(x, state), 0.2, inplace=True)
+            x = F.leaky_relu(affine(x, state), FUSION_SLOPE, inplace=True)
         return x
 
 
@@ -114,7 +115,7 @@ class ConvBlock(nn.Module):
         """x [B, C_in, H, W] -> [B, C_out, H, W]."""
         x = self.conv(x)
         if self.norm is not None:
-            x = F.leaky_relu(self.norm(x), 0.01, inplace=True)
+            x = F.leaky_relu(self.norm(x), NORM_SLOPE, inplace=True)
         return x if self.attention is None else self.attention(x)
 
 

@@ -43,7 +43,7 @@ class Corpus:
 class Table:
     """A table of the paper: its arms, and which pairs of them (better, baseline) are compared.
 
-    `published` are figures of the paper by arm and corpus (method section 8); their protocol is another one.
+    `published` are figures of the paper by arm and corpus (docs/method.md, section 8); their protocol is another one.
     """
 
     name: str
@@ -116,7 +116,8 @@ TABLES = {
                 "cat": {"birds": "31.62"},
                 **{_sized(size).name: {"birds": figure} for size, figure in _PUBLISHED_SIZES.items()},
             },
-            "The paper's figures were measured on code whose recurrence ran over the batch (method section 3).",
+            "The paper's figures were measured on code whose recurrence ran over the batch (docs/method.md,"
+            " section 3).",
         ),
         Table(
             "table3",

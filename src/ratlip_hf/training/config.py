@@ -83,7 +83,7 @@ class TrainingConfig:
     random_flip: bool = _option(True, "mirror half of the images; off where captions speak of left and right")
     dataloader_num_workers: int = _option(0, "processes that decode images beside each training process")
 
-    # Optimisation (method section 6)
+    # Optimisation (docs/method.md, section 6)
     max_train_images: int = _option(1_000_000, "length of the run in real images seen")
     train_batch_size: int = _option(16, "real images per process and micro-batch")
     gradient_accumulation_steps: int = _option(1, "micro-batches per step")
