@@ -80,7 +80,7 @@ def inputs(batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, 12, generator=rng), torch.randn(batch, 16, generator=rng)
 
 
-def draw(generator, encoder, noise, text) -> torch.Tensor:
+def generate(generator, encoder, noise, text) -> torch.Tensor:
     with torch.no_grad():
         return generator(noise, text, encoder).sample
 
@@ -104,14 +104,14 @@ INDEPENDENT = [
 def test_an_image_depends_on_its_own_noise_and_text_only(encoder, options):
     generator = shake(RATLIPGenerator(**{**TOY, **options})).eval()
     noise, text = inputs(8)
-    together = draw(generator, encoder, noise, text)
-    alone = torch.cat([draw(generator, encoder, noise[i : i + 1], text[i : i + 1]) for i in range(8)])
+    together = generate(generator, encoder, noise, text)
+    alone = torch.cat([generate(generator, encoder, noise[i : i + 1], text[i : i + 1]) for i in range(8)])
     order = torch.tensor([3, 1, 7, 0, 5, 2, 6, 4])
     assert distance(together, alone) < 1e-5
-    assert distance(together[order], draw(generator, encoder, noise[order], text[order])) < 1e-5
+    assert distance(together[order], generate(generator, encoder, noise[order], text[order])) < 1e-5
     # A dead input would pass the comparisons above.
-    assert distance(together, draw(generator, encoder, noise.roll(1, 0), text)) > 1e-3
-    assert distance(together, draw(generator, encoder, noise, text.roll(1, 0))) > 1e-3
+    assert distance(together, generate(generator, encoder, noise.roll(1, 0), text)) > 1e-3
+    assert distance(together, generate(generator, encoder, noise, text.roll(1, 0))) > 1e-3
 
 
 def test_batch_as_time_couples_a_batch_warns_and_equals_per_layer_for_one_sample(encoder):
@@ -120,10 +120,10 @@ def test_batch_as_time_couples_a_batch_warns_and_equals_per_layer_for_one_sample
     single.load_state_dict(coupled.state_dict())
     noise, text = inputs(2)
     with pytest.warns(UserWarning, match="batch_as_time"):
-        together = draw(coupled, encoder, noise, text)
-    alone = draw(coupled, encoder, noise[:1], text[:1])
+        together = generate(coupled, encoder, noise, text)
+    alone = generate(coupled, encoder, noise[:1], text[:1])
     assert distance(alone, together[:1]) > 1e-3
-    torch.testing.assert_close(alone, draw(single, encoder, noise[:1], text[:1]))
+    torch.testing.assert_close(alone, generate(single, encoder, noise[:1], text[:1]))
 
 
 def test_recurrence_across_layers_is_torch_lstm_over_repeated_text():
@@ -199,9 +199,9 @@ def test_image_block_channels_of_the_paper():
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 224, 256])
-def test_every_size_is_drawn(encoder, size):
+def test_every_size_is_generated(encoder, size):
     generator = RATLIPGenerator(**{**TOY, "sample_size": size, "base_channels": 4, "attention_groups": 1})
-    assert draw(generator, encoder, *inputs(2)).shape == (2, 3, size, size)
+    assert generate(generator, encoder, *inputs(2)).shape == (2, 3, size, size)
 
 
 @pytest.mark.parametrize(("layers", "width", "image_size", "patch"), [(4, 24, 30, 6), (2, 16, 48, 4)])
@@ -213,7 +213,7 @@ def test_other_clip_towers_fit(layers, width, image_size, patch):
         **{**TOY_D, "clip_width": width, "clip_grid": grid, "feature_layers": (0, layers - 1)}
     )
     noise, text = inputs(2)
-    features = image_features(image_encoder, draw(generator, image_encoder, noise, text), (0, layers - 1))
+    features = image_features(image_encoder, generate(generator, image_encoder, noise, text), (0, layers - 1))
     assert discriminator(features, text).logits.shape == (2,)
 
 

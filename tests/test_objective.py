@@ -40,11 +40,11 @@ def discriminator_loss(nets, images, fakes, text, form: str) -> torch.Tensor:
     real, fake = (image_features(nets.image_encoder, x, layers, clip_input).detach() for x in (images, fakes))
     total = 0.0
     for index in range(len(images)):
-        features, sentence = network.condition(real[index : index + 1], text[index : index + 1])
-        features, sentence = features.detach().requires_grad_(), sentence.detach().requires_grad_()
+        features, embeds = network.condition(real[index : index + 1], text[index : index + 1])
+        features, embeds = features.detach().requires_grad_(), embeds.detach().requires_grad_()
         other = text[(index + 1) % len(images)][None]
-        score = network(features, sentence, conditioned=True).logits
-        g_image, g_text = torch.autograd.grad(score.sum(), [features, sentence], create_graph=True)
+        score = network(features, embeds, conditioned=True).logits
+        g_image, g_text = torch.autograd.grad(score.sum(), [features, embeds], create_graph=True)
         if form == "summed":
             norm = g_image.square().sum().sqrt() + g_text.square().sum().sqrt()
         else:

@@ -70,7 +70,7 @@ def check_assumptions(generator: RATLIPGenerator) -> None:
 
 
 def _form(module: nn.Module | None) -> type | tuple:
-    """What [`ASSUMED`] compares: the type, with the side of a convolution that keeps the size, or with a list's items."""
+    """What [`ASSUMED`] compares: the type, with the side of a convolution that keeps the size or a list's items."""
     kind = type(module)
     if kind is nn.Conv2d:
         side = module.kernel_size[0]
