@@ -9,7 +9,8 @@ from torch import nn
 
 CONV_BLOCKS = ("plain", "bn_act", "bn_act_sa")
 UPSAMPLINGS = ("nearest", "bilinear")
-FUSION_SLOPE, NORM_SLOPE = 0.2, 0.01  # of the LeakyReLUs after an affine layer and after a BatchNorm
+FUSION_SLOPE = 0.2  # of the LeakyReLU after an affine layer
+NORM_SLOPE = 0.01  # of the LeakyReLU after a BatchNorm
 
 
 class Affine(nn.Module):
