@@ -11,8 +11,6 @@ from ratlip_hf.benchmark import inference, measuring, training_speed
 from ratlip_hf.cli import benchmark
 from ratlip_hf.cli.main import main
 from ratlip_hf.models import PRESETS
-from ratlip_hf.models.blocks import ImageBlock
-from ratlip_hf.training.arrangement import LateResizing
 from ratlip_hf.training.config import TrainingConfig
 
 CPU = torch.device("cpu")
@@ -78,17 +76,23 @@ def test_both_arrangements_are_counted_and_hold_the_tower():
 
 
 @pytest.mark.parametrize(
-    ("path", "taken", "kind"),
-    [(training_speed.RELEASED, "released_step", ImageBlock), (training_speed.OURS, "training_step", LateResizing)],
+    ("path", "taken", "late"),
+    [(training_speed.RELEASED, "released_step", False), (training_speed.OURS, "training_step", True)],
 )
-def test_only_the_baseline_resizes_where_that_is_defined(path, taken, kind, monkeypatch):
-    seen = []
+def test_only_the_baseline_resizes_first(path, taken, late, monkeypatch):
+    seen, sides = [], []
     nearest = functools.partial(TrainingConfig, generator={"upsampling": "nearest"})
     monkeypatch.setattr(training_speed, "TrainingConfig", nearest)
     monkeypatch.setattr(training_speed, taken, lambda nets, *_: seen.append(nets.bare(nets.generator).blocks) or {})
     monkeypatch.setattr(training_speed, "mean_over_processes", lambda losses, _: losses)
     training_speed.stepper(path, training_speed.Training("tiny", 2, 1, CPU))()
-    assert all(type(block) is kind for blocks in seen for block in blocks) and len(seen) == 1
+    (blocks,) = seen
+    block = blocks[-1]
+    for part in (block.fuse1, block.shortcut):
+        part.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+    condition = torch.zeros(1, block.fuse1.affines[0].gamma[0].in_features)
+    block(torch.zeros(1, block.conv1.conv.in_channels, 32, 32), [condition] * block.AFFINES)
+    assert sides == ([32, 32] if late else [64, 64])
 
 
 def test_paths_give_the_same_images():

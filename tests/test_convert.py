@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
-from drawing import PROMPT, dtypes
+from generating import PROMPT, dtypes
 from originals import FAMILIES, FEATURE_LAYERS, original_content, small_networks, wrapped
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.cli.main import main

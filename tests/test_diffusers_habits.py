@@ -1,4 +1,4 @@
-"""What users do with pipelines and models of diffusers beside calling them: sharing, casting, offloading, compiling.
+"""What users do with pipelines and models of diffusers besides calling them: sharing, casting, offloading, compiling.
 Loading, saving, seeds and errors of the call are in `test_pipeline` and `test_pipeline_saving`."""
 
 import io
@@ -12,7 +12,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.utils.source_code_parsing_utils import ReturnNameVisitor
 from torch._dynamo.testing import CompileCounter
 
-from drawing import NETWORKS, PROMPT, close, draw, dtypes, needs_group_offloading
+from generating import NETWORKS, PROMPT, close, dtypes, generate, needs_group_offloading
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from training_toys import DISCRIMINATOR
 
@@ -27,11 +27,11 @@ def discriminator():
 
 class TestSharing:
     def test_a_second_pipeline_may_replace_a_part_and_share_the_rest(self, pipe, make_generator):
-        before = draw(pipe)
+        before = generate(pipe)
         other = RATLIPPipeline.from_pipe(pipe, generator=make_generator(residual_scale=5.0))
         assert other.image_encoder is pipe.image_encoder
-        assert not close(draw(other), before, atol=1e-3)
-        assert np.array_equal(draw(pipe), before)
+        assert not close(generate(other), before, atol=1e-3)
+        assert np.array_equal(generate(pipe), before)
 
     def test_from_pipe_casts_the_shared_parts_and_construction_does_not(self, pipe):
         pipe.to(torch.bfloat16)
@@ -54,10 +54,10 @@ class TestSharing:
 
 class TestMoving:
     def test_to_takes_device_and_dtype_together(self, pipe):
-        expected = draw(pipe)
+        expected = generate(pipe)
         assert pipe.to("cpu", torch.float16) is pipe
         assert (pipe.dtype, pipe.device) == (torch.float16, torch.device("cpu"))
-        assert close(draw(pipe), expected, atol=0.02)
+        assert close(generate(pipe), expected, atol=0.02)
 
     def test_a_device_map_can_be_reset(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)
@@ -65,7 +65,7 @@ class TestMoving:
         assert loaded.hf_device_map == "cpu"
         loaded.reset_device_map()
         assert loaded.hf_device_map is None
-        assert close(draw(loaded.to("cpu")), draw(pipe))
+        assert close(generate(loaded.to("cpu")), generate(pipe))
 
     @pytest.mark.parametrize("variant", [None, "fp16"])
     def test_sharded_weights(self, pipe, tmp_path, variant):
@@ -74,13 +74,13 @@ class TestMoving:
         loaded = RATLIPPipeline.from_pretrained(tmp_path, variant=variant)
         weights = loaded.generator.state_dict()
         assert all(torch.equal(weights[name], value) for name, value in pipe.generator.state_dict().items())
-        assert close(draw(loaded), draw(pipe))
+        assert close(generate(loaded), generate(pipe))
 
     def test_there_is_no_progress_bar_to_hide(self, pipe):
         pipe.set_progress_bar_config(disable=False)
         output = io.StringIO()
         with redirect_stderr(output):
-            draw(pipe, num_images_per_prompt=2, batch_size=1)
+            generate(pipe, num_images_per_prompt=2, batch_size=1)
         assert output.getvalue() == ""
 
 
@@ -91,27 +91,27 @@ class TestOffloading:
     @pytest.mark.parametrize("level", LEVELS, ids=["blocks", "leaves"])
     @pytest.mark.parametrize("name", NETWORKS)
     def test_groups_come_back_before_they_are_used(self, pipe, tmp_path, level, name):
-        expected, part = draw(pipe), getattr(pipe, name)
+        expected, part = generate(pipe), getattr(pipe, name)
         apply_group_offloading(part, torch.device("cpu"), offload_to_disk_path=str(tmp_path), **level)
         offloaded = _overwrite_what_is_on_disk(part)
         assert offloaded
-        for image in (draw(pipe), draw(pipe)):
+        for image in (generate(pipe), generate(pipe)):
             assert close(image, expected)
 
     @needs_group_offloading
     @pytest.mark.parametrize("level", LEVELS, ids=["blocks", "leaves"])
     def test_of_a_whole_pipeline(self, pipe, level):
-        expected = draw(pipe)
+        expected = generate(pipe)
         pipe.enable_group_offload(onload_device="cpu", offload_device="cpu", **level)
-        assert close(draw(pipe), expected)
+        assert close(generate(pipe), expected)
 
     def test_whole_models_take_turns(self, pipe):
-        expected = draw(pipe)
+        expected = generate(pipe)
         for _ in range(2):
             pipe.enable_model_cpu_offload(device="cpu")
-            assert close(draw(pipe), expected)
+            assert close(generate(pipe), expected)
         pipe.remove_all_hooks()
-        assert close(draw(pipe), expected)
+        assert close(generate(pipe), expected)
 
     @pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
     def test_without_an_accelerator_it_is_refused(self, pipe, method, monkeypatch):
@@ -139,11 +139,11 @@ class TestModels:
 
     @pytest.mark.parametrize("storage", [torch.float16, torch.float8_e4m3fn])
     def test_layerwise_casting_stores_less_and_computes_as_before(self, pipe, storage):
-        expected, size = draw(pipe), pipe.generator.get_memory_footprint()
+        expected, size = generate(pipe), pipe.generator.get_memory_footprint()
         pipe.generator.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
         assert pipe.generator.get_memory_footprint() < 0.7 * size
         assert pipe.generator.dtype == torch.float32
-        assert close(draw(pipe), expected, atol=0.1)
+        assert close(generate(pipe), expected, atol=0.1)
 
     def test_layerwise_casting_of_the_discriminator(self, discriminator):
         features = torch.randn(2, len(DISCRIMINATOR["feature_layers"]), 32, 4, 4)
@@ -160,16 +160,16 @@ class TestModels:
             assert not model.is_gradient_checkpointing
 
     def test_switches_for_attention_of_diffusers_change_nothing(self, pipe):
-        expected = draw(pipe)
+        expected = generate(pipe)
         pipe.enable_attention_slicing()
         pipe.generator.set_attention_backend("native")
-        assert np.array_equal(draw(pipe), expected)
+        assert np.array_equal(generate(pipe), expected)
 
     def test_attention_of_the_tower_is_chosen_as_in_transformers(self, pipe):
-        expected = draw(pipe)
+        expected = generate(pipe)
         pipe.image_encoder.set_attn_implementation("eager")
         assert pipe.image_encoder.vision_model.config._attn_implementation == "eager"
-        assert close(draw(pipe), expected)
+        assert close(generate(pipe), expected)
 
 
 class TestCompile:
@@ -177,13 +177,13 @@ class TestCompile:
     def test_one_graph_serves_all_batch_sizes_above_one(self, pipe, make_generator):
         """Two graphs until the batch size is known to vary, one for single images; `fullgraph` allows no break."""
         pipe.generator = make_generator(bridge_blocks=1, prompt_layers=(0,))
-        expected = {count: draw(pipe, prompt=count * [PROMPT]) for count in (1, 2, 3, 5)}
+        expected = {count: generate(pipe, prompt=count * [PROMPT]) for count in (1, 2, 3, 5)}
         backend = CompileCounter()
         torch.compiler.reset()
         pipe.generator = torch.compile(pipe.generator, fullgraph=True, backend=backend)
         graphs = []
         for count in (3, 2, 5, 1, 3, 5, 1):
-            assert close(draw(pipe, prompt=count * [PROMPT]), expected[count])
+            assert close(generate(pipe, prompt=count * [PROMPT]), expected[count])
             graphs.append(backend.frame_count)
         assert graphs == [1, 2, 2, 3, 3, 3, 3]
 
@@ -198,7 +198,7 @@ class TestCompile:
         assert graphs.frame_count == 1
 
     def test_a_compiled_generator_is_saved_as_itself(self, pipe, tmp_path):
-        expected = draw(pipe)
+        expected = generate(pipe)
         pipe.generator = torch.compile(pipe.generator, backend="eager")
         pipe.save_pretrained(tmp_path)
-        assert close(draw(RATLIPPipeline.from_pretrained(tmp_path)), expected)
+        assert close(generate(RATLIPPipeline.from_pretrained(tmp_path)), expected)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from drawing import PROMPT, draw
+from generating import PROMPT
+from generating import generate as draw
 from hub_server import hub_environment
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline, __version__, bundled
 from ratlip_hf.cli.main import main

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from drawing import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, draw, seeded
+from generating import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, seeded
+from generating import generate as draw
 from ratlip_hf import RATLIPPipeline
 from ratlip_hf.cli.main import main
 from ratlip_hf.export import onnx_export

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from ratlip_hf import RATLIPGenerator
+from ratlip_hf.fast import layers
 from ratlip_hf.fast.networks import FastGenerator
 from ratlip_hf.fast.session import TextCache
 from ratlip_hf.fast.upsampling import Doubling, Periodic, Resizing, upsampled_convolution
+from ratlip_hf.models.blocks import Affine, BridgeBlock, FusionUnit
 from test_models import TOY, inputs, shake, tower
 
 CONV_FORMS = ("plain", "bn_act", "bn_act_sa")
@@ -124,7 +126,7 @@ def test_text_cache_encodes_new_prompts_once_and_forgets_what_was_not_used_for_l
 
 
 def test_the_tower_keeps_one_set_of_weights_in_the_dtype_that_they_have():
-    """A second one would be most of what drawing a batch takes in memory."""
+    """A second one would be most of what a batch takes in memory."""
     generator, encoder = RATLIPGenerator(**TOY).eval(), tower()
     for dtype, shared in ((torch.float32, True), (torch.bfloat16, False)):
         fast = FastGenerator(generator, encoder, dtype)
@@ -136,3 +138,70 @@ def test_the_tower_keeps_one_set_of_weights_in_the_dtype_that_they_have():
             assert all(linear.weight.dtype == dtype for linear in linears)
             assert len(linears) == (6 if shared else 4)
             assert not shared or {linear.weight.data_ptr() for linear in linears} == known
+
+
+class OtherUnit(FusionUnit):
+    """The same parameters with another computation."""
+
+
+class OtherBlock(BridgeBlock):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: setattr(g.blocks[0], "fuse1", OtherUnit(16, 28)), r"blocks\.0\.fuse1, OtherUnit"),
+        (lambda g: g.bridge.append(OtherBlock(8, 6, "plain", 1)), "bridge, ModuleList of BridgeBlock of OtherBlock"),
+        (lambda g: g.blocks[0].fuse1.affines.append(Affine(16, 28)), r"blocks\.0\.fuse1\.affines"),
+        (
+            lambda g: setattr(g.blocks[0].conv1, "conv", torch.nn.Conv2d(16, 16, 5, padding=2)),
+            r"conv1\.conv, Conv2d of 5",
+        ),
+        (lambda g: setattr(g.blocks[0].conv1.conv, "padding_mode", "reflect"), "unusual"),
+        (lambda g: setattr(g.blocks[0].conv1, "norm", torch.nn.InstanceNorm2d(16)), "norm, InstanceNorm2d"),
+        (lambda g: g.blocks[0].add_module("gate", torch.nn.Linear(1, 1)), r"blocks\.0\.gate"),
+        (lambda g: g.add_module("head", torch.nn.Linear(1, 1)), "head, Linear"),
+        (lambda g: g.blocks[0].fuse1.affines[0].gamma.append(torch.nn.Tanh()), "gamma, Sequential"),
+        (lambda g: setattr(g.blocks[0], "upsampling", "bicubic"), "upsampling='bicubic'"),
+    ],
+)
+def test_a_part_without_a_fast_form_is_refused(change, message):
+    generator = RATLIPGenerator(**TOY).eval()
+    change(generator)
+    with pytest.raises(ValueError, match=f"optimize.* has no fast form for .*{message}"):
+        FastGenerator(generator, tower(), torch.float32)
+
+
+@pytest.fixture
+def asked_again():
+    layers._packed_operators_work.cache_clear()
+    yield
+    layers._packed_operators_work.cache_clear()
+
+
+def _refuse(*_):
+    raise RuntimeError("called in another way")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("_reorder_convolution_weight", _refuse),
+        ("_linear_pointwise", lambda x, weight, bias, *_: 2 * F.linear(x, weight.to_dense(), bias)),
+        ("_is_mkldnn_bf16_supported", lambda: False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_private_operators_the_images_are_the_same(name, instead, dtype, asked_again, monkeypatch):
+    if name == "_is_mkldnn_bf16_supported" and dtype == torch.float32:
+        pytest.skip("nobody asks it for float32")
+    expected = plain_and_fast(torch.float32, dtype)[1]
+    layers._packed_operators_work.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, name, instead)
+    assert not layers.packs(dtype)
+    assert error(expected.float(), plain_and_fast(torch.float32, dtype)[1].float()) < (
+        1e-5 if dtype == torch.float32 else 0.05
+    )
+    monkeypatch.setattr(layers, "_packed_linear", _refuse)  # the answer is kept: nothing is tried again
+    assert not layers.packs(dtype)

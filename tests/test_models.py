@@ -1,6 +1,8 @@
 """What users rely on in the networks: independence of samples, the recurrence, sizes, errors, saving, checkpointing.
 Toy components throughout; agreement with the original programs is in `test_parity`."""
 
+import copy
+import functools
 import math
 
 import pytest
@@ -78,7 +80,7 @@ def inputs(batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, 12, generator=rng), torch.randn(batch, 16, generator=rng)
 
 
-def draw(generator, encoder, noise, text) -> torch.Tensor:
+def generate(generator, encoder, noise, text) -> torch.Tensor:
     with torch.no_grad():
         return generator(noise, text, encoder).sample
 
@@ -99,17 +101,17 @@ INDEPENDENT = [
 
 
 @pytest.mark.parametrize("options", INDEPENDENT, ids=str)
-def test_a_image_depends_on_its_own_noise_and_text_only(encoder, options):
+def test_an_image_depends_on_its_own_noise_and_text_only(encoder, options):
     generator = shake(RATLIPGenerator(**{**TOY, **options})).eval()
     noise, text = inputs(8)
-    together = draw(generator, encoder, noise, text)
-    alone = torch.cat([draw(generator, encoder, noise[i : i + 1], text[i : i + 1]) for i in range(8)])
+    together = generate(generator, encoder, noise, text)
+    alone = torch.cat([generate(generator, encoder, noise[i : i + 1], text[i : i + 1]) for i in range(8)])
     order = torch.tensor([3, 1, 7, 0, 5, 2, 6, 4])
     assert distance(together, alone) < 1e-5
-    assert distance(together[order], draw(generator, encoder, noise[order], text[order])) < 1e-5
+    assert distance(together[order], generate(generator, encoder, noise[order], text[order])) < 1e-5
     # A dead input would pass the comparisons above.
-    assert distance(together, draw(generator, encoder, noise.roll(1, 0), text)) > 1e-3
-    assert distance(together, draw(generator, encoder, noise, text.roll(1, 0))) > 1e-3
+    assert distance(together, generate(generator, encoder, noise.roll(1, 0), text)) > 1e-3
+    assert distance(together, generate(generator, encoder, noise, text.roll(1, 0))) > 1e-3
 
 
 def test_batch_as_time_couples_a_batch_warns_and_equals_per_layer_for_one_sample(encoder):
@@ -118,10 +120,10 @@ def test_batch_as_time_couples_a_batch_warns_and_equals_per_layer_for_one_sample
     single.load_state_dict(coupled.state_dict())
     noise, text = inputs(2)
     with pytest.warns(UserWarning, match="batch_as_time"):
-        together = draw(coupled, encoder, noise, text)
-    alone = draw(coupled, encoder, noise[:1], text[:1])
+        together = generate(coupled, encoder, noise, text)
+    alone = generate(coupled, encoder, noise[:1], text[:1])
     assert distance(alone, together[:1]) > 1e-3
-    torch.testing.assert_close(alone, draw(single, encoder, noise[:1], text[:1]))
+    torch.testing.assert_close(alone, generate(single, encoder, noise[:1], text[:1]))
 
 
 def test_recurrence_across_layers_is_torch_lstm_over_repeated_text():
@@ -155,7 +157,7 @@ def test_a_new_affine_is_the_identity():
 
 
 def test_shuffle_attention_against_its_definition():
-    """Group by group, gate by gate, with loops (method section 4)."""
+    """Group by group, gate by gate, with loops (docs/method.md, section 4)."""
     torch.manual_seed(0)
     groups, channels = 3, 12
     attention = shake(ShuffleAttention(channels, groups))
@@ -197,9 +199,9 @@ def test_image_block_channels_of_the_paper():
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 224, 256])
-def test_every_size_is_drawn(encoder, size):
+def test_every_size_is_generated(encoder, size):
     generator = RATLIPGenerator(**{**TOY, "sample_size": size, "base_channels": 4, "attention_groups": 1})
-    assert draw(generator, encoder, *inputs(2)).shape == (2, 3, size, size)
+    assert generate(generator, encoder, *inputs(2)).shape == (2, 3, size, size)
 
 
 @pytest.mark.parametrize(("layers", "width", "image_size", "patch"), [(4, 24, 30, 6), (2, 16, 48, 4)])
@@ -211,7 +213,7 @@ def test_other_clip_towers_fit(layers, width, image_size, patch):
         **{**TOY_D, "clip_width": width, "clip_grid": grid, "feature_layers": (0, layers - 1)}
     )
     noise, text = inputs(2)
-    features = image_features(image_encoder, draw(generator, image_encoder, noise, text), (0, layers - 1))
+    features = image_features(image_encoder, generate(generator, image_encoder, noise, text), (0, layers - 1))
     assert discriminator(features, text).logits.shape == (2,)
 
 
@@ -384,6 +386,52 @@ def test_gradient_checkpointing_changes_nothing_but_memory(encoder, image_conv):
         torch.testing.assert_close(one.grad, two.grad, msg=name)
     for (name, one), two in zip(plain.named_buffers(), saving.buffers(), strict=True):
         torch.testing.assert_close(one, two, msg=name)
+
+
+def resized_first(block, x, states):
+    """The definition of an image block: resize, then everything else."""
+    x = nn.functional.interpolate(x, size=(block.size, block.size), mode=block.upsampling)
+    residual = block.conv1(block.fuse1(x, states[:2]))
+    return block.shortcut(x) + block.conv2(block.fuse2(residual, states[2:]))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("form", ["plain", "bn_act", "bn_act_sa"])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_late_resizing_changes_no_image_gradient_or_statistic(encoder, size, form, checkpointing):
+    """In float64, against image blocks that resize first."""
+    encoder, (noise, text) = copy.deepcopy(encoder).double(), (value.double() for value in inputs(3))
+    options = {**TOY, "sample_size": size, "image_conv": form, "base_channels": 4, "attention_groups": 1}
+    late = nn.Module.to(shake(RATLIPGenerator(**options)).train(), torch.float64)
+    first = copy.deepcopy(late)
+    for block in first.blocks:
+        block.forward = functools.partial(resized_first, block)
+    if checkpointing:
+        late.enable_gradient_checkpointing()
+    images = [generator(noise, text, encoder).sample for generator in (late, first)]
+    torch.testing.assert_close(*images, rtol=1e-10, atol=1e-10)
+    for sample in images:
+        sample.square().mean().backward()
+    for (name, one), two in zip(late.named_parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-8, atol=1e-10, msg=name)
+    for (name, one), two in zip(late.named_buffers(), first.buffers(), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_nearest_blocks_work_on_the_small_map_and_recompute_half_a_block_at_a_time(encoder, mode):
+    generator = RATLIPGenerator(**TOY, upsampling=mode).train()
+    generator.enable_gradient_checkpointing()
+    block, events = generator.blocks[-1], []
+    for name in ("fuse1", "shortcut", "fuse2"):
+        getattr(block, name).register_forward_hook(
+            lambda _, given, out, name=name: events.append((name, out.shape[-1]))
+        )
+    generator(*inputs(3), encoder).sample.sum().backward()
+    side = generator.blocks[-2].size if mode == "nearest" else block.size
+    first, second = [("fuse1", side)], sorted([("shortcut", side), ("fuse2", block.size)], reverse=True)
+    halves = [second, first] if mode == "nearest" else [first, second]  # the backward pass starts at the end
+    assert events == [*first, *second, *halves[0], *halves[1]]
 
 
 @pytest.mark.parametrize(("kind", "options"), [(RATLIPGenerator, TOY), (RATLIPDiscriminator, TOY_D)])

@@ -13,7 +13,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from drawing import NETWORKS, OTHER, PROMPT, close, draw, needs_group_offloading, seeded
+from generating import NETWORKS, OTHER, PROMPT, close, generate, needs_group_offloading, seeded
 from ratlip_hf import RATLIPPipeline
 
 
@@ -32,46 +32,46 @@ def calls(pipe) -> list[str]:
 
 class TestImages:
     def test_are_the_same_and_the_switch_goes_both_ways(self, pipe):
-        expected = draw(pipe)
+        expected = generate(pipe)
         assert pipe.optimize() is pipe
-        fast = draw(pipe)
+        fast = generate(pipe)
         assert close(fast, expected) and not np.array_equal(fast, expected)
         assert pipe.optimize(False) is pipe
-        assert np.array_equal(draw(pipe), expected)
+        assert np.array_equal(generate(pipe), expected)
 
     def test_many_at_once_and_batch_by_batch(self, pipe):
-        expected = draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3)
+        expected = generate(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3)
         pipe.optimize()
-        assert close(draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3), expected)
-        assert close(draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3, batch_size=2), expected)
+        assert close(generate(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3), expected)
+        assert close(generate(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=3, batch_size=2), expected)
 
     def test_bfloat16_on_request(self, pipe):
-        expected = draw(pipe)
+        expected = generate(pipe)
         pipe.optimize(dtype=torch.bfloat16)
-        fast = draw(pipe)
+        fast = generate(pipe)
         assert -10 * np.log10(np.square(fast - expected).mean()) > 35
         assert not close(fast, expected)
         assert pipe.generator.dtype == torch.float32
 
-    def test_a_training_generator_draws_as_in_eval_mode_and_stays_in_training(self, pipe):
-        expected = draw(pipe)
+    def test_a_training_generator_generate_as_in_eval_mode_and_stays_in_training(self, pipe):
+        expected = generate(pipe)
         pipe.generator.train()
-        assert close(draw(pipe.optimize()), expected)
+        assert close(generate(pipe.optimize()), expected)
         assert pipe.generator.training
 
     def test_the_default_is_the_plain_path(self, pipe, calls):
-        draw(pipe)
+        generate(pipe)
         assert calls == ["generator"]
 
 
 class TestWeights:
     def test_changes_in_place_show(self, optimized):
-        before = draw(optimized)
+        before = generate(optimized)
         with torch.no_grad():
             optimized.generator.to_rgb.bias[1:].add_(0.3)
-        changed = draw(optimized)
+        changed = generate(optimized)
         assert not close(changed, before, atol=1e-2)
-        assert close(changed, draw(optimized.optimize(False)))
+        assert close(changed, generate(optimized.optimize(False)))
 
     def test_loaded_weights_statistics_and_another_tower_show(self, optimized, make_generator):
         for change in (
@@ -83,35 +83,35 @@ class TestWeights:
             with torch.no_grad():
                 change()
             plain = RATLIPPipeline(**optimized.components)
-            assert close(draw(optimized), draw(plain))
+            assert close(generate(optimized), generate(plain))
 
     def test_another_dtype_is_followed(self, optimized):
-        expected = draw(optimized)
+        expected = generate(optimized)
         optimized.to(torch.bfloat16)
-        assert close(draw(optimized), expected, atol=0.1) and not close(draw(optimized), expected)
+        assert close(generate(optimized), expected, atol=0.1) and not close(generate(optimized), expected)
         assert optimized._fast.fast.dtype == torch.bfloat16
 
     def test_rounded_weights_in_the_place_of_the_old_ones_show(self, optimized):
-        before = draw(optimized)
+        before = generate(optimized)
         optimized.to(torch.bfloat16).to(torch.float32)  # the allocator may well hand out the same memory again
-        after = draw(optimized)
-        assert not close(after, before) and close(after, draw(RATLIPPipeline(**optimized.components)))
+        after = generate(optimized)
+        assert not close(after, before) and close(after, generate(RATLIPPipeline(**optimized.components)))
 
     def test_averaged_weights_show(self, optimized, make_generator):
         """diffusers' EMA writes through `.data`, which torch does not count."""
         average = EMAModel(make_generator(residual_scale=0.1).to_rgb.parameters())
         average.shadow_params = [parameter + 0.5 for parameter in average.shadow_params]
-        before, parameters = draw(optimized), list(optimized.generator.to_rgb.parameters())
+        before, parameters = generate(optimized), list(optimized.generator.to_rgb.parameters())
         average.store(parameters)
         average.copy_to(parameters)
-        assert close(draw(optimized), draw(RATLIPPipeline(**optimized.components)))
-        assert not close(draw(optimized), before, atol=1e-2)
+        assert close(generate(optimized), generate(RATLIPPipeline(**optimized.components)))
+        assert not close(generate(optimized), before, atol=1e-2)
         average.restore(parameters)
-        assert close(draw(optimized), before)
+        assert close(generate(optimized), before)
 
     def test_unchanged_weights_are_rewritten_once(self, optimized):
         first = optimized._fast.prepare(optimized.generator, optimized.image_encoder)
-        draw(optimized)
+        generate(optimized)
         assert optimized._fast.prepare(optimized.generator, optimized.image_encoder) is first
 
     def test_files_hold_the_plain_weights(self, optimized, tmp_path):
@@ -125,30 +125,30 @@ class TestWeights:
         state = optimized.generator.state_dict()
         assert weights.keys() == state.keys() and all(torch.equal(weights[key], state[key]) for key in state)
         loaded = RATLIPPipeline.from_pretrained(tmp_path / "optimized")
-        assert np.array_equal(draw(loaded), draw(optimized))
+        assert np.array_equal(generate(loaded), generate(optimized))
 
     def test_plain_networks_still_learn(self, optimized):
-        draw(optimized)
+        generate(optimized)
         sample = optimized.generator(torch.randn(1, 100), torch.randn(1, 16), optimized.image_encoder).sample
         sample.sum().backward()
         assert optimized.generator.to_rgb.weight.grad is not None
 
-    def test_copies_and_pickles_draw_on(self, optimized):
-        expected = draw(optimized)
-        assert close(draw(copy.deepcopy(optimized)), expected)
+    def test_copies_and_pickles_generate_on(self, optimized):
+        expected = generate(optimized)
+        assert close(generate(copy.deepcopy(optimized)), expected)
         assert pickle.loads(pickle.dumps(optimized._fast)).dtype is None
 
 
 class TestThreads:
-    def test_draw_as_one_would(self, optimized):
+    def test_generate_as_one_would(self, optimized):
         """With the weights changed in between, so that all of them find the fast networks outdated at once."""
-        expected = [draw(optimized, generator=seeded(seed)) for seed in range(4)]
+        expected = [generate(optimized, generator=seeded(seed)) for seed in range(4)]
         for _ in range(5):
             with torch.no_grad():
                 optimized.generator.to_rgb.bias.add_(0)
             with ThreadPoolExecutor(4) as pool:
-                drawn = list(pool.map(lambda seed: draw(optimized, generator=seeded(seed)), range(4)))
-            assert all(close(*pair) for pair in zip(drawn, expected, strict=True))
+                generated = list(pool.map(lambda seed: generate(optimized, generator=seeded(seed)), range(4)))
+            assert all(close(*pair) for pair in zip(generated, expected, strict=True))
 
 
 class TestPrompts:
@@ -161,11 +161,11 @@ class TestPrompts:
         return seen
 
     def test_are_encoded_once(self, optimized, encoded):
-        expected = draw(optimized, prompt=[PROMPT, OTHER, PROMPT])
-        assert np.array_equal(draw(optimized, prompt=[PROMPT, OTHER, PROMPT]), expected)
+        expected = generate(optimized, prompt=[PROMPT, OTHER, PROMPT])
+        assert np.array_equal(generate(optimized, prompt=[PROMPT, OTHER, PROMPT]), expected)
         assert encoded == [2]
-        draw(optimized.optimize(False))
-        draw(optimized)
+        generate(optimized.optimize(False))
+        generate(optimized)
         assert encoded == [2, 1, 1]
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class TestPrompts:
 
     def test_can_be_learned_as_on_the_plain_path(self, optimized):
         optimized.text_encoder.requires_grad_(True)
-        draw(optimized)
+        generate(optimized)
         optimized.encode_prompt(PROMPT)[0].sum().backward()
         assert optimized.text_encoder.text_projection.weight.grad is not None
 
@@ -216,7 +216,7 @@ class TestRefusals:
 
         optimized.generator.noise_proj = Adapter(100, 8 * 16)
         with pytest.raises(ValueError, match="merge adapters"):
-            draw(optimized)
+            generate(optimized)
 
     @needs_group_offloading
     @pytest.mark.parametrize("name", ["generator", "image_encoder"])
@@ -228,17 +228,17 @@ class TestRefusals:
             pipe.optimize()
 
     def test_hooks_and_offloading_that_come_later_are_not_passed_over(self, optimized):
-        expected = draw(optimized)
+        expected = generate(optimized)
         handle = optimized.generator.to_rgb.register_forward_hook(lambda *_: None)
         with pytest.raises(ValueError, match="to_rgb has hooks"):
-            draw(optimized)
+            generate(optimized)
         handle.remove()
-        assert close(draw(optimized), expected)
+        assert close(generate(optimized), expected)
         optimized.enable_model_cpu_offload(device="cpu")
         with pytest.raises(ValueError, match="offloaded"):
-            draw(optimized)
+            generate(optimized)
         optimized.remove_all_hooks()
-        assert close(draw(optimized), expected)
+        assert close(generate(optimized), expected)
 
     def test_compiled_networks(self, pipe):
         pipe.generator = torch.compile(pipe.generator, backend="eager")
@@ -254,7 +254,7 @@ class TestRefusals:
     def test_other_dtypes(self, pipe, dtype):
         with pytest.raises(ValueError, match="optimize\\(\\) computes in"):
             pipe.optimize(dtype=dtype)
-        assert np.array_equal(draw(pipe), draw(RATLIPPipeline(**pipe.components)))
+        assert np.array_equal(generate(pipe), generate(RATLIPPipeline(**pipe.components)))
 
     def test_other_devices(self, pipe):
         pipe.generator.to("meta")
@@ -268,5 +268,5 @@ class TestRefusals:
 
     def test_wrong_arguments_and_networks_as_on_the_plain_path(self, optimized, make_generator):
         with pytest.raises(ValueError, match="prompt_embeds must be"):
-            draw(optimized, prompt_embeds=torch.ones(1, 3))
+            generate(optimized, prompt_embeds=torch.ones(1, 3))
         assert set(NETWORKS) < set(optimized.components)

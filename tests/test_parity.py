@@ -1,5 +1,5 @@
 """Agreement with the original RATLIP and GALIP programs on seeded weights: max|a-b| / max|ref| <= 1e-4 per tensor.
-Recorded excerpts are always checked; the complete golden file when it lies beside the project."""
+Recorded excerpts are always checked; the complete golden file when it lies next to the project."""
 
 import copy
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_sentence_embeddings(towers):
 
 @pytest.mark.filterwarnings("ignore:recurrence='batch_as_time'")
 def test_images(towers, family):
-    """RATLIP's released code couples a batch, so its three samples are drawn together; GALIP's need not be."""
+    """RATLIP's released code couples a batch, so its three samples are generated together; GALIP's need not be."""
     name, generator, _ = family
     batch = slice(0, 3) if name == "ratlip" else slice(1, 2)
     with torch.no_grad():

@@ -14,14 +14,14 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from drawing import NETWORKS, NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, draw, dtypes, seeded
+from generating import NETWORKS, NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, dtypes, generate, seeded
 from ratlip_hf import RATLIPPipeline
 from ratlip_hf.pipeline import prepare_latents
 
 
 class TestOutputs:
     def test_output_types_show_the_same_image(self, pipe):
-        array, tensor, pil = (draw(pipe, output_type=kind) for kind in ("np", "pt", "pil"))
+        array, tensor, pil = (generate(pipe, output_type=kind) for kind in ("np", "pt", "pil"))
         assert array.shape == (1, 32, 32, 3)
         assert 0 <= array.min() < array.max() <= 1
         assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
@@ -34,16 +34,16 @@ class TestOutputs:
     def test_tuple_holds_what_the_output_class_holds(self, pipe):
         as_tuple = pipe(PROMPT, generator=seeded(), output_type="np", return_dict=False)
         assert isinstance(as_tuple, tuple)
-        assert np.array_equal(as_tuple[0], draw(pipe))
+        assert np.array_equal(as_tuple[0], generate(pipe))
 
     @pytest.mark.parametrize("prompts", [1, 2])
     @pytest.mark.parametrize("per_prompt", [1, 2])
     def test_number_of_images(self, pipe, prompts, per_prompt):
-        assert len(draw(pipe, prompt=prompts * [PROMPT], num_images_per_prompt=per_prompt)) == prompts * per_prompt
+        assert len(generate(pipe, prompt=prompts * [PROMPT], num_images_per_prompt=per_prompt)) == prompts * per_prompt
 
     def test_prompt_and_seed_both_matter(self, pipe):
-        assert not close(draw(pipe), draw(pipe, prompt=OTHER), atol=1e-2)
-        assert not close(draw(pipe), draw(pipe, generator=seeded(1)), atol=1e-2)
+        assert not close(generate(pipe), generate(pipe, prompt=OTHER), atol=1e-2)
+        assert not close(generate(pipe), generate(pipe, generator=seeded(1)), atol=1e-2)
 
     def test_optional_parameters_of_diffusers_are_there(self):
         parameters = set(inspect.signature(RATLIPPipeline.__call__).parameters)
@@ -53,67 +53,69 @@ class TestOutputs:
 class TestSeeds:
     @pytest.mark.parametrize("count", [1, 3, 8])
     def test_one_seed_is_one_image_at_every_batch_size(self, pipe, count):
-        together = draw(pipe, num_images_per_prompt=count, generator=[seeded(seed) for seed in range(count)])
-        alone = [draw(pipe, generator=seeded(seed)) for seed in range(count)]
+        together = generate(pipe, num_images_per_prompt=count, generator=[seeded(seed) for seed in range(count)])
+        alone = [generate(pipe, generator=seeded(seed)) for seed in range(count)]
         assert close(together, np.concatenate(alone))
 
     @pytest.mark.parametrize("count", [3, 8])
     def test_images_take_turns_at_a_shared_generator(self, pipe, count):
         shared = seeded()
-        alone = [draw(pipe, generator=shared) for _ in range(count)]
-        assert close(draw(pipe, num_images_per_prompt=count), np.concatenate(alone))
+        alone = [generate(pipe, generator=shared) for _ in range(count)]
+        assert close(generate(pipe, num_images_per_prompt=count), np.concatenate(alone))
 
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
     def test_images_do_not_depend_on_batch_size(self, pipe, batch_size):
-        assert close(draw(pipe, num_images_per_prompt=5, batch_size=batch_size), draw(pipe, num_images_per_prompt=5))
+        assert close(
+            generate(pipe, num_images_per_prompt=5, batch_size=batch_size), generate(pipe, num_images_per_prompt=5)
+        )
 
     @pytest.mark.parametrize(("batch_size", "passes"), [(None, [5]), (2, [2, 2, 1]), (8, [5])])
     def test_batch_size_bounds_the_forward_passes(self, pipe, batch_size, passes):
         seen = []
         pipe.generator.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-        draw(pipe, num_images_per_prompt=5, batch_size=batch_size)
+        generate(pipe, num_images_per_prompt=5, batch_size=batch_size)
         assert seen == passes
 
     def test_over_long_prompt_leaves_its_neighbours_alone(self, pipe):
-        together = draw(pipe, prompt=[PROMPT, OTHER, TOO_LONG], generator=[seeded(seed) for seed in range(3)])
-        assert close(together[:2], np.concatenate([draw(pipe), draw(pipe, prompt=OTHER, generator=seeded(1))]))
+        together = generate(pipe, prompt=[PROMPT, OTHER, TOO_LONG], generator=[seeded(seed) for seed in range(3)])
+        assert close(together[:2], np.concatenate([generate(pipe), generate(pipe, prompt=OTHER, generator=seeded(1))]))
 
     def test_global_seed_makes_images_reproducible(self, pipe):
         images = []
         for _ in range(2):
             torch.manual_seed(3)
-            images.append(draw(pipe, generator=None))
+            images.append(generate(pipe, generator=None))
         assert np.array_equal(*images)
-        assert close(images[0], draw(pipe, generator=seeded(3)))
+        assert close(images[0], generate(pipe, generator=seeded(3)))
 
     def test_noise_is_plain_normal_noise_of_the_seed(self, pipe):
-        assert close(draw(pipe, latents=torch.randn(1, NOISE_DIM, generator=seeded())), draw(pipe))
+        assert close(generate(pipe, latents=torch.randn(1, NOISE_DIM, generator=seeded())), generate(pipe))
 
     def test_latents_run_prompt_by_prompt(self, pipe):
         latents = prepare_latents(4, NOISE_DIM, seeded())
-        together = draw(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=2, latents=latents)
+        together = generate(pipe, prompt=[PROMPT, OTHER], num_images_per_prompt=2, latents=latents)
         prompts = [PROMPT, PROMPT, OTHER, OTHER]
-        alone = [draw(pipe, prompt=prompt, latents=z[None]) for prompt, z in zip(prompts, latents, strict=True)]
+        alone = [generate(pipe, prompt=prompt, latents=z[None]) for prompt, z in zip(prompts, latents, strict=True)]
         assert close(together, np.concatenate(alone))
 
 
 class TestTruncation:
-    def test_draws_only_the_entries_outside_again(self):
+    def test_generate_only_the_entries_outside_again(self):
         plain = prepare_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)])
         truncated = prepare_latents(20, NOISE_DIM, [seeded(seed) for seed in range(20)], truncation=0.7)
         inside = plain.abs() <= 0.7
         assert torch.equal(truncated[inside], plain[inside])
-        redrawn = truncated[~inside]
-        assert redrawn.abs().max() < 0.7, "entries outside are drawn again, not clamped"
-        assert redrawn.std() > 0.3
+        resampled = truncated[~inside]
+        assert resampled.abs().max() < 0.7, "entries outside are sampled again, not clamped"
+        assert resampled.std() > 0.3
 
     def test_changes_the_image_unless_it_cuts_nothing(self, pipe):
-        assert not close(draw(pipe, truncation=0.5), draw(pipe), atol=1e-3)
-        assert np.array_equal(draw(pipe, truncation=10), draw(pipe))
+        assert not close(generate(pipe, truncation=0.5), generate(pipe), atol=1e-3)
+        assert np.array_equal(generate(pipe, truncation=10), generate(pipe))
 
     def test_keeps_one_seed_one_image(self, pipe):
-        together = draw(pipe, num_images_per_prompt=2, generator=[seeded(0), seeded(1)], truncation=0.5)
-        assert close(together[1:], draw(pipe, generator=seeded(1), truncation=0.5))
+        together = generate(pipe, num_images_per_prompt=2, generator=[seeded(0), seeded(1)], truncation=0.5)
+        assert close(together[1:], generate(pipe, generator=seeded(1), truncation=0.5))
 
 
 class TestBatchAsTime:
@@ -128,13 +130,13 @@ class TestBatchAsTime:
     def test_images_are_independent_unless_asked_otherwise(self, coupled, options):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            together = draw(coupled, prompt=[PROMPT, OTHER], **options)
-            assert close(together[:1], draw(coupled))
+            together = generate(coupled, prompt=[PROMPT, OTHER], **options)
+            assert close(together[:1], generate(coupled))
 
     def test_explicit_batch_size_couples_them_with_a_warning(self, coupled):
         with pytest.warns(UserWarning, match="batch_as_time"):
-            together = draw(coupled, prompt=[PROMPT, OTHER], batch_size=2)
-        assert not close(together[:1], draw(coupled), atol=1e-3)
+            together = generate(coupled, prompt=[PROMPT, OTHER], batch_size=2)
+        assert not close(together[:1], generate(coupled), atol=1e-3)
 
 
 class TestErrors:
@@ -174,13 +176,13 @@ class TestErrors:
     )
     def test_bad_arguments_are_refused(self, pipe, options, error, message):
         with pytest.raises(error, match=message):
-            draw(pipe, **options)
+            generate(pipe, **options)
 
     @pytest.mark.parametrize("name", ["num_images_per_prompt", "batch_size"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
     def test_counts_must_be_positive_integers(self, pipe, name, value):
         with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
-            draw(pipe, **{name: value})
+            generate(pipe, **{name: value})
 
     @pytest.mark.parametrize(
         ("name", "hint"),
@@ -196,35 +198,35 @@ class TestErrors:
     )
     def test_habits_from_diffusion_models_are_explained(self, pipe, name, hint):
         with pytest.raises(ValueError, match=f"{name} has no meaning here: .*{hint}"):
-            draw(pipe, **{name: 1})
+            generate(pipe, **{name: 1})
 
     def test_the_network_is_not_a_random_generator(self, pipe):
         with pytest.raises(TypeError, match=r"torch\.Generator"):
-            draw(pipe, generator=pipe.generator)
+            generate(pipe, generator=pipe.generator)
 
     @pytest.mark.parametrize("name", ["tokenizer", *NETWORKS])
     def test_a_component_that_is_needed_but_missing_is_named(self, pipe, name):
         incomplete = RATLIPPipeline(**{**pipe.components, name: None})
         with pytest.raises(ValueError, match=name):
-            draw(incomplete)
+            generate(incomplete)
 
     def test_a_tower_of_another_size_is_refused(self, pipe, make_generator):
         pipe.generator = make_generator(clip_width=64)
         with pytest.raises(ValueError, match="width 64"):
-            draw(pipe)
+            generate(pipe)
 
 
 class TestPrompts:
     def test_lost_words_of_an_over_long_prompt_are_named(self, pipe, caplog):
         prompt = "a purple finch " + 30 * "red bird " + "beside a green zebra"
-        draw(pipe, prompt=prompt)
+        generate(pipe, prompt=prompt)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         lost = caplog.messages[0].rpartition("lost: ")[2]
         kept = pipe.tokenizer.decode(pipe.tokenizer(prompt, truncation=True).input_ids, skip_special_tokens=True)
         assert (kept + lost).replace(" ", "") == prompt.replace(" ", "")
 
     def test_prompts_that_fit_are_silent(self, pipe, caplog):
-        draw(pipe, prompt="a small red bird with white wings on a branch")
+        generate(pipe, prompt="a small red bird with white wings on a branch")
         assert not caplog.records
 
     def test_over_long_prompt_keeps_its_end_token(self, pipe):
@@ -232,21 +234,21 @@ class TestPrompts:
         pipe.text_encoder.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
         )
-        draw(pipe, prompt=TOO_LONG)
+        generate(pipe, prompt=TOO_LONG)
         assert seen[0].shape == (1, pipe.tokenizer.model_max_length)
         assert seen[0][0, -1] == pipe.tokenizer.eos_token_id
         assert (seen[0][0, :-1] != pipe.tokenizer.eos_token_id).all()
 
     def test_a_tokenizer_without_a_limit_takes_the_text_towers(self, pipe):
-        expected = draw(pipe, prompt=TOO_LONG)
+        expected = generate(pipe, prompt=TOO_LONG)
         pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
         pipe.tokenizer.model_max_length = int(1e30)
-        assert np.array_equal(draw(pipe, prompt=TOO_LONG), expected)
+        assert np.array_equal(generate(pipe, prompt=TOO_LONG), expected)
 
     def test_a_tokenizer_of_another_clip_is_refused(self, pipe):
         pipe.text_encoder.config.eos_token_id = 7
         with pytest.raises(ValueError, match="does not fit"):
-            draw(pipe)
+            generate(pipe)
 
     def test_embeddings_are_clips_own_text_features(self, pipe, clip_model):
         (embeds,) = pipe.encode_prompt([PROMPT, OTHER])
@@ -259,13 +261,13 @@ class TestPrompts:
         pipe.generator = make_generator(text_norm=text_norm)
         embeds = torch.nn.functional.normalize(pipe.encode_prompt([PROMPT])[0], dim=1)
         with pytest.warns(UserWarning, match="not normalised") if warned else contextlib.nullcontext():
-            draw(pipe, prompt_embeds=embeds)
+            generate(pipe, prompt_embeds=embeds)
 
-    def test_encoding_works_without_the_image_half_and_drawing_without_the_text_half(self, pipe):
+    def test_encoding_works_without_the_image_half_and_generating_without_the_text_half(self, pipe):
         encoder = RATLIPPipeline(pipe.tokenizer, pipe.text_encoder, image_encoder=None, generator=None)
         (embeds,) = encoder.encode_prompt([PROMPT])
         painter = RATLIPPipeline(None, None, pipe.image_encoder, pipe.generator)
-        assert close(draw(painter, prompt_embeds=embeds), draw(pipe, prompt=[PROMPT]))
+        assert close(generate(painter, prompt_embeds=embeds), generate(pipe, prompt=[PROMPT]))
 
     def test_encode_prompt_returns_call_arguments_by_name(self):
         """diffusers' own tests read the names from the source."""
@@ -278,10 +280,10 @@ class TestPrompts:
 
 class TestModes:
     @pytest.mark.parametrize("training", [True, False])
-    def test_call_draws_in_eval_mode_and_restores_the_mode(self, pipe, training):
-        expected, before = draw(pipe), copy.deepcopy(pipe.generator.state_dict())
+    def test_call_generate_in_eval_mode_and_restores_the_mode(self, pipe, training):
+        expected, before = generate(pipe), copy.deepcopy(pipe.generator.state_dict())
         pipe.generator.train(training)
-        assert close(draw(pipe, num_images_per_prompt=2)[:1], expected)
+        assert close(generate(pipe, num_images_per_prompt=2)[:1], expected)
         assert all(torch.equal(value, before[name]) for name, value in pipe.generator.state_dict().items())
         assert {module.training for module in pipe.generator.modules()} == {training}
 
@@ -289,17 +291,17 @@ class TestModes:
         pipe.generator.train()
         pipe.generator.to_rgb = None
         with pytest.raises(TypeError):
-            draw(pipe)
+            generate(pipe)
         assert pipe.generator.training
 
     def test_frozen_parts_of_a_training_generator_stay_frozen(self, pipe):
         pipe.generator.train().bridge.eval()
-        draw(pipe)
+        generate(pipe)
         assert pipe.generator.training
         assert not pipe.generator.bridge.training
 
     def test_no_gradients_are_recorded(self, pipe):
-        assert not draw(pipe, output_type="pt").requires_grad
+        assert not generate(pipe, output_type="pt").requires_grad
 
 
 class TestComponents:
@@ -309,14 +311,14 @@ class TestComponents:
     def test_from_pipe_shares_them(self, pipe):
         other = RATLIPPipeline.from_pipe(pipe)
         assert all(other.components[name] is part for name, part in pipe.components.items())
-        assert np.array_equal(draw(other), draw(pipe))
+        assert np.array_equal(generate(other), generate(pipe))
 
     @pytest.mark.parametrize(("dtype", "atol"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
     def test_to_another_dtype(self, pipe, dtype, atol):
-        expected = draw(pipe)
+        expected = generate(pipe)
         assert pipe.to(dtype=dtype) is pipe
         assert dtypes(pipe) == 3 * [dtype]
-        assert close(draw(pipe), expected, atol)
+        assert close(generate(pipe), expected, atol)
 
 
 class TestOffload:
@@ -336,14 +338,14 @@ class TestOffload:
 
         add_hook_to_module(pipe.image_encoder, Recorder())
         pipe.image_encoder.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append("use"))
-        draw(pipe)
+        generate(pipe)
         assert calls == ["load", "use", "unload"]
 
-    def test_sequential_offload_draws_the_same_image(self, pipe):
-        expected = draw(pipe)
+    def test_sequential_offload_generate_the_same_image(self, pipe):
+        expected = generate(pipe)
         networks = [getattr(pipe, name) for name in NETWORKS]
         for network in networks:
             cpu_offload(network, execution_device="cpu")
-        for image in (draw(pipe), draw(pipe)):
+        for image in (generate(pipe), generate(pipe)):
             assert close(image, expected)
             assert {parameter.device.type for network in networks for parameter in network.parameters()} == {"meta"}

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from drawing import NETWORKS, PROMPT, close, draw, dtypes, settings
+from generating import NETWORKS, PROMPT, close, dtypes, generate, settings
 from ratlip_hf import RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.clip import load_clip
 
@@ -35,7 +35,7 @@ class TestSaving:
             assert weights.keys() == copied.keys()
             assert all(torch.equal(copied[key], value) for key, value in weights.items())
         assert settings(loaded.generator) == settings(pipe.generator)
-        assert np.array_equal(draw(loaded), draw(pipe))
+        assert np.array_equal(generate(loaded), generate(pipe))
 
     def test_index_names_the_package_and_not_its_modules(self, saved):
         index = json.loads((saved / "model_index.json").read_text())
@@ -49,14 +49,14 @@ class TestSaving:
     def test_pickled_weights(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path, safe_serialization=False)
         assert not list(tmp_path.rglob("diffusion_pytorch_model.safetensors"))
-        assert np.array_equal(draw(RATLIPPipeline.from_pretrained(tmp_path)), draw(pipe))
+        assert np.array_equal(generate(RATLIPPipeline.from_pretrained(tmp_path)), generate(pipe))
 
     def test_variant(self, pipe, tmp_path):
         pipe.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
         assert len(list(tmp_path.rglob("*.fp16.safetensors"))) == len(list(tmp_path.rglob("*.safetensors"))) == 3
         loaded = RATLIPPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
         assert dtypes(loaded) == 3 * [torch.float16]
-        assert np.array_equal(draw(loaded), draw(pipe))
+        assert np.array_equal(generate(loaded), generate(pipe))
 
     @pytest.mark.parametrize(("saved_as", "asked_for"), [("fp16", None), (None, "fp16"), ("fp16", "no_ema")])
     def test_another_variant_is_not_taken_in_its_place(self, pipe, tmp_path, saved_as, asked_for):
@@ -76,7 +76,7 @@ class TestSaving:
     def test_dtype_at_loading(self, saved, keyword, wanted, expected):
         loaded = RATLIPPipeline.from_pretrained(saved, **{keyword: wanted})
         assert dtypes(loaded) == expected
-        assert np.isfinite(draw(loaded)).all()
+        assert np.isfinite(generate(loaded)).all()
 
     @pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
     @pytest.mark.parametrize("wanted", ["float16", "auto", {"generator": "float16"}])
@@ -95,7 +95,7 @@ class TestSaving:
         loaded = RATLIPPipeline.from_pretrained(tmp_path, **nothing)
         assert (loaded.tokenizer, loaded.text_encoder) == (None, None)
         (embeds,) = pipe.encode_prompt(PROMPT)
-        assert np.array_equal(draw(loaded, prompt_embeds=embeds), draw(pipe))
+        assert np.array_equal(generate(loaded, prompt_embeds=embeds), generate(pipe))
 
     def test_network_may_be_replaced_at_loading(self, saved, make_generator):
         other = make_generator(residual_scale=0.5)
@@ -128,16 +128,16 @@ class TestSaving:
             import ratlip_hf
             from diffusers import DiffusionPipeline
 
-            def draw(cls):
+            def generate(cls):
                 random = torch.Generator().manual_seed(0)
                 return cls.from_pretrained(sys.argv[1])(sys.argv[2], generator=random, output_type="np").images
 
-            np.savez(sys.argv[3], base=draw(DiffusionPipeline), own=draw(ratlip_hf.RATLIPPipeline))
+            np.savez(sys.argv[3], base=generate(DiffusionPipeline), own=generate(ratlip_hf.RATLIPPipeline))
         """
         run_python(textwrap.dedent(script), saved, PROMPT, tmp_path / "images.npz")
         images = np.load(tmp_path / "images.npz")
-        assert close(images["base"], draw(pipe))
-        assert close(images["own"], draw(pipe))
+        assert close(images["base"], generate(pipe))
+        assert close(images["own"], generate(pipe))
 
 
 class TestFromClip:
@@ -148,14 +148,14 @@ class TestFromClip:
         return tmp_path / "clip"
 
     def test_folder_of_a_clip(self, pipe, clip_folder):
-        assert close(draw(RATLIPPipeline.from_clip(clip_folder, pipe.generator)), draw(pipe))
+        assert close(generate(RATLIPPipeline.from_clip(clip_folder, pipe.generator)), generate(pipe))
 
     def test_folder_of_a_pipeline(self, pipe, saved):
-        assert close(draw(RATLIPPipeline.from_clip(saved, pipe.generator)), draw(pipe))
+        assert close(generate(RATLIPPipeline.from_clip(saved, pipe.generator)), generate(pipe))
 
     def test_model_in_memory(self, pipe, clip_model):
         assembled = RATLIPPipeline.from_clip(clip_model, pipe.generator, tokenizer=pipe.tokenizer)
-        assert close(draw(assembled), draw(pipe))
+        assert close(generate(assembled), generate(pipe))
 
     def test_towers_of_a_model_in_memory_share_no_weights_with_it(self, pipe, clip_model):
         assembled = RATLIPPipeline.from_clip(clip_model, pipe.generator, tokenizer=pipe.tokenizer)

@@ -1,5 +1,5 @@
 """The values of the paper and of the released code, literally, and what single options do to the computation.
-Guards the defaults: a preset that drifts would still draw, only something else."""
+Guards the defaults: a preset that drifts would still generate, only something else."""
 
 import math
 
@@ -15,7 +15,7 @@ from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
 from ratlip_hf.clip import prepare_pixels
 from ratlip_hf.models.blocks import ShuffleAttention
 from ratlip_hf.models.recurrence import AcrossLayersStates
-from test_models import TOY, TOY_D, distance, draw, inputs, shake, tower
+from test_models import TOY, TOY_D, distance, generate, inputs, shake, tower
 
 PAPER_GENERATOR = {
     "sample_size": 224,
@@ -89,10 +89,10 @@ def test_residual_scale_weighs_the_clip_block():
     encoder, other = tower(), shake(tower(), seed=5)
     generator = shake(RATLIPGenerator(**TOY, residual_scale=0.0)).eval()
     noise, text = inputs(2)
-    assert torch.equal(draw(generator, encoder, noise, text), draw(generator, other, noise, text))
+    assert torch.equal(generate(generator, encoder, noise, text), generate(generator, other, noise, text))
     scaled = RATLIPGenerator(**TOY, residual_scale=0.3).eval()
     scaled.load_state_dict(generator.state_dict())
-    assert distance(draw(scaled, encoder, noise, text), draw(scaled, other, noise, text)) > 1e-3
+    assert distance(generate(scaled, encoder, noise, text), generate(scaled, other, noise, text)) > 1e-3
 
 
 def test_text_conditioning_reaches_every_reader_of_the_text():
@@ -103,8 +103,8 @@ def test_text_conditioning_reaches_every_reader_of_the_text():
     noise, text = inputs(3)
     conditioned = generator.text_conditioning(text)
     encoder = tower()
-    assert distance(draw(plain, encoder, noise, conditioned), draw(generator, encoder, noise, text)) < 1e-6
-    assert distance(draw(plain, encoder, noise, text), draw(generator, encoder, noise, text)) > 1e-3
+    assert distance(generate(plain, encoder, noise, conditioned), generate(generator, encoder, noise, text)) < 1e-6
+    assert distance(generate(plain, encoder, noise, text), generate(generator, encoder, noise, text)) > 1e-3
 
 
 def test_pixel_preparation_is_that_of_the_clip_processor():
@@ -120,12 +120,12 @@ def test_pixel_preparation_is_that_of_the_clip_processor():
 
 
 @pytest.mark.parametrize("preset", ["ratlip", "galip", "tiny"])
-def test_presets_draw_samples_independently(preset):
+def test_presets_generate_samples_independently(preset):
     sizes = {name: TOY[name] for name in ("noise_dim", "text_dim", "clip_width", "clip_grid", "prompt_layers")}
     generator = shake(RATLIPGenerator.from_preset(preset, **sizes, sample_size=64, base_channels=16)).eval()
     encoder, (noise, text) = tower(), inputs(8)
-    alone = torch.cat([draw(generator, encoder, noise[i : i + 1], text[i : i + 1]) for i in range(8)])
-    assert distance(alone, draw(generator, encoder, noise, text)) < 1e-5
+    alone = torch.cat([generate(generator, encoder, noise[i : i + 1], text[i : i + 1]) for i in range(8)])
+    assert distance(alone, generate(generator, encoder, noise, text)) < 1e-5
 
 
 def test_checkpointed_discriminator_takes_the_penalty_s_double_backward():

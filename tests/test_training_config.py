@@ -46,7 +46,7 @@ def test_shipped_configurations_are_found_by_name_and_as_files(name, preset):
     config = load_config(["--config", name])
     assert config == load_config(["--config", str(EXAMPLES / f"{name}.json")])
     assert config.preset == preset
-    if preset != "tiny":  # the paper's hyper-parameters (method section 6)
+    if preset != "tiny":  # the paper's hyper-parameters (docs/method.md, section 6)
         lrs = (config.generator_learning_rate, config.discriminator_learning_rate)
         penalty = (config.penalty_weight, config.penalty_power, config.clip_loss_weight)
         assert (lrs, penalty) == ((1e-4, 4e-4), (2, 6, 4))

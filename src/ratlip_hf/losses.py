@@ -1,5 +1,7 @@
-"""The objective (Eq. 8) as pure functions of tensors: no network, optimizer or device appears here.
-Training adds the terms up; each function returns one term or one score per sample."""
+"""The terms of the objective (Eq. 8; docs/method.md, section 6) as functions of tensors, without networks or devices.
+
+Each is computed in at least float32: the gradient penalty raises norms to the sixth power, which overflows float16.
+"""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
-"""Noise for the generator: one random generator per image, so that one seed is one image at every batch size.
-`RATLIPPipeline`: sentences in, images out, modelled on `DiffusionPipeline`; inference only."""
+"""`RATLIPPipeline`: prompts in, images out, in the way of a `DiffusionPipeline`; inference only.
+From the top: the call, embeddings, faster networks, ways to load and publish, checks, noise."""
 
 import os
 import warnings
@@ -12,8 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import ModelCard
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .clip import FrozenCLIP, encode_text, load_clip, refuse_missing_weights
-from .convert.original import DEFAULT_CLIP, convert_original
+from .clip import DEFAULT_CLIP, FrozenCLIP, encode_text, load_clip, refuse_missing_weights
 from .fast import FastSession
 from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
@@ -23,68 +22,13 @@ from .utils.compat import PortableConfig, for_diffusers
 from .utils.networks import evaluating
 
 MIN_TRUNCATION = 0.01
-
-
-def prepare_latents(
-    count: int,
-    noise_dim: int,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    truncation: float | None = None,
-) -> torch.Tensor:
-    """Draw z, image by image, as float32 [count, noise_dim].
-
-    `torch.randn(8, 100)` and `torch.randn(1, 100)` differ in their first row, so every row has its own draw.
-
-    Args:
-        count: number of images.
-        noise_dim: width of the noise.
-        generator: one for all images (they take their turns), a list with one per image, or None for torch's
-            global one. Noise is drawn on the generator's device, normally the CPU.
-        truncation: entries with |z| above it are drawn again.
-
-    Raises:
-        TypeError, ValueError: for a wrong type, a list of the wrong length, or a truncation that is too small.
-    """
-    if truncation is not None and not truncation >= MIN_TRUNCATION:
-        raise ValueError(f"truncation must be at least {MIN_TRUNCATION}, not {truncation}")
-    generators = generator if isinstance(generator, list | tuple) else [generator] * count
-    for item in generators:
-        if item is not None and not isinstance(item, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator or a list of them, not {type(item).__name__}")
-    if len(generators) != count:
-        raise ValueError(f"{len(generators)} generators were given for {count} images; pass one per image")
-    rows = [_draw_row(noise_dim, item, truncation) for item in generators]
-    return torch.stack([row.cpu() for row in rows])
-
-
-def check_latents(latents: torch.Tensor, count: int, noise_dim: int) -> None:
-    """Raise TypeError or ValueError unless `latents` is a finite tensor [count, noise_dim]."""
-    if not isinstance(latents, torch.Tensor):
-        raise TypeError(f"latents must be a torch.Tensor, not {type(latents).__name__}")
-    if list(latents.shape) != [count, noise_dim]:
-        raise ValueError(
-            f"latents must be [{count}, {noise_dim}] (prompts x num_images_per_prompt, noise_dim), "
-            f"not {list(latents.shape)}"
-        )
-    if not latents.isfinite().all():
-        raise ValueError("latents contain NaN or infinite values")
-
-
-def _draw_row(noise_dim: int, generator: torch.Generator | None, truncation: float | None) -> torch.Tensor:
-    device = "cpu" if generator is None else generator.device
-    row = torch.randn(noise_dim, generator=generator, device=device)
-    while truncation is not None and (outside := row.abs() > truncation).any():
-        row[outside] = torch.randn(int(outside.sum()), generator=generator, device=device)
-    return row
-
-
 OUTPUT_TYPES = ("pil", "np", "pt")
 _DIFFUSION_HABITS = {
     "height": "the size of the images is fixed by the model (pipe.generator.config.sample_size)",
     "width": "the size of the images is fixed by the model (pipe.generator.config.sample_size)",
-    "num_inference_steps": "a GAN draws in one step; leave it out",
+    "num_inference_steps": "a GAN generates in one step; leave it out",
     "guidance_scale": "there is no guidance; use truncation= to trade variety for typical images",
-    "callback_on_step_end": "a GAN draws in one step, so there is none to call back from; leave it out",
+    "callback_on_step_end": "a GAN generates in one step, so there is no step to call back from; leave it out",
     "negative_prompt": "there is no guidance; say what you want in prompt=",
     "negative_prompt_embeds": "there is no guidance; say what you want in prompt_embeds=",
 }
@@ -105,7 +49,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->generator"
-    _needed_to_draw = ("image_encoder", "generator")
+    _needed_for_images = ("image_encoder", "generator")
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModelWithProjection
@@ -127,6 +71,125 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._fast = None  # a FastSession after `optimize`
 
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        truncation: float | None = None,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **kwargs,
+    ) -> ImagePipelineOutput | tuple:
+        """Generate images.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): P prompts; or give `prompt_embeds`.
+            num_images_per_prompt (`int`): images per prompt; the result is ordered prompt by prompt.
+            generator (`torch.Generator` or a list, *optional*): the random generator (not the network), or one per
+                image. Noise is sampled image by image: one seed, one image, at every batch size.
+            latents (`torch.Tensor`, *optional*): the noise z itself, [P * num_images_per_prompt, noise_dim].
+            prompt_embeds (`torch.Tensor`, *optional*): raw projected text embeddings [P, D], not normalised.
+            truncation (`float`, *optional*): noise entries with |z| above it are sampled again.
+            batch_size (`int`, *optional*): images per forward pass; all at once by default. Models with
+                `recurrence="batch_as_time"` make one at a time by default; only an explicit `batch_size` above 1
+                lets the images of a batch influence each other as in the released code.
+            output_type (`str`): "pil", "np" ([N, S, S, 3]) or "pt" ([N, 3, S, S]), values in [0, 1].
+            return_dict (`bool`): return an `ImagePipelineOutput` instead of a tuple.
+
+        Raises:
+            TypeError, ValueError: for arguments of the wrong kind; the message says what to do.
+        """
+        self._check_inputs(prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, kwargs)
+        device, config = self._execution_device, self.generator.config
+
+        # 1. Text embeddings
+        if prompt_embeds is None:
+            (prompt_embeds,) = self.encode_prompt(prompt, device)
+        self._check_prompt_embeds(prompt_embeds)
+        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+
+        # 2. Noise
+        count = len(prompt_embeds)
+        latents = prepare_latents(count, config.noise_dim, generator, truncation, latents)
+
+        # 3. Images
+        batch_size = batch_size or (1 if self.generator.couples_batch else count)
+        latents = latents.to(device, self.generator.dtype)
+        prompt_embeds = prompt_embeds.to(device, self.generator.dtype)
+        with evaluating(self.generator):
+            generate = self._generate if self._fast is None else self._fast.prepare(self.generator, self.image_encoder)
+            samples = [
+                generate(z, text)
+                for z, text in zip(latents.split(batch_size), prompt_embeds.split(batch_size), strict=True)
+            ]
+        images = self.image_processor.postprocess(torch.cat(samples).float(), output_type=output_type)
+
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _generate(self, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        return self.generator(noise, prompt_embeds, self.image_encoder, return_dict=False)[0]
+
+    def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
+        """Encode prompts.
+
+        Args:
+            prompt (`str` or `list[str]`): P prompts; one that is too long is cut with a warning.
+            device (`torch.device`, *optional*): where the result is wanted; the pipeline's device by default.
+
+        Returns:
+            A tuple with `prompt_embeds` [P, D]: projected text embeddings, not normalised.
+        """
+        self._require("tokenizer", "text_encoder")
+
+        def encode(prompts: list[str]) -> torch.Tensor:
+            return encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
+
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if self._fast is None or torch.is_grad_enabled():  # embeddings that are kept have no graph
+            prompt_embeds = encode(prompts)
+        else:
+            prompt_embeds = self._fast.encode(prompts, self.tokenizer, self.text_encoder, encode)
+        return (prompt_embeds.to(device or self._execution_device),)
+
+    def optimize(self, enabled: bool = True, *, dtype: torch.dtype | None = None) -> "RATLIPPipeline":
+        """Generate the same images faster on a CPU from now on; `optimize(False)` goes back.
+
+        The networks are rewritten in memory (docs of `ratlip_hf.fast`); the components stay as they are and are what
+        is saved, pushed or trained. In float32 images agree with the plain path to rounding. If weights change
+        later (`load_state_dict`, an optimizer's or an EMA's steps, `.to(...)`, another component), the next call
+        rewrites them again; after a write through `tensor.data` to a part of a tensor, call this once more. Adapters,
+        hooks or offloading that come later make the next call raise the ValueError below. Embeddings of prompts are
+        kept for the next call, except where gradients are wanted.
+
+        Args:
+            enabled (`bool`): False for the plain path.
+            dtype (`torch.dtype`, *optional*): of the fast computation; the generator's by default. `torch.bfloat16`
+                is twice as fast on processors with its instructions, with small differences.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            TypeError: if `enabled` is no bool, such as a dtype without its name.
+            ValueError: if the networks are not on the CPU, carry adapters, hooks or offloading, are compiled, or for
+                another dtype.
+        """
+        if not isinstance(enabled, bool):
+            raise TypeError(f"enabled must be True or False, not {enabled!r}; a dtype goes into dtype=")
+        self._fast = None
+        if enabled:
+            self._require("image_encoder", "generator")
+            session = FastSession(dtype)
+            session.prepare(self.generator, self.image_encoder)
+            self._fast = session
+        return self
+
     @classmethod
     def from_clip(
         cls,
@@ -141,7 +204,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             clip: CLIP repository or folder, folder of another RATLIP pipeline, or a `CLIPModel` (then with
                 `tokenizer`).
             generator: the generator network.
-            tokenizer: tokenizer to use instead of the one beside the weights.
+            tokenizer: tokenizer to use instead of the one next to the weights.
             kwargs: passed to transformers, for example `revision=` or `dtype=`.
         """
         parts = load_clip(clip, tokenizer, **kwargs)
@@ -193,8 +256,10 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 transformers for the CLIP, such as `revision=`.
 
         Raises:
-            OSError, ValueError: see [`~convert.checkpoint.convert_original`].
+            OSError, ValueError: see [`~convert.original.convert_original`].
         """
+        from .convert.original import convert_original
+
         refuse_string_dtypes({"dtype": dtype})
         options = {"family": family, "coupled": coupled, "with_discriminator": False}
         converted = convert_original(path, clip, **options, **kwargs)
@@ -220,130 +285,6 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             own_card(ModelCard.load(readme), self.components, repo_id).save(readme)
         return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
-    def optimize(self, enabled: bool = True, *, dtype: torch.dtype | None = None) -> "RATLIPPipeline":
-        """Draw the same images faster on a CPU from now on; `optimize(False)` goes back.
-
-        The networks are rewritten in memory (docs of `ratlip_hf.fast`); the components stay as they are and are what
-        is saved, pushed or trained. In float32 images agree with the plain path to rounding. If weights change
-        later (`load_state_dict`, an optimizer's or an EMA's steps, `.to(...)`, another component), the next call
-        rewrites them again; after a write through `tensor.data` to a part of a tensor, call this once more. Adapters,
-        hooks or offloading that come later make the next call raise the ValueError below. Embeddings of prompts are
-        kept for the next call, except where gradients are wanted.
-
-        Args:
-            enabled (`bool`): False for the plain path.
-            dtype (`torch.dtype`, *optional*): of the fast computation; the generator's by default. `torch.bfloat16`
-                is twice as fast on processors with its instructions, with small differences.
-
-        Returns:
-            The pipeline itself.
-
-        Raises:
-            TypeError: if `enabled` is no bool, such as a dtype without its name.
-            ValueError: if the networks are not on the CPU, carry adapters, hooks or offloading, are compiled, or for
-                another dtype.
-        """
-        if not isinstance(enabled, bool):
-            raise TypeError(f"enabled must be True or False, not {enabled!r}; a dtype goes into dtype=")
-        self._fast = None
-        if enabled:
-            self._require("image_encoder", "generator")
-            session = FastSession(dtype)
-            session.prepare(self.generator, self.image_encoder)
-            self._fast = session
-        return self
-
-    def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
-        """Encode sentences.
-
-        Args:
-            prompt (`str` or `list[str]`): P sentences; one that is too long is cut with a warning.
-            device (`torch.device`, *optional*): where the result is wanted; the pipeline's device by default.
-
-        Returns:
-            A tuple with `prompt_embeds` [P, D]: projected sentence embeddings, not normalised.
-        """
-        self._require("tokenizer", "text_encoder")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompt_embeds = self._encode(prompts).to(device or self._execution_device)
-        return (prompt_embeds,)
-
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
-        def encode(prompts: list[str]) -> torch.Tensor:
-            return encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
-
-        if self._fast is None or torch.is_grad_enabled():  # what is kept has no graph
-            return encode(prompts)
-        return self._fast.encode(prompts, self.tokenizer, self.text_encoder, encode)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: str | list[str] | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        truncation: float | None = None,
-        batch_size: int | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        **kwargs,
-    ) -> ImagePipelineOutput | tuple:
-        """Draw images.
-
-        Args:
-            prompt (`str` or `list[str]`, *optional*): P sentences; or give `prompt_embeds`.
-            num_images_per_prompt (`int`): images per sentence; the result is ordered prompt by prompt.
-            generator (`torch.Generator` or a list, *optional*): the random generator (not the network), or one per
-                image. Noise is drawn image by image: one seed, one image, at every batch size.
-            latents (`torch.Tensor`, *optional*): the noise z itself, [P * num_images_per_prompt, noise_dim].
-            prompt_embeds (`torch.Tensor`, *optional*): raw projected sentence embeddings [P, D], not normalised.
-            truncation (`float`, *optional*): noise entries with |z| above it are drawn again.
-            batch_size (`int`, *optional*): images per forward pass; all at once by default. Models with
-                `recurrence="batch_as_time"` draw one at a time by default; only an explicit `batch_size` above 1
-                lets the images of a batch influence each other as in the released code.
-            output_type (`str`): "pil", "np" ([N, S, S, 3]) or "pt" ([N, 3, S, S]), values in [0, 1].
-            return_dict (`bool`): return an `ImagePipelineOutput` instead of a tuple.
-
-        Raises:
-            TypeError, ValueError: for arguments of the wrong kind; the message says what to do.
-        """
-        self._check_inputs(prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, kwargs)
-        device, config = self._execution_device, self.generator.config
-
-        # 1. Sentences
-        if prompt_embeds is None:
-            (prompt_embeds,) = self.encode_prompt(prompt, device)
-        self._check_prompt_embeds(prompt_embeds)
-        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-
-        # 2. Noise
-        count = len(prompt_embeds)
-        if latents is None:
-            latents = prepare_latents(count, config.noise_dim, generator, truncation)
-        elif truncation is not None:
-            raise ValueError("truncation applies to noise that is drawn here; it cannot be combined with latents=")
-        check_latents(latents, count, config.noise_dim)
-
-        # 3. Images
-        batch_size = batch_size or (1 if self.generator.couples_batch else count)
-        latents = latents.to(device, self.generator.dtype)
-        prompt_embeds = prompt_embeds.to(device, self.generator.dtype)
-        with evaluating(self.generator):
-            draw = self._draw if self._fast is None else self._fast.prepare(self.generator, self.image_encoder)
-            samples = [
-                draw(z, text)
-                for z, text in zip(latents.split(batch_size), prompt_embeds.split(batch_size), strict=True)
-            ]
-        images = self.image_processor.postprocess(torch.cat(samples).float(), output_type=output_type)
-
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _draw(self, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        return self.generator(noise, prompt_embeds, self.image_encoder, return_dict=False)[0]
-
     def _check_inputs(
         self, prompt, num_images_per_prompt, prompt_embeds, truncation, batch_size, output_type, unknown
     ) -> None:
@@ -351,7 +292,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             if name in _DIFFUSION_HABITS:
                 raise ValueError(f"{name} has no meaning here: {_DIFFUSION_HABITS[name]}")
             raise TypeError(f"{type(self).__name__} does not take {name!r}")
-        self._require(*self._needed_to_draw)
+        self._require(*self._needed_for_images)
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("pass either prompt or prompt_embeds, and not both")
         if prompt is not None:
@@ -360,7 +301,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             if not isinstance(prompt, str) and not all(isinstance(item, str) for item in prompt):
                 raise TypeError("every prompt in the list must be a string")
             if not isinstance(prompt, str) and not prompt:
-                raise ValueError("prompt is an empty list; give at least one sentence")
+                raise ValueError("prompt is an empty list; give at least one prompt")
         elif not isinstance(prompt_embeds, torch.Tensor):
             raise TypeError(f"prompt_embeds must be a torch.Tensor, not {type(prompt_embeds).__name__}")
         counts = {"num_images_per_prompt": num_images_per_prompt}
@@ -388,6 +329,60 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 "prompt_embeds have length 1; this model reads CLIP's raw text_embeds, which are not normalised",
                 stacklevel=3,
             )
+
+
+def prepare_latents(
+    count: int,
+    noise_dim: int,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    truncation: float | None = None,
+    latents: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Sample z, image by image, as float32 [count, noise_dim]; or check the `latents` that were given instead.
+
+    Args:
+        count: number of images.
+        noise_dim: width of the noise.
+        generator: one for all images (they take their turns), a list with one per image, or None for torch's
+            global one. Noise is sampled on the generator's device, normally the CPU.
+        truncation: entries with |z| above it are sampled again.
+        latents: the noise itself; it is returned as it is.
+
+    Raises:
+        TypeError, ValueError: for a wrong type, a list of the wrong length, a truncation that is too small, or latents
+            that do not fit, are not finite, or come with a truncation.
+    """
+    if latents is not None:
+        if truncation is not None:
+            raise ValueError("truncation applies to noise that is sampled here; it cannot be combined with latents=")
+        if not isinstance(latents, torch.Tensor):
+            raise TypeError(f"latents must be a torch.Tensor, not {type(latents).__name__}")
+        if list(latents.shape) != [count, noise_dim]:
+            raise ValueError(
+                f"latents must be [{count}, {noise_dim}] (prompts x num_images_per_prompt, noise_dim), "
+                f"not {list(latents.shape)}"
+            )
+        if not latents.isfinite().all():
+            raise ValueError("latents contain NaN or infinite values")
+        return latents
+    if truncation is not None and not truncation >= MIN_TRUNCATION:
+        raise ValueError(f"truncation must be at least {MIN_TRUNCATION}, not {truncation}")
+    generators = generator if isinstance(generator, list | tuple) else [generator] * count
+    for item in generators:
+        if item is not None and not isinstance(item, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, not {type(item).__name__}")
+    if len(generators) != count:
+        raise ValueError(f"{len(generators)} generators were given for {count} images; pass one per image")
+    # Row by row: the first row of `torch.randn(8, 100)` is not that of `torch.randn(1, 100)`.
+    return torch.stack([_noise_row(noise_dim, item, truncation).cpu() for item in generators])
+
+
+def _noise_row(noise_dim: int, generator: torch.Generator | None, truncation: float | None) -> torch.Tensor:
+    device = "cpu" if generator is None else generator.device
+    row = torch.randn(noise_dim, generator=generator, device=device)
+    while truncation is not None and (outside := row.abs() > truncation).any():
+        row[outside] = torch.randn(int(outside.sum()), generator=generator, device=device)
+    return row
 
 
 register(RATLIPPipeline, RATLIPGenerator, RATLIPDiscriminator)

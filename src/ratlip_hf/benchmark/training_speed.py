@@ -1,5 +1,6 @@
 """How fast training steps are and what memory they take: ours, with checkpointing, and one arranged as released."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection
 from .. import bundled, losses
 from ..clip import image_features_and_embeds
 from ..models import RATLIPGenerator
-from ..training.arrangement import resize_late
+from ..models.blocks import ImageBlock
 from ..training.config import TrainingConfig
 from ..training.optimization import EMA, Optimization
 from ..training.run import build_networks, load_frozen_clip, start_accelerator, wrap
@@ -110,7 +111,7 @@ def stepper(path: str, what: Training) -> Callable[[], object]:
     with torch.no_grad():
         text = text_encoder(input_ids).text_embeds
     if path == RELEASED:
-        resize_late(nets.bare(nets.generator), late=False)
+        resize_first(nets.bare(nets.generator))
         run = lambda: released_step(nets, text_encoder, images, noise, input_ids)  # noqa: E731
     else:
         inputs = StepInputs(images, noise, text, text.roll(-1, 0))
@@ -204,6 +205,18 @@ def released_step(
     nets.generator_optimization.step()
     nets.discriminator_optimization.optimizer.zero_grad()
     return {"d_loss": d_loss.detach(), "g_loss": g_loss.detach()}
+
+
+def resize_first(generator: RATLIPGenerator) -> None:
+    """Let the image blocks resize at their start, as the released code does; ours resize later where that is exact."""
+    for block in generator.blocks:
+        block.forward = functools.partial(_resized_first, block)
+
+
+def _resized_first(block: ImageBlock, x: torch.Tensor, states: list[torch.Tensor]) -> torch.Tensor:
+    x = block.resize(x)
+    residual = block.conv1(block.fuse1(x, states[:2]))
+    return block.shortcut(x) + block.conv2(block.fuse2(residual, states[2:]))
 
 
 def _read(nets: Networks, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -194,7 +194,7 @@ class InceptionFeatures(FeatureExtractor):
     Args:
         network: with its weights.
         name: under which scores record it.
-        released: what the authors' evaluation does instead (method section 7b, pytorch-fid): unrounded images,
+        released: what the authors' evaluation does instead (docs/method.md, section 7, pytorch-fid): unrounded images,
             torch's bilinear resize, [-1, 1].
     """
 

@@ -68,7 +68,7 @@ class OnnxRunner:
 class _GraphPipeline(RATLIPPipeline):
     """A pipeline whose image tower is inside the generator's graph."""
 
-    _needed_to_draw = ("generator",)
+    _needed_for_images = ("generator",)
 
 
 class _Graph(nn.Module):

@@ -1,5 +1,7 @@
-"""Drawing faster: the networks of a pipeline rewritten for inference on CPUs, one exact step at a time.
-`session` is what the pipeline holds; `models` and `training` know nothing of this folder."""
+"""Faster images on CPUs: the networks of a pipeline rewritten for inference, one exact step at a time.
+
+`session` is what the pipeline holds. `parts.ASSUMED` says what is assumed of `models`, which know nothing of this.
+"""
 
 from .session import FastSession
 

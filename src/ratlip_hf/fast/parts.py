@@ -1,7 +1,8 @@
-"""States of the bridge's affine layers where every layer owns an LSTM: all cells in one batched product per time step.
-All affine layers of the bridge or of the image generator at once: their small MLPs as few batched matrix products.
-Shuffle attention without its shuffles: channels are kept in an order in which both halves of all groups are slices.
-The fast forms of a bridge block and an image block, built from the plain ones. Maps are [B, H, W, C] throughout."""
+"""The fast forms of the generator's parts, and what they assume of the plain ones. Maps are [B, H, W, C] throughout.
+
+Channels around shuffle attention are kept in an order in which both halves of all groups are slices, so that nothing
+has to be shuffled; the affine layers of the bridge, and those of the image generator, share a few batched products.
+"""
 
 from collections.abc import Sequence
 
@@ -9,226 +10,83 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models.blocks import Affine, BridgeBlock, ConvBlock, ImageBlock, ShuffleAttention
+from ..models import RATLIPGenerator
+from ..models.blocks import (
+    FUSION_SLOPE,
+    UPSAMPLINGS,
+    Affine,
+    BridgeBlock,
+    ConvBlock,
+    FusionUnit,
+    ImageBlock,
+    ShuffleAttention,
+)
 from ..models.recurrence import PerLayerStates
 from .layers import Convolution, Linear, folded, rearrange, reordered, resize
 from .upsampling import upsampled_convolution
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # gamma and beta of an affine layer, each [B, C]
 
-class BatchedCells:
-    """[`PerLayerStates`] with the cells' gates computed together."""
-
-    def __init__(self, states: PerLayerStates):
-        cells = states.cells
-        self.batch_as_time = states.batch_as_time
-        self.layers, self.hidden = len(cells), cells[0].hidden_size
-        self.input_weight = torch.cat([cell.weight_ih_l0.detach() for cell in cells])
-        self.bias = torch.cat([cell.bias_ih_l0.detach() + cell.bias_hh_l0.detach() for cell in cells])
-        self.hidden_weight = torch.stack([cell.weight_hh_l0.detach().T for cell in cells])
-
-    def __call__(self, noise: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
-        """noise [B, Z] and text [B, D] -> one state [B, S] per layer."""
-        condition = torch.cat([noise, text], dim=1)
-        inputs = torch.addmm(self.bias, condition, self.input_weight.T)
-        inputs = inputs.unflatten(1, (self.layers, -1)).transpose(0, 1)  # [layers, B, 4S]
-        if not self.batch_as_time:
-            hidden, _ = _step(inputs, inputs.new_zeros(()))
-            return list(hidden.unbind())
-        hidden = cell = inputs.new_zeros(self.layers, 1, self.hidden)
-        for time in range(len(condition)):
-            hidden, cell = _step(torch.baddbmm(inputs[:, time : time + 1], hidden, self.hidden_weight), cell)
-        return list(hidden.expand(-1, len(condition), -1).unbind())
-
-
-def _step(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One LSTM step; gates in torch's order i, f, g, o."""
-    i, f, g, o = gates.chunk(4, dim=-1)
-    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-    return o.sigmoid() * cell.tanh(), cell
+# Everything that the fast networks assume of the generator: for each kind of module its parts, with the forms of each
+# that are known. A new kind of part belongs here once its fast form is written. `text_conditioning` and `states` may
+# be anything (...): they are called as they are, except for `PerLayerStates`.
+_MLP = ((nn.Sequential, nn.Linear, nn.ReLU, nn.Linear),)
+_CONVS_AND_FUSIONS = {"conv1": (ConvBlock,), "fuse1": (FusionUnit,), "conv2": (ConvBlock,), "fuse2": (FusionUnit,)}
+ASSUMED: dict[type, dict[str, tuple]] = {
+    RATLIPGenerator: {
+        **{"text_conditioning": (...,), "noise_proj": (nn.Linear,), "states": (...,), "prompt_proj": (nn.Linear,)},
+        **{"bridge": ((nn.ModuleList, BridgeBlock),), "blocks": ((nn.ModuleList, ImageBlock),)},
+        **{"to_grid": ((nn.Conv2d, 5),), "from_grid": ((nn.Conv2d, 5),), "to_rgb": ((nn.Conv2d, 3),)},
+    },
+    BridgeBlock: _CONVS_AND_FUSIONS,
+    ImageBlock: {**_CONVS_AND_FUSIONS, "shortcut": ((nn.Conv2d, 1), nn.Identity)},
+    FusionUnit: {"affines": ((nn.ModuleList, Affine, Affine),)},
+    Affine: {"gamma": _MLP, "beta": _MLP},
+    ConvBlock: {
+        "conv": ((nn.Conv2d, 3),),
+        "norm": (nn.BatchNorm2d, type(None)),
+        "attention": (ShuffleAttention, type(None)),
+    },
+    ShuffleAttention: {},
+    PerLayerStates: {"cells": ((nn.ModuleList, nn.LSTM),)},
+}
 
 
-def fast_states(states: nn.Module):
-    """What to call instead of a plain state module."""
-    return BatchedCells(states) if isinstance(states, PerLayerStates) else states
+def check_assumptions(generator: RATLIPGenerator) -> None:
+    """Raise ValueError for a generator with a part that has no fast form, instead of computing something else."""
+    for name, module in generator.named_modules():
+        # What is not in the table is a leaf, or inside a part that is called as it is: its parent asks for its form.
+        known, parts = ASSUMED.get(type(module), {}), module._modules
+        for part in {**known, **parts} if known else ():
+            forms, form = known.get(part, ()), _form(parts.get(part))
+            if form not in forms and ... not in forms:
+                path = f"{name}.{part}" if name else part
+                raise ValueError(
+                    f"optimize() has no fast form for {path}, {_in_words(form)}: write one in ratlip_hf.fast.parts, "
+                    "or do without optimize()"
+                )
+        if isinstance(module, ImageBlock) and module.upsampling not in UPSAMPLINGS:
+            raise ValueError(f"optimize() has no fast form for {name} with upsampling={module.upsampling!r}")
 
 
-FUSION_SLOPE = 0.2  # LeakyReLU after each affine of a FusionUnit
+def _form(module: nn.Module | None) -> type | tuple:
+    """What [`ASSUMED`] compares: the type, with the side of a convolution that keeps the size or a list's items."""
+    kind = type(module)
+    if kind is nn.Conv2d:
+        side = module.kernel_size[0]
+        options = (module.kernel_size, module.padding, module.stride, module.dilation, module.groups)
+        usual = options == ((side, side), (side // 2, side // 2), (1, 1), (1, 1), 1)
+        return kind, side if usual and module.padding_mode == "zeros" else "unusual"
+    if kind is nn.Sequential:
+        return kind, *map(type, module)
+    if kind is nn.ModuleList:
+        items = [type(item) for item in module]
+        return kind, *(items if Affine in items else dict.fromkeys(items))  # only of affines does the number matter
+    return kind
 
 
-class AffineBank:
-    """gamma and beta of a list of affine layers. Layers of equal width share two batched products.
-
-    Args:
-        affines: the layers in order of use.
-        orders: for each the order in which its channels are kept; None for as they are.
-        dtype: of weights and results.
-    """
-
-    def __init__(self, affines: Sequence[Affine], orders: Sequence[torch.Tensor | None], dtype: torch.dtype):
-        self.dtype, self.count = dtype, len(affines)
-        widths = [affine.gamma[-1].out_features for affine in affines]
-        self.groups = [
-            _Group([(index, affines[index], orders[index]) for index, w in enumerate(widths) if w == width], dtype)
-            for width in dict.fromkeys(widths)
-        ]
-
-    def __call__(self, states: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """One state [B, S] per layer -> (gamma, beta) per layer, each [B, C]."""
-        states = torch.stack([state.to(self.dtype) for state in states])
-        found = {index: pair for group in self.groups for index, pair in group(states)}
-        return [found[index] for index in range(self.count)]
-
-
-class _Group:
-    """Layers of one width; MLPs 2i and 2i + 1 are gamma and beta of its layer i."""
-
-    def __init__(self, members: list[tuple[int, Affine, torch.Tensor | None]], dtype: torch.dtype):
-        self.indices = [index for index, _, _ in members]
-        self.readers = torch.tensor(self.indices).repeat_interleave(2)
-        mlps = [(mlp, order) for _, affine, order in members for mlp in (affine.gamma, affine.beta)]
-        self.first = _stacked([(mlp[0], None) for mlp, _ in mlps], dtype)
-        self.last = _stacked([(mlp[2], order) for mlp, order in mlps], dtype)
-
-    def __call__(self, states: torch.Tensor) -> list[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
-        weight, bias = self.first
-        hidden = torch.baddbmm(bias, states[self.readers], weight).relu_()
-        weight, bias = self.last
-        results = torch.baddbmm(bias, hidden, weight).unbind()
-        return list(zip(self.indices, zip(results[::2], results[1::2], strict=True), strict=True))
-
-
-def _stacked(layers: list[tuple[nn.Linear, torch.Tensor | None]], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Weights [n, S, C] and biases [n, 1, C] of linear layers with their outputs in the given orders."""
-    every = slice(None)
-    orders = [every if order is None else order for _, order in layers]
-    first = layers[0][0]
-    weight = torch.empty(len(layers), first.in_features, first.out_features, dtype=dtype)
-    for target, (layer, _), order in zip(weight, layers, orders, strict=True):
-        target.copy_(layer.weight.detach()[order].T)
-    bias = torch.stack([layer.bias.detach()[order] for (layer, _), order in zip(layers, orders, strict=True)])
-    return weight, bias[:, None].to(dtype)
-
-
-def modulate(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """gamma * x + beta of x [B, H, W, C], which stays as it is; gamma and beta are [B, C]."""
-    gamma, beta = (vector[:, None, None] for vector in pair)
-    return torch.addcmul(beta, gamma, x)
-
-
-def fuse_(
-    x: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], factor: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A fusion unit on factor * x, in place: affine -> LeakyReLU(0.2) -> affine -> LeakyReLU(0.2)."""
-    gamma, beta = pairs[0]
-    gamma = gamma if factor is None else gamma * factor
-    torch.addcmul(beta[:, None, None], gamma[:, None, None], x, out=x)
-    return finish_fusion_(x, pairs[1])
-
-
-def finish_fusion_(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The fusion unit after its first affine, in place."""
-    gamma, beta = (vector[:, None, None] for vector in pair)
-    F.leaky_relu_(x, FUSION_SLOPE)
-    torch.addcmul(beta, gamma, x, out=x)
-    return F.leaky_relu_(x, FUSION_SLOPE)
-
-
-def channel_order(channels: int, groups: int) -> torch.Tensor:
-    """Where to find the channels of a shuffled map: entry q is the shuffled position of the channel kept at q.
-
-    First come all channels that are gated as a whole, then all that are gated place by place.
-    """
-    source = _source(channels)
-    by_place = _within_group(source, channels, groups) >= channels // (2 * groups)
-    return torch.argsort(by_place.long(), stable=True)
-
-
-def rows_before_attention(channels: int, groups: int) -> torch.Tensor:
-    """The convolution's output channels that end up, after attention and shuffle, in [`channel_order`]."""
-    return _source(channels)[channel_order(channels, groups)]
-
-
-def _source(channels: int) -> torch.Tensor:
-    """Channel that the shuffle moves to each position: the two halves of all channels are interleaved."""
-    return torch.arange(channels).reshape(2, channels // 2).T.reshape(-1)
-
-
-def _within_group(channel: torch.Tensor, channels: int, groups: int) -> torch.Tensor:
-    return channel % (channels // groups)
-
-
-class FastAttention:
-    """The gates of a [`ShuffleAttention`] for a map in [`channel_order`]."""
-
-    def __init__(self, attention: ShuffleAttention, channels: int, dtype: torch.dtype):
-        self.half, self.dtype = channels // 2, dtype
-        position = _within_group(rows_before_attention(channels, attention.groups), channels, attention.groups)
-        first, second = position[: self.half], position[self.half :] - channels // (2 * attention.groups)
-        kind = torch.promote_types(dtype, torch.float32)  # the gates' arguments are never formed in half precision
-        vectors = {name: vector.detach().to(kind) for name, vector in attention.named_parameters()}
-        self.channel_weight = vectors["channel_weight"][first]
-        self.channel_bias = vectors["channel_bias"][first]
-        self.scale = (vectors["spatial_weight"] * vectors["norm_weight"])[second]
-        self.shift = (vectors["spatial_weight"] * vectors["norm_bias"] + vectors["spatial_bias"])[second]
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Gate the second half of the channels of x [B, H, W, C] in place.
-
-        Returns:
-            Factors [B, C] still to be multiplied: the gates of the first half, which are constant over the map, and
-            ones. The caller has a multiplication to do anyway.
-        """
-        mean, variance = moments(x)
-        gates = torch.sigmoid(self.channel_weight * mean[:, : self.half] + self.channel_bias)
-        scale = self.scale * (variance[:, self.half :] + 1e-5).rsqrt()
-        shift = self.shift - scale * mean[:, self.half :]
-
-        by_place = x[..., self.half :]
-        scale, shift = (vector.to(self.dtype)[:, None, None] for vector in (scale, shift))
-        by_place.mul_(torch.addcmul(shift, scale, by_place).sigmoid_())
-        return torch.cat([gates, torch.ones_like(gates)], dim=1).to(self.dtype)
-
-
-def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of every channel of every image of x [B, H, W, C], each [B, C], at least float32."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    unused = x.new_zeros(x.shape[3], dtype=kind)  # running statistics; they make the results float32
-    pairs = [torch.batch_norm_update_stats(image.permute(2, 0, 1)[None], unused, unused, 0.0) for image in x.unbind()]
-    mean, variance = (torch.stack(part) for part in zip(*pairs, strict=True))
-    return mean, variance
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-def order_of(block: nn.Module, channels: int) -> torch.Tensor | None:
-    """The order in which maps of that many channels are kept around such a block; None for as they are."""
-    attention = block.conv2.attention
-    return None if attention is None else channel_order(channels, attention.groups)
-
-
-def affines_and_orders(blocks: nn.ModuleList) -> tuple[list[Affine], list[torch.Tensor | None]]:
-    """The affine layers of bridge or image blocks in order of use, and the order of the channels that each meets."""
-    affines, orders = [], []
-    for block in blocks:
-        first, second = block.conv1.conv, block.conv2.conv
-        # The bridge's first convolution is without attention and keeps its channels where they are.
-        before = None if isinstance(block, BridgeBlock) else order_of(block, first.in_channels)
-        for unit, order in ((block.fuse1, before), (block.fuse2, order_of(block, second.out_channels))):
-            affines += unit.affines
-            orders += [order] * len(unit.affines)
-    return affines, orders
-
-
-def _fast_weights(block: ConvBlock, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    weight, bias, slope = folded(block)
-    channels = len(bias)
-    rows = None if block.attention is None else rows_before_attention(channels, block.attention.groups)
-    return *rearrange(weight, bias, rows, columns), slope
-
-
-def _fast_attention(block: ConvBlock, dtype: torch.dtype) -> FastAttention | None:
-    return None if block.attention is None else FastAttention(block.attention, block.conv.out_channels, dtype)
+def _in_words(form: type | tuple) -> str:
+    return " of ".join(getattr(kind, "__name__", str(kind)) for kind in (form if isinstance(form, tuple) else [form]))
 
 
 class FastBridgeBlock:
@@ -303,11 +161,223 @@ class FastImageBlock:
 
 
 class FastRGB:
-    """LeakyReLU(0.2) and the convolution to three colours."""
+    """LeakyReLU and the convolution to three colours."""
 
     def __init__(self, to_rgb: nn.Conv2d, order: torch.Tensor | None, size: int, dtype: torch.dtype):
         self.convolution = Convolution(*reordered(to_rgb, None, order), dtype, size, padding=1)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, S, C], overwritten -> [B, S, S, 3]."""
-        return self.convolution(F.leaky_relu_(x, 0.2))
+        return self.convolution(F.leaky_relu_(x, FUSION_SLOPE))
+
+
+def order_of(block: nn.Module, channels: int) -> torch.Tensor | None:
+    """The order in which maps of that many channels are kept around such a block; None for as they are."""
+    attention = block.conv2.attention
+    return None if attention is None else channel_order(channels, attention.groups)
+
+
+def affines_and_orders(blocks: nn.ModuleList) -> tuple[list[Affine], list[torch.Tensor | None]]:
+    """The affine layers of bridge or image blocks in order of use, and the order of the channels that each meets."""
+    affines, orders = [], []
+    for block in blocks:
+        first, second = block.conv1.conv, block.conv2.conv
+        # The bridge's first convolution is without attention and keeps its channels where they are.
+        before = None if isinstance(block, BridgeBlock) else order_of(block, first.in_channels)
+        for unit, order in ((block.fuse1, before), (block.fuse2, order_of(block, second.out_channels))):
+            affines += unit.affines
+            orders += [order] * len(unit.affines)
+    return affines, orders
+
+
+class FastAttention:
+    """The gates of a [`ShuffleAttention`] for a map in [`channel_order`]."""
+
+    def __init__(self, attention: ShuffleAttention, channels: int, dtype: torch.dtype):
+        self.half, self.dtype = channels // 2, dtype
+        position = _within_group(rows_before_attention(channels, attention.groups), channels, attention.groups)
+        first, second = position[: self.half], position[self.half :] - channels // (2 * attention.groups)
+        kind = torch.promote_types(dtype, torch.float32)  # the gates' arguments are never formed in half precision
+        vectors = {name: vector.detach().to(kind) for name, vector in attention.named_parameters()}
+        self.channel_weight = vectors["channel_weight"][first]
+        self.channel_bias = vectors["channel_bias"][first]
+        self.scale = (vectors["spatial_weight"] * vectors["norm_weight"])[second]
+        self.shift = (vectors["spatial_weight"] * vectors["norm_bias"] + vectors["spatial_bias"])[second]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Gate the second half of the channels of x [B, H, W, C] in place.
+
+        Returns:
+            Factors [B, C] still to be multiplied: the gates of the first half, which are constant over the map, and
+            ones. The caller has a multiplication to do anyway.
+        """
+        mean, variance = moments(x)
+        gates = torch.sigmoid(self.channel_weight * mean[:, : self.half] + self.channel_bias)
+        scale = self.scale * (variance[:, self.half :] + 1e-5).rsqrt()
+        shift = self.shift - scale * mean[:, self.half :]
+
+        by_place = x[..., self.half :]
+        scale, shift = (vector.to(self.dtype)[:, None, None] for vector in (scale, shift))
+        by_place.mul_(torch.addcmul(shift, scale, by_place).sigmoid_())
+        return torch.cat([gates, torch.ones_like(gates)], dim=1).to(self.dtype)
+
+
+def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of every channel of every image of x [B, H, W, C], each [B, C], at least float32."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    unused = x.new_zeros(x.shape[3], dtype=kind)  # running statistics; they make the results float32
+    pairs = [torch.batch_norm_update_stats(image.permute(2, 0, 1)[None], unused, unused, 0.0) for image in x.unbind()]
+    mean, variance = (torch.stack(part) for part in zip(*pairs, strict=True))
+    return mean, variance
+
+
+def _fast_weights(block: ConvBlock, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    weight, bias, slope = folded(block)
+    channels = len(bias)
+    rows = None if block.attention is None else rows_before_attention(channels, block.attention.groups)
+    return *rearrange(weight, bias, rows, columns), slope
+
+
+def _fast_attention(block: ConvBlock, dtype: torch.dtype) -> FastAttention | None:
+    return None if block.attention is None else FastAttention(block.attention, block.conv.out_channels, dtype)
+
+
+def channel_order(channels: int, groups: int) -> torch.Tensor:
+    """Where to find the channels of a shuffled map: entry q is the shuffled position of the channel kept at q.
+
+    First come all channels that are gated as a whole, then all that are gated place by place.
+    """
+    source = _source(channels)
+    by_place = _within_group(source, channels, groups) >= channels // (2 * groups)
+    return torch.argsort(by_place.long(), stable=True)
+
+
+def rows_before_attention(channels: int, groups: int) -> torch.Tensor:
+    """The convolution's output channels that end up, after attention and shuffle, in [`channel_order`]."""
+    return _source(channels)[channel_order(channels, groups)]
+
+
+def _source(channels: int) -> torch.Tensor:
+    """Channel that the shuffle moves to each position: the two halves of all channels are interleaved."""
+    return torch.arange(channels).reshape(2, channels // 2).T.reshape(-1)
+
+
+def _within_group(channel: torch.Tensor, channels: int, groups: int) -> torch.Tensor:
+    return channel % (channels // groups)
+
+
+def modulate(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """gamma * x + beta of x [B, H, W, C], which stays as it is; gamma and beta are [B, C]."""
+    gamma, beta = (vector[:, None, None] for vector in pair)
+    return torch.addcmul(beta, gamma, x)
+
+
+def fuse_(
+    x: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], factor: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A fusion unit on factor * x, in place: affine -> LeakyReLU(0.2) -> affine -> LeakyReLU(0.2)."""
+    gamma, beta = pairs[0]
+    gamma = gamma if factor is None else gamma * factor
+    torch.addcmul(beta[:, None, None], gamma[:, None, None], x, out=x)
+    return finish_fusion_(x, pairs[1])
+
+
+def finish_fusion_(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The fusion unit after its first affine, in place."""
+    gamma, beta = (vector[:, None, None] for vector in pair)
+    F.leaky_relu_(x, FUSION_SLOPE)
+    torch.addcmul(beta, gamma, x, out=x)
+    return F.leaky_relu_(x, FUSION_SLOPE)
+
+
+class AffineBank:
+    """gamma and beta of a list of affine layers. Layers of equal width share two batched products.
+
+    Args:
+        affines: the layers in order of use.
+        orders: for each the order in which its channels are kept; None for as they are.
+        dtype: of weights and results.
+    """
+
+    def __init__(self, affines: Sequence[Affine], orders: Sequence[torch.Tensor | None], dtype: torch.dtype):
+        self.dtype, self.count = dtype, len(affines)
+        widths = [affine.gamma[-1].out_features for affine in affines]
+        self.groups = [
+            _EqualWidths(
+                [(index, affines[index], orders[index]) for index, w in enumerate(widths) if w == width], dtype
+            )
+            for width in dict.fromkeys(widths)
+        ]
+
+    def __call__(self, states: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """One state [B, S] per layer -> (gamma, beta) per layer, each [B, C]."""
+        states = torch.stack([state.to(self.dtype) for state in states])
+        found = {index: pair for group in self.groups for index, pair in group(states)}
+        return [found[index] for index in range(self.count)]
+
+
+class _EqualWidths:
+    """Layers of one width; MLPs 2i and 2i + 1 are gamma and beta of its layer i."""
+
+    def __init__(self, members: list[tuple[int, Affine, torch.Tensor | None]], dtype: torch.dtype):
+        self.indices = [index for index, _, _ in members]
+        self.readers = torch.tensor(self.indices).repeat_interleave(2)
+        mlps = [(mlp, order) for _, affine, order in members for mlp in (affine.gamma, affine.beta)]
+        self.first = _stacked([(mlp[0], None) for mlp, _ in mlps], dtype)
+        self.last = _stacked([(mlp[2], order) for mlp, order in mlps], dtype)
+
+    def __call__(self, states: torch.Tensor) -> list[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+        weight, bias = self.first
+        hidden = torch.baddbmm(bias, states[self.readers], weight).relu_()
+        weight, bias = self.last
+        results = torch.baddbmm(bias, hidden, weight).unbind()
+        return list(zip(self.indices, zip(results[::2], results[1::2], strict=True), strict=True))
+
+
+def _stacked(layers: list[tuple[nn.Linear, torch.Tensor | None]], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Weights [n, S, C] and biases [n, 1, C] of linear layers with their outputs in the given orders."""
+    every = slice(None)
+    orders = [every if order is None else order for _, order in layers]
+    first = layers[0][0]
+    weight = torch.empty(len(layers), first.in_features, first.out_features, dtype=dtype)
+    for target, (layer, _), order in zip(weight, layers, orders, strict=True):
+        target.copy_(layer.weight.detach()[order].T)
+    bias = torch.stack([layer.bias.detach()[order] for (layer, _), order in zip(layers, orders, strict=True)])
+    return weight, bias[:, None].to(dtype)
+
+
+class BatchedCells:
+    """[`PerLayerStates`] with the cells' gates computed together."""
+
+    def __init__(self, states: PerLayerStates):
+        cells = states.cells
+        self.batch_as_time = states.batch_as_time
+        self.layers, self.hidden = len(cells), cells[0].hidden_size
+        self.input_weight = torch.cat([cell.weight_ih_l0.detach() for cell in cells])
+        self.bias = torch.cat([cell.bias_ih_l0.detach() + cell.bias_hh_l0.detach() for cell in cells])
+        self.hidden_weight = torch.stack([cell.weight_hh_l0.detach().T for cell in cells])
+
+    def __call__(self, noise: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
+        """noise [B, Z] and text [B, D] -> one state [B, S] per layer."""
+        condition = torch.cat([noise, text], dim=1)
+        inputs = torch.addmm(self.bias, condition, self.input_weight.T)
+        inputs = inputs.unflatten(1, (self.layers, -1)).transpose(0, 1)  # [layers, B, 4S]
+        if not self.batch_as_time:
+            hidden, _ = _step(inputs, inputs.new_zeros(()))
+            return list(hidden.unbind())
+        hidden = cell = inputs.new_zeros(self.layers, 1, self.hidden)
+        for time in range(len(condition)):
+            hidden, cell = _step(torch.baddbmm(inputs[:, time : time + 1], hidden, self.hidden_weight), cell)
+        return list(hidden.expand(-1, len(condition), -1).unbind())
+
+
+def _step(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One LSTM step; gates in torch's order i, f, g, o."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+def fast_states(states: nn.Module):
+    """What to call instead of a plain state module."""
+    return BatchedCells(states) if isinstance(states, PerLayerStates) else states

@@ -1,6 +1,5 @@
-"""Sentence embeddings of prompts that were seen before.
-Whether networks are still what the fast path was built from, and whether it can be built from them at all.
-`FastSession`: what an optimized pipeline holds: the fast networks and the text cache, renewed when weights change."""
+"""`FastSession`: what an optimized pipeline holds, the fast networks and the embeddings of earlier prompts, both
+renewed when the weights they were made from change."""
 
 import threading
 import warnings
@@ -16,53 +15,71 @@ from ..models import RATLIPGenerator
 from .networks import FastGenerator
 
 CAPACITY = 1024  # prompts; 2 kB each for CLIP ViT-B/32
-
-
-class TextCache:
-    """The embeddings of the last [`CAPACITY`] different prompts."""
-
-    def __init__(self, capacity: int = CAPACITY):
-        self.capacity = capacity
-        self.rows: OrderedDict[str, torch.Tensor] = OrderedDict()
-
-    def __call__(self, prompts: list[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-        """Embeddings [P, D]; `encode` is asked once, for the prompts that are new."""
-        rows = {prompt: self.rows[prompt] for prompt in prompts if prompt in self.rows}
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]
-        if new:
-            rows |= {prompt: row.detach().clone() for prompt, row in zip(new, encode(new), strict=True)}
-        for prompt in prompts:
-            self.rows[prompt] = rows[prompt]
-            self.rows.move_to_end(prompt)
-        while len(self.rows) > self.capacity:
-            self.rows.popitem(last=False)
-        return torch.stack([rows[prompt] for prompt in prompts])
-
-
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _KNOWN = ("torch.nn.modules.", "transformers.", "ratlip_hf.")
 
 
-class Snapshot:
-    """Which modules, hooks and tensors some networks have, and in which state the tensors are.
+class FastSession:
+    """Generates and encodes for a pipeline, always with its present weights. Threads may share one.
 
-    In-place operations, `load_state_dict`, optimizer steps, `.to(...)`, replaced parameters or modules, adapters and
-    hooks all show. Writes through `tensor.data` and into inference tensors are not counted by torch; they show where
-    they change the first number of a tensor, as those of diffusers' `EMAModel` do.
+    Args:
+        dtype: of the computation; None follows the generator.
+
+    Raises:
+        ValueError: for a dtype that has no fast path.
     """
 
-    def __init__(self, *modules: nn.Module):
-        self.state = _state(modules)
-        self.held = [*_walk(modules), *_tensors(modules)]  # so that no other object can take one's identity
-        self.places = [tensor.untyped_storage() for tensor in _tensors(modules)]  # nor another tensor its place
-        self.firsts = [_first(tensor) for tensor in _tensors(modules)]
-        self.numbers = self._numbers()
+    def __init__(self, dtype: torch.dtype | None = None):
+        if dtype is not None:
+            check_dtype(dtype)
+        self.dtype, self._lock = dtype, threading.Lock()
+        self.fast: FastGenerator | None = None
+        self.networks: Snapshot | None = None
+        self.texts = self.text = self.tokenizer = None
 
-    def still_holds(self, *modules: nn.Module) -> bool:
-        """Whether the same call would give the same snapshot."""
-        return _state(modules) == self.state and self._numbers() == self.numbers
+    def prepare(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> FastGenerator:
+        """The fast networks for these plain ones: the last ones as long as no weight has changed, else new ones.
 
-    def _numbers(self) -> list[bytes]:
-        return [first.tobytes() for first in self.firsts]
+        Raises:
+            ValueError: for networks that are not plain, see [`check_plain`], or of another dtype.
+        """
+        with self._lock:
+            if self.fast is None or not self.networks.still_holds(generator, image_encoder):
+                self.fast = self.networks = None  # before there are new ones, for the sake of memory
+                check_plain(generator, image_encoder)
+                dtype = self.dtype or generator.dtype
+                check_dtype(dtype)
+                with torch.no_grad():
+                    self.fast = FastGenerator(generator, image_encoder, dtype)
+                self.networks = Snapshot(generator, image_encoder)
+            return self.fast
+
+    def encode(self, prompts: list[str], tokenizer: object, text_encoder: nn.Module, encode) -> torch.Tensor:
+        """Embeddings [P, D] of the prompts; `encode(prompts)` makes those that are not kept."""
+        with self._lock:
+            holds = self.text is not None and self.tokenizer is tokenizer and self.text.still_holds(text_encoder)
+            if not holds:
+                self.texts, self.tokenizer, self.text = TextCache(), tokenizer, Snapshot(text_encoder)
+            return self.texts(prompts, encode)
+
+    def __reduce__(self):
+        # Packed weights can be neither copied nor pickled; a copy makes its own.
+        return type(self), (self.dtype,)
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ValueError for a dtype without a fast path; warn where it brings nothing."""
+    if dtype not in DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+        raise ValueError(f"optimize() computes in {names}, not {dtype!r}: pass dtype=torch.float32 or torch.bfloat16")
+    if dtype == torch.bfloat16 and not _has_bfloat16():
+        warnings.warn("this processor has no bfloat16 instructions: float32 will be faster", stacklevel=4)
+
+
+def _has_bfloat16() -> bool:
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private to torch, so perhaps not there
+    found = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
+    return not found or any(supported() for supported in found)
 
 
 def check_plain(*modules: nn.Module) -> None:
@@ -92,6 +109,29 @@ def _foreign_forward(module: nn.Module):
     """What was put in the place of the class's `forward`: how accelerate and diffusers hook a module."""
     forward = vars(module).get("forward")
     return None if getattr(forward, "__func__", None) is type(module).forward else forward
+
+
+class Snapshot:
+    """Which modules, hooks and tensors some networks have, and in which state the tensors are.
+
+    In-place operations, `load_state_dict`, optimizer steps, `.to(...)`, replaced parameters or modules, adapters and
+    hooks all show. Writes through `tensor.data` and into inference tensors are not counted by torch; they show where
+    they change the first number of a tensor, as those of diffusers' `EMAModel` do.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        self.state = _state(modules)
+        self.held = [*_walk(modules), *_tensors(modules)]  # so that no other object can take one's identity
+        self.places = [tensor.untyped_storage() for tensor in _tensors(modules)]  # nor another tensor its place
+        self.firsts = [_first(tensor) for tensor in _tensors(modules)]
+        self.numbers = self._numbers()
+
+    def still_holds(self, *modules: nn.Module) -> bool:
+        """Whether the same call would give the same snapshot."""
+        return _state(modules) == self.state and self._numbers() == self.numbers
+
+    def _numbers(self) -> list[bytes]:
+        return [first.tobytes() for first in self.firsts]
 
 
 def _walk(modules: tuple[nn.Module, ...]) -> Iterator[nn.Module]:
@@ -127,65 +167,22 @@ def _first(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach()[(0,) * tensor.ndim].reshape(1).view(torch.uint8).numpy()
 
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+class TextCache:
+    """The embeddings of the last [`CAPACITY`] different prompts."""
 
+    def __init__(self, capacity: int = CAPACITY):
+        self.capacity = capacity
+        self.rows: OrderedDict[str, torch.Tensor] = OrderedDict()
 
-class FastSession:
-    """Draws and encodes for a pipeline, always with its present weights. Threads may share one.
-
-    Args:
-        dtype: of the computation; None follows the generator.
-
-    Raises:
-        ValueError: for a dtype that has no fast path.
-    """
-
-    def __init__(self, dtype: torch.dtype | None = None):
-        if dtype is not None:
-            check_dtype(dtype)
-        self.dtype, self._lock = dtype, threading.Lock()
-        self.fast: FastGenerator | None = None
-        self.networks: Snapshot | None = None
-        self.texts = self.text = self.tokenizer = None
-
-    def prepare(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> FastGenerator:
-        """The fast networks for these plain ones: the last ones as long as no weight has changed, else new ones.
-
-        Raises:
-            ValueError: for networks that are not plain, see [`~fast.staleness.check_plain`], or of another dtype.
-        """
-        with self._lock:
-            if self.fast is None or not self.networks.still_holds(generator, image_encoder):
-                self.fast = self.networks = None  # before there are new ones, for the sake of memory
-                check_plain(generator, image_encoder)
-                dtype = self.dtype or generator.dtype
-                check_dtype(dtype)
-                with torch.no_grad():
-                    self.fast = FastGenerator(generator, image_encoder, dtype)
-                self.networks = Snapshot(generator, image_encoder)
-            return self.fast
-
-    def encode(self, prompts: list[str], tokenizer: object, text_encoder: nn.Module, encode) -> torch.Tensor:
-        """Embeddings [P, D] of the prompts; `encode(prompts)` makes those that are not at hand."""
-        with self._lock:
-            holds = self.text is not None and self.tokenizer is tokenizer and self.text.still_holds(text_encoder)
-            if not holds:
-                self.texts, self.tokenizer, self.text = TextCache(), tokenizer, Snapshot(text_encoder)
-            return self.texts(prompts, encode)
-
-    def __reduce__(self):
-        # Packed weights can be neither copied nor pickled; a copy makes its own.
-        return type(self), (self.dtype,)
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raise ValueError for a dtype without a fast path; warn where it brings nothing."""
-    if dtype not in DTYPES:
-        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
-        raise ValueError(f"optimize() computes in {names}, not {dtype!r}: pass dtype=torch.float32 or torch.bfloat16")
-    if dtype == torch.bfloat16 and not _has_bfloat16():
-        warnings.warn("this processor has no bfloat16 instructions: float32 will be faster", stacklevel=4)
-
-
-def _has_bfloat16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    def __call__(self, prompts: list[str], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+        """Embeddings [P, D]; `encode` is asked once, for the prompts that are new."""
+        rows = {prompt: self.rows[prompt] for prompt in prompts if prompt in self.rows}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]
+        if new:
+            rows |= {prompt: row.detach().clone() for prompt, row in zip(new, encode(new), strict=True)}
+        for prompt in prompts:
+            self.rows[prompt] = rows[prompt]
+            self.rows.move_to_end(prompt)
+        while len(self.rows) > self.capacity:
+            self.rows.popitem(last=False)
+        return torch.stack([rows[prompt] for prompt in prompts])

@@ -12,7 +12,7 @@ MAX_PERIOD = 4  # inputs after which a resize may repeat; rarer patterns make to
 
 
 @dataclass(frozen=True)
-class Group:
+class Neighbours:
     """Neighbouring outputs of one axis that read the same inputs.
 
     Attributes:
@@ -33,7 +33,7 @@ class Axis:
     inputs: int
     outputs: int
     periods: int
-    groups: tuple[Group, ...]
+    groups: tuple[Neighbours, ...]
 
 
 def plan_axis(size_in: int, size_out: int) -> Axis | None:
@@ -51,7 +51,7 @@ def plan_axis(size_in: int, size_out: int) -> Axis | None:
     return None
 
 
-def _groups(inputs: int, outputs: int, source: list[int]) -> tuple[Group, ...]:
+def _groups(inputs: int, outputs: int, source: list[int]) -> tuple[Neighbours, ...]:
     """Outputs of one period, starting at one that does not go with its predecessor."""
 
     def taps(output: int) -> list[int]:
@@ -67,14 +67,14 @@ def _groups(inputs: int, outputs: int, source: list[int]) -> tuple[Group, ...]:
     return tuple(_group(run, [taps(output) for output in run]) for run in runs)
 
 
-def _group(run: list[int], taps: list[list[int]]) -> Group:
+def _group(run: list[int], taps: list[list[int]]) -> Neighbours:
     start = taps[0][0]
     read = max(tap for row in taps for tap in row) - start + 1
     fold = torch.zeros(len(run), read, 3, dtype=torch.float64)
     for index, row in enumerate(taps):
         for number, tap in enumerate(row):
             fold[index, tap - start, number] = 1
-    return Group(start, run[0], fold)
+    return Neighbours(start, run[0], fold)
 
 
 def upsampled_convolution(
@@ -180,7 +180,7 @@ class Periodic:
         return flat
 
 
-def _fold(weight: torch.Tensor, rows: Group, columns: Group) -> torch.Tensor:
+def _fold(weight: torch.Tensor, rows: Neighbours, columns: Neighbours) -> torch.Tensor:
     """Kernels [rows * columns * C_out, C_in, k, l] of all outputs of two groups, row by row."""
     kernels = torch.einsum("aku,blv,oiuv->aboikl", rows.fold, columns.fold, weight.double())
     return kernels.flatten(0, 2)

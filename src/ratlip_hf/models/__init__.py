@@ -1,5 +1,4 @@
-"""The networks: generator, discriminator, and the frozen CLIP towers as they use them.
-Nothing here knows of training, data or files beyond diffusers' own loading and saving."""
+"""The networks. Read blocks, recurrence, base, generator, discriminator, in this order, next to docs/method.md."""
 
 from .base import PRESETS
 from .discriminator import RATLIPDiscriminator, RATLIPDiscriminatorOutput

@@ -1,8 +1,5 @@
-"""Named model configurations: the paper, the released code, its parent GALIP, and a small one for small worlds.
-Checks of single configuration values, shared by generator and discriminator.
-What happens to CLIP's outputs before the networks read them: nothing in the paper, centring and scaling on request.
-Gradient checkpointing for networks with BatchNorm: recompute activations in the backward pass, statistics once.
-What generator and discriminator have in common: presets, strict loading, gradient checkpointing."""
+"""What generator and discriminator have in common: presets, strict loading, gradient checkpointing, the preparation of
+CLIP's outputs, and checks of configuration values."""
 
 import contextlib
 import inspect
@@ -17,9 +14,10 @@ from transformers import CLIPVisionConfig
 
 from ..clip import grid_size
 from ..utils.compat import PortableConfig, for_diffusers
+from .blocks import ImageBlock
 
 PRESETS: dict[str, dict[str, dict]] = {
-    # The paper's recurrence; shuffle attention where the released code has it (method section 4).
+    # The paper's recurrence; shuffle attention where the released code has it (docs/method.md, section 9).
     "ratlip": {"generator": {}, "discriminator": {}},
     # The authors' code as it is: samples of one batch are coupled, pixels are normalised twice.
     "ratlip-released": {
@@ -68,144 +66,6 @@ def preset(name: str) -> dict[str, dict]:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def check_counts(config: Mapping, *names: str) -> None:
-    """Sizes must be positive integers."""
-    for name in names:
-        value = config[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")
-
-
-def check_choices(config: Mapping, **choices: Sequence) -> None:
-    """Values must be one of a list."""
-    for name, allowed in choices.items():
-        if config[name] not in allowed:
-            raise ValueError(f"{name} must be one of {tuple(allowed)}, not {config[name]!r}")
-
-
-def check_numbers(config: Mapping, *names: str) -> None:
-    """Values must be finite numbers."""
-    for name in names:
-        value = config[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise ValueError(f"{name} must be a finite number, not {value!r}")
-
-
-def check_layers(config: Mapping, name: str) -> None:
-    """Layers of the CLIP tower: at least one, 0-based, increasing."""
-    layers = config[name]
-    sound = isinstance(layers, list | tuple) and len(layers) > 0
-    sound = sound and all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in layers)
-    if not sound or list(layers) != sorted(set(layers)):
-        raise ValueError(f"{name} must list increasing 0-based layers of the CLIP tower, at least one, not {layers!r}")
-
-
-def check_text_options(config: Mapping) -> None:
-    """Centring is on or off, the norm a positive number or None."""
-    check_choices(config, text_center=(False, True))
-    if config["text_norm"] is not None:
-        check_numbers(config, "text_norm")
-        if config["text_norm"] <= 0:
-            raise ValueError(f"text_norm must be positive or None, not {config['text_norm']}")
-
-
-class TextConditioning(nn.Module):
-    """Centre and rescale sentence embeddings; with both options off it is the identity (the paper).
-
-    Args:
-        dim: width D of the embeddings.
-        center: subtract the mean set by `fit`.
-        norm: length that every embedding is given (before centring it is brought to length 1), or None.
-    """
-
-    def __init__(self, dim: int, center: bool = False, norm: float | None = None):
-        super().__init__()
-        self.norm = norm
-        self.register_buffer("mean", torch.zeros(dim) if center else None)
-
-    @torch.no_grad()
-    def fit(self, prompt_embeds: torch.Tensor) -> None:
-        """Set the mean from raw sentence embeddings [N, D]; does nothing when centring is off."""
-        if self.mean is not None:
-            self.mean.copy_(self._unit(prompt_embeds).mean(dim=0))
-
-    def forward(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        """[B, D] -> [B, D]."""
-        text = self._unit(prompt_embeds)
-        if self.mean is not None:
-            text = text - self.mean
-        return text if self.norm is None else self.norm * F.normalize(text, dim=1)
-
-    def _unit(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        return prompt_embeds if self.norm is None else F.normalize(prompt_embeds, dim=1)
-
-
-class FeatureScale(nn.Module):
-    """Divide the features of each CLIP layer by a constant; the identity (the paper) unless switched on.
-
-    Args:
-        num_layers: how many layers are read.
-        enabled: keep a scale per layer, set by `fit`.
-    """
-
-    def __init__(self, num_layers: int, enabled: bool = False):
-        super().__init__()
-        self.register_buffer("scale", torch.ones(num_layers) if enabled else None)
-
-    @torch.no_grad()
-    def fit(self, image_features: torch.Tensor) -> None:
-        """Set each layer's scale to its standard deviation over features [N, L, C, g, g] of real images."""
-        if self.scale is not None:
-            self.scale.copy_(image_features.float().std(dim=(0, 2, 3, 4)))
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """[B, L, C, g, g] -> [B, L, C, g, g]."""
-        return image_features if self.scale is None else image_features / self.scale[:, None, None, None]
-
-
-def checkpoint_module(module: nn.Module, *args, call: Callable[..., torch.Tensor] | None = None) -> torch.Tensor:
-    """module(*args), or what `call`, a part of it, gives, with its activations recomputed in the backward pass.
-
-    BatchNorm buffers of the module move only once.
-    """
-    return checkpoint(
-        call or module,
-        *args,
-        use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), untracked_statistics(module)),
-    )
-
-
-class untracked_statistics:
-    """Lets BatchNorm compute as before but leaves its buffers where they are.
-
-    May be entered again and again: a second backward pass (the gradient penalty's) recomputes once more.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        self.momenta = [norm.momentum for norm in self.norms]
-
-    def __enter__(self) -> None:
-        self.counts = [norm.num_batches_tracked.clone() for norm in self.norms]
-        for norm in self.norms:
-            norm.momentum = 0.0
-
-    def __exit__(self, *_) -> None:
-        for norm, momentum, count in zip(self.norms, self.momenta, self.counts, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # not one less: perhaps only some of the norms were called
-
-
-def refuse_string_dtypes(kwargs: dict) -> None:
-    """Raise ValueError if `dtype`/`torch_dtype` holds a string; diffusers would silently load float32 instead."""
-    for name in ("dtype", "torch_dtype"):
-        value = kwargs.get(name)
-        for item in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(item, str):
-                raise ValueError(f"{name}={item!r} is a string; pass a torch.dtype such as torch.float16")
 
 
 class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
@@ -263,3 +123,151 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(module, *args)
         return module(*args)
+
+
+def refuse_string_dtypes(kwargs: dict) -> None:
+    """Raise ValueError if `dtype`/`torch_dtype` holds a string; diffusers would silently load float32 instead."""
+    for name in ("dtype", "torch_dtype"):
+        value = kwargs.get(name)
+        for item in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(item, str):
+                raise ValueError(f"{name}={item!r} is a string; pass a torch.dtype such as torch.float16")
+
+
+class TextConditioning(nn.Module):
+    """Centre and rescale text embeddings; with both options off it is the identity (the paper).
+
+    Args:
+        dim: width D of the embeddings.
+        center: subtract the mean set by `fit`.
+        norm: length that every embedding is given (before centring it is brought to length 1), or None.
+    """
+
+    def __init__(self, dim: int, center: bool = False, norm: float | None = None):
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("mean", torch.zeros(dim) if center else None)
+
+    @torch.no_grad()
+    def fit(self, prompt_embeds: torch.Tensor) -> None:
+        """Set the mean from raw text embeddings [N, D]; does nothing when centring is off."""
+        if self.mean is not None:
+            self.mean.copy_(self._unit(prompt_embeds).mean(dim=0))
+
+    def forward(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """[B, D] -> [B, D]."""
+        text = self._unit(prompt_embeds)
+        if self.mean is not None:
+            text = text - self.mean
+        return text if self.norm is None else self.norm * F.normalize(text, dim=1)
+
+    def _unit(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        return prompt_embeds if self.norm is None else F.normalize(prompt_embeds, dim=1)
+
+
+class FeatureScale(nn.Module):
+    """Divide the features of each CLIP layer by a constant; the identity (the paper) unless switched on.
+
+    Args:
+        num_layers: how many layers are read.
+        enabled: keep a scale per layer, set by `fit`.
+    """
+
+    def __init__(self, num_layers: int, enabled: bool = False):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(num_layers) if enabled else None)
+
+    @torch.no_grad()
+    def fit(self, image_features: torch.Tensor) -> None:
+        """Set each layer's scale to its standard deviation over features [N, L, C, g, g] of real images."""
+        if self.scale is not None:
+            self.scale.copy_(image_features.float().std(dim=(0, 2, 3, 4)))
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """[B, L, C, g, g] -> [B, L, C, g, g]."""
+        return image_features if self.scale is None else image_features / self.scale[:, None, None, None]
+
+
+def checkpoint_module(module: nn.Module, *args) -> torch.Tensor:
+    """module(*args) with its activations recomputed in the backward pass; BatchNorm statistics move only once.
+
+    Of an image block that resizes late, half is recomputed, and in memory, at a time.
+    """
+    if isinstance(module, ImageBlock) and module.resizes_late:
+        x, states = args
+        residual = _recomputed(module, module.first_half, x, states[:2])
+        return _recomputed(module, module.second_half, residual, x, states[2:])
+    return _recomputed(module, module, *args)
+
+
+def _recomputed(module: nn.Module, call: Callable[..., torch.Tensor], *args) -> torch.Tensor:
+    """call(*args), which is `module` or a part of it."""
+    # The second run sees the batch that the first has already counted: its statistics must not move again.
+    return checkpoint(
+        call,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), untracked_statistics(module)),
+    )
+
+
+class untracked_statistics:
+    """Lets BatchNorm compute as before but leaves its buffers where they are.
+
+    May be entered again and again: a second backward pass (the gradient penalty's) recomputes once more.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        self.momenta = [norm.momentum for norm in self.norms]
+
+    def __enter__(self) -> None:
+        self.counts = [norm.num_batches_tracked.clone() for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0  # not eval mode, which would normalise by the running statistics
+
+    def __exit__(self, *_) -> None:
+        for norm, momentum, count in zip(self.norms, self.momenta, self.counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)  # not one less: perhaps only some of the norms were called
+
+
+def check_counts(config: Mapping, *names: str) -> None:
+    """Sizes must be positive integers."""
+    for name in names:
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def check_choices(config: Mapping, **choices: Sequence) -> None:
+    """Values must be one of a list."""
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise ValueError(f"{name} must be one of {tuple(allowed)}, not {config[name]!r}")
+
+
+def check_numbers(config: Mapping, *names: str) -> None:
+    """Values must be finite numbers."""
+    for name in names:
+        value = config[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+            raise ValueError(f"{name} must be a finite number, not {value!r}")
+
+
+def check_layers(config: Mapping, name: str) -> None:
+    """Layers of the CLIP tower: at least one, 0-based, increasing."""
+    layers = config[name]
+    sound = isinstance(layers, list | tuple) and len(layers) > 0
+    sound = sound and all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in layers)
+    if not sound or list(layers) != sorted(set(layers)):
+        raise ValueError(f"{name} must list increasing 0-based layers of the CLIP tower, at least one, not {layers!r}")
+
+
+def check_text_options(config: Mapping) -> None:
+    """Centring is on or off, the norm a positive number or None."""
+    check_choices(config, text_center=(False, True))
+    if config["text_norm"] is not None:
+        check_numbers(config, "text_norm")
+        if config["text_norm"] <= 0:
+            raise ValueError(f"text_norm must be positive or None, not {config['text_norm']}")

@@ -1,12 +1,16 @@
-"""Affine modulation of feature maps by a state vector, and the fusion unit made of two of them.
-Shuffle attention (SA-Net): channel and spatial gates on the two halves of each channel group.
-Convolution blocks of the generator: the three forms of a 3x3 convolution, a bridge block, an image block."""
+"""What the generator is made of: affine modulation, the fusion unit (Eqs. 1, 2), shuffle attention, and the blocks of
+bridge and image generator (docs/method.md, sections 2 and 4)."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+CONV_BLOCKS = ("plain", "bn_act", "bn_act_sa")
+UPSAMPLINGS = ("nearest", "bilinear")
+FUSION_SLOPE = 0.2  # of the LeakyReLU after an affine layer
+NORM_SLOPE = 0.01  # of the LeakyReLU after a BatchNorm
 
 
 class Affine(nn.Module):
@@ -34,7 +38,7 @@ class Affine(nn.Module):
 
 
 class FusionUnit(nn.Module):
-    """Affine -> LeakyReLU(0.2) -> Affine -> LeakyReLU(0.2); one state per affine layer."""
+    """Affine -> LeakyReLU(0.2) -> Affine -> LeakyReLU(0.2): a nonlinear Affine (Eq. 1) twice, one state for each."""
 
     AFFINES = 2
 
@@ -45,7 +49,7 @@ class FusionUnit(nn.Module):
     def forward(self, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """x [B, C, H, W] and two states [B, S] -> [B, C, H, W]."""
         for affine, state in zip(self.affines, states, strict=True):
-            x = F.leaky_relu(affine(x, state), 0.2, inplace=True)
+            x = F.leaky_relu(affine(x, state), FUSION_SLOPE, inplace=True)
         return x
 
 
@@ -94,10 +98,6 @@ def _wide(vector: torch.Tensor) -> torch.Tensor:
     return vector[:, None, None]
 
 
-CONV_BLOCKS = ("plain", "bn_act", "bn_act_sa")
-UPSAMPLINGS = ("nearest", "bilinear")
-
-
 class ConvBlock(nn.Module):
     """A 3x3 convolution in one of three forms.
 
@@ -116,7 +116,7 @@ class ConvBlock(nn.Module):
         """x [B, C_in, H, W] -> [B, C_out, H, W]."""
         x = self.conv(x)
         if self.norm is not None:
-            x = F.leaky_relu(self.norm(x), 0.01, inplace=True)
+            x = F.leaky_relu(self.norm(x), NORM_SLOPE, inplace=True)
         return x if self.attention is None else self.attention(x)
 
 
@@ -139,7 +139,12 @@ class BridgeBlock(nn.Module):
 
 
 class ImageBlock(nn.Module):
-    """Resize to `size`, then shortcut + [fusion -> conv -> fusion -> conv]."""
+    """Resize to `size`, then shortcut + [fusion -> conv -> fusion -> conv].
+
+    Nearest neighbours repeat places and mix none, so what acts on every place alone, the first fusion unit and the
+    1x1 shortcut, gives the same on the small map: where the side doubles, at a quarter of the cost. Bilinear weights
+    mix places, and the fusion unit is not linear, so there the resize comes first.
+    """
 
     AFFINES = 2 * FusionUnit.AFFINES
 
@@ -161,9 +166,27 @@ class ImageBlock(nn.Module):
         self.conv2 = ConvBlock(out_channels, out_channels, form, attention_groups)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
+    @property
+    def resizes_late(self) -> bool:
+        """Whether x stays small until `first_half` and `second_half` resize what they made of it."""
+        return self.upsampling == "nearest"
+
     def forward(self, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """x [B, C_in, h, w] and four states [B, S] -> [B, C_out, size, size]."""
+        x = x if self.resizes_late else self.resize(x)
+        return self.second_half(self.first_half(x, states[:2]), x, states[2:])
+
+    def first_half(self, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The residual after its first convolution."""
+        x = self.fuse1(x, states)
+        return self.conv1(self.resize(x) if self.resizes_late else x)
+
+    def second_half(self, residual: torch.Tensor, x: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The shortcut and the rest of the residual."""
+        x = self.shortcut(x)
+        return (self.resize(x) if self.resizes_late else x) + self.conv2(self.fuse2(residual, states))
+
+    def resize(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, h, w] -> [B, C, size, size]."""
         options = {} if self.upsampling == "nearest" else {"align_corners": False}
-        x = F.interpolate(x, size=(self.size, self.size), mode=self.upsampling, **options)
-        residual = self.conv1(self.fuse1(x, states[:2]))
-        return self.shortcut(x) + self.conv2(self.fuse2(residual, states[2:]))
+        return F.interpolate(x, size=(self.size, self.size), mode=self.upsampling, **options)

@@ -1,5 +1,5 @@
-"""`RATLIPDiscriminator`: CLIP features and a sentence embedding in, one logit per sample out (method section 5).
-It never sees pixels; `clip.image_features` makes its input."""
+"""`RATLIPDiscriminator`: CLIP features and a text embedding in, one logit per sample out (docs/method.md, section 5).
+It never reads pixels; `clip.image_features` makes its input."""
 
 import contextlib
 import os
@@ -80,7 +80,7 @@ class FeatureExtractor(nn.Module):
 
 
 class Referee(nn.Module):
-    """Judges extracted features together with the sentence repeated at every place: exactly one logit per sample."""
+    """Scores extracted features together with the text repeated at every place: exactly one logit per sample."""
 
     def __init__(self, in_channels: int, hidden_channels: int, grid: int):
         super().__init__()
@@ -99,10 +99,10 @@ class RATLIPDiscriminator(RATLIPModel):
 
     Args:
         clip_width (`int`), clip_grid (`int`): width of the CLIP image tower and patches along one side.
-        text_dim (`int`): width D of the sentence embedding.
+        text_dim (`int`): width D of the text embedding.
         feature_layers (`tuple[int]`): 0-based CLIP layers whose features are read, in order.
         clip_input (`str`): how pixels are prepared for these features: "clip" or "released"
-            (see [`~models.clip.prepare_pixels`]); recorded here because the weights depend on it.
+            (see [`~clip.prepare_pixels`]); recorded here because the weights depend on it.
         extractor_channels (`int`), head_channels (`int`): widths after the extractor and inside the head.
         gate_init (`float`): start of the gates gamma and beta; 0 in the paper.
         unused_shortcuts (`bool`): keep the 1x1 convolutions that original checkpoints contain but never use.
@@ -153,8 +153,8 @@ class RATLIPDiscriminator(RATLIPModel):
     def of_pipeline(cls, source: str | os.PathLike, **options) -> "RATLIPDiscriminator | None":
         """The discriminator that comes with a pipeline (folder or repository), or None without one.
 
-        It lies in a folder `discriminator`: inside, as on the Hub, or beside, as the trainer leaves it. `options` are
-        those of `from_pretrained`.
+        It lies in a folder `discriminator`: inside, as on the Hub, or next to it, as the trainer leaves it. `options`
+        are those of `from_pretrained`.
         """
         places = [(source, "discriminator")]
         if Path(source).is_dir():  # of a name on the Hub, this would be another repository
@@ -177,11 +177,11 @@ class RATLIPDiscriminator(RATLIPModel):
         return_dict: bool = True,
         conditioned: bool = False,
     ) -> RATLIPDiscriminatorOutput | tuple[torch.Tensor]:
-        """Judge pairs of image and sentence.
+        """Score pairs of image and text.
 
         Args:
-            image_features (`torch.Tensor`): [B, L, width, g, g] from [`~models.clip.image_features`].
-            prompt_embeds (`torch.Tensor`): raw projected sentence embeddings [B, D], not normalised.
+            image_features (`torch.Tensor`): [B, L, width, g, g] from [`~clip.image_features`].
+            prompt_embeds (`torch.Tensor`): raw projected text embeddings [B, D], not normalised.
             return_dict (`bool`): return a [`RATLIPDiscriminatorOutput`] instead of a tuple.
             conditioned (`bool`): the inputs have already been through `condition`; the gradient penalty needs
                 gradients with respect to those.

@@ -1,5 +1,5 @@
-"""`RATLIPGenerator`: noise and a sentence embedding in, an image out, through a frozen CLIP tower that is borrowed.
-The steps of `forward` are numbered as in the method: code, bridge, CLIP block, image generator, RGB."""
+"""`RATLIPGenerator`: noise and a text embedding in, an image out, through a frozen CLIP tower that is borrowed.
+`forward` has the five steps of docs/method.md, section 4."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ from .base import (
     check_numbers,
     check_text_options,
 )
-from .blocks import CONV_BLOCKS, UPSAMPLINGS, BridgeBlock, ImageBlock
+from .blocks import CONV_BLOCKS, FUSION_SLOPE, UPSAMPLINGS, BridgeBlock, ImageBlock
 from .recurrence import RECURRENCES, build_states
 
 SAMPLE_SIZES = (32, 64, 128, 224, 256)
@@ -41,7 +41,7 @@ class RATLIPGeneratorOutput(BaseOutput):
 
 
 class RATLIPGenerator(RATLIPModel):
-    """The RATLIP generator (method section 4). Defaults are the `ratlip` preset: 224 px, CLIP ViT-B/32.
+    """The RATLIP generator (docs/method.md, section 4). Defaults are the `ratlip` preset: 224 px, CLIP ViT-B/32.
 
     The frozen CLIP image tower is an argument of `forward`, never a submodule: it exists once per pipeline, is in no
     checkpoint of this class and is never trained by it.
@@ -49,13 +49,13 @@ class RATLIPGenerator(RATLIPModel):
     Args:
         sample_size (`int`): side of the images: 32, 64, 128, 224 or 256.
         noise_dim (`int`): width Z of the noise.
-        text_dim (`int`): width D of the sentence embedding.
+        text_dim (`int`): width D of the text embedding.
         clip_width (`int`), clip_grid (`int`): width of the CLIP image tower and patches along one side.
         base_channels (`int`): channels of the last image block; earlier ones have up to 8 times as many.
         bridge_channels (`int`), bridge_blocks (`int`): size of the bridge.
         lstm_hidden (`int`): size h of the recurrent state.
         prompt_layers (`tuple[int]`): 0-based CLIP layers that get a prompt token.
-        residual_scale (`float`): weight of the CLIP block's output beside the bridge grid.
+        residual_scale (`float`): weight of the CLIP block's output, which is added to the bridge grid.
         attention_groups (`int`): groups G of shuffle attention.
         upsampling (`str`): "nearest" or "bilinear".
         fusion (`str`): what drives the bridge's affines: "rat" (a recurrent state) or "cat" ([z, T] itself, GALIP).
@@ -133,11 +133,11 @@ class RATLIPGenerator(RATLIPModel):
         image_encoder: CLIPVisionModelWithProjection,
         return_dict: bool = True,
     ) -> RATLIPGeneratorOutput | tuple[torch.Tensor]:
-        """Draw one image per row of `noise` and `prompt_embeds`.
+        """Generate one image per row of `noise` and `prompt_embeds`.
 
         Args:
             noise (`torch.Tensor`): z [B, Z], standard normal.
-            prompt_embeds (`torch.Tensor`): raw projected sentence embeddings [B, D], not normalised.
+            prompt_embeds (`torch.Tensor`): raw projected text embeddings [B, D], not normalised.
             image_encoder (`CLIPVisionModelWithProjection`): the frozen CLIP image tower.
             return_dict (`bool`): return a [`RATLIPGeneratorOutput`] instead of a tuple.
 
@@ -168,7 +168,7 @@ class RATLIPGenerator(RATLIPModel):
             x = self._run(block, x, [condition] * block.AFFINES)
 
         # 5. RGB
-        sample = self.to_rgb(F.leaky_relu(x, 0.2))
+        sample = self.to_rgb(F.leaky_relu(x, FUSION_SLOPE))
         return RATLIPGeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def check_inputs(self, noise: torch.Tensor, prompt_embeds: torch.Tensor, image_encoder) -> None:
@@ -189,7 +189,7 @@ class RATLIPGenerator(RATLIPModel):
         if self.couples_batch and len(noise) > 1:
             warnings.warn(
                 "recurrence='batch_as_time' reproduces the released code, in which every image of a batch depends "
-                "on all of its prompts; draw one sample at a time for independent images",
+                "on all of its prompts; generate one sample at a time for independent images",
                 stacklevel=3,
             )
 

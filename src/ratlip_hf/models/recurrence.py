@@ -1,5 +1,5 @@
-"""Where the state of each affine layer of the bridge comes from: the condition itself (CAT) or an LSTM (RAT).
-Owns Eqs. 3-7; every module here maps noise [B, Z] and text [B, D] to one state [B, S] per affine layer."""
+"""The recurrence (Eqs. 3-7; docs/method.md, section 3): which state each affine layer of the bridge is given.
+Every module here maps noise [B, Z] and text [B, D] to one state [B, S] per affine layer."""
 
 import math
 

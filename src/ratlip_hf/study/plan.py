@@ -40,7 +40,7 @@ class Dataset:
 class Table:
     """A table of the paper: its variants, and which pairs of them (better, baseline) are compared.
 
-    `published` are values of the paper by variant and dataset (method section 8); their protocol is another one.
+    `published` are values of the paper by variant and dataset (docs/method.md, section 8), by another protocol.
     """
 
     name: str
@@ -74,7 +74,7 @@ DATASETS = {
     **{name: Dataset(name, name, "standard", _PHOTO_SCORES) for name in ("birds", "flowers", "faces")},
 }
 
-# Method section 4: what stands next to the affine layers must not differ between variants.
+# docs/method.md, section 4: what stands next to the affine layers must not differ between variants.
 _BLOCKS = {"bridge_conv": "bn_act", "image_conv": "bn_act"}
 _WITH_ATTENTION = {"bridge_conv": "bn_act_sa", "image_conv": "bn_act_sa"}
 _PLAIN = {"bridge_conv": "plain", "image_conv": "plain"}
@@ -113,7 +113,7 @@ _ALL = (
             "cat": {"birds": "31.62"},
             **{_sized(size).name: {"birds": value} for size, value in _PUBLISHED_SIZES.items()},
         },
-        "The paper's values were measured on code whose recurrence ran over the batch (method section 3).",
+        "The paper's values were measured on code whose recurrence ran over the batch (docs/method.md, section 3).",
     ),
     Table(
         "table3",

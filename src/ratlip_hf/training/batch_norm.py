@@ -1,5 +1,8 @@
-"""BatchNorm over the batch of all processes, on any backend: torch's own version refuses CPU tensors (gloo).
-Names of parameters and buffers stay those of `nn.BatchNorm2d`, so weights are interchangeable."""
+"""BatchNorm over the batch of all processes, on any backend.
+
+torch's `SyncBatchNorm` cannot be used: it refuses tensors on the CPU, where several processes then could not train at
+all. Names of parameters and buffers stay those of `nn.BatchNorm2d`.
+"""
 
 import torch
 import torch.distributed as dist
@@ -49,6 +52,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
+        # At least float32: half precision would round the sums of thousands of values.
         variance, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), unbiased=False)
         # Moments of the parts, put together without the cancellation of a sum of squares.
         parts = torch.stack([mean, variance])
@@ -65,13 +69,18 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, *_):
+        # With g = dL/dy, y = weight * n + bias and n = (x - mean) / std, where std^2 = variance + eps and mean and
+        # variance are those of all N values of the channel in all processes:
+        #   dn_i / dx_j = (1[i = j] - 1/N - n_i n_j / N) / std
+        #   dL / dx_j = sum_i weight g_i dn_i / dx_j = weight / std * (g_j - mean(g) - n_j mean(g n))
+        # dL/dweight = sum(g n) and dL/dbias = sum(g) stay those of this process: DDP averages them.
         x, weight, mean, variance = ctx.saved_tensors
         columns = (slice(None), None, None)
         scale = (variance + ctx.eps).rsqrt()
         normalized = (at_least_float32(x) - mean[columns]) * scale[columns]
         gradient = at_least_float32(gradient)
         sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * normalized).sum(dim=(0, 2, 3))])
-        own_bias, own_weight = sums.clone()
+        own_bias, own_weight = sums.clone()  # before the sums of the other processes are added
         dist.all_reduce(sums)
         over_all, along = sums / (x.numel() // x.shape[1] * dist.get_world_size())
         gradient = gradient - over_all[columns] - normalized * along[columns]

@@ -67,7 +67,7 @@ class TrainingConfig:
     random_flip: bool = _option(True, "mirror half of the images; off where captions speak of left and right")
     dataloader_num_workers: int = _option(0, "processes that load images for each training process", least=0)
 
-    # Optimisation (method section 6)
+    # Optimisation (docs/method.md, section 6)
     max_train_images: int = _option(1_000_000, "length of the run in real images seen", least=1)
     train_batch_size: int = _option(16, "real images per process and micro-batch", least=1)
     gradient_accumulation_steps: int = _option(1, "micro-batches per step", least=1)

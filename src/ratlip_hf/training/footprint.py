@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
-from .arrangement import arrange
 from .config import TrainingConfig
 from .optimization import Optimization
 from .samples import StepInputs
@@ -107,7 +106,10 @@ def step_peak_bytes(
     fake = FakeTensorMode()
     with FakeCopyMode(fake):
         copies = [copy.deepcopy(module) for module in (generator, discriminator, clip.image_encoder)]
-    arrange(*copies[:2], config.gradient_checkpointing)
+    for network in copies[:2]:
+        network.train()
+        if config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
     with fake, torch.device(generator.device), _PeakOfLiveBytes() as tracked:
         unmoved = [_Unmoved(torch.optim.SGD(network.parameters())) for network in copies[:2]]
         nets = Networks(*copies[:2], *unmoved, copies[2], accelerator, config)

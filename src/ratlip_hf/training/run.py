@@ -19,7 +19,6 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
-from .arrangement import arrange
 from .batch_norm import synchronize_batch_norm
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -237,7 +236,10 @@ def wrap(
     config: TrainingConfig,
 ) -> tuple[nn.Module, nn.Module]:
     """Both networks as training runs them; what is given here stays bare, and is what gets saved."""
-    arrange(generator, discriminator, config.gradient_checkpointing)
+    for network in (generator, discriminator):
+        network.train()
+        if config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
     if accelerator.num_processes > 1:
         synchronize_batch_norm(generator)
     if config.torch_compile:

@@ -1,4 +1,4 @@
-"""What the pipeline tests have in common: drawing with defaults, comparing images, reading off settings.
+"""What the pipeline tests have in common: generating with defaults, comparing images, reading off settings.
 The components come from the fixtures in `conftest`."""
 
 import json
@@ -26,7 +26,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw(pipe: RATLIPPipeline, **options) -> np.ndarray:
+def generate(pipe: RATLIPPipeline, **options) -> np.ndarray:
     """Images as an array; one of PROMPT from seed 0 unless told otherwise."""
     given = {"prompt": PROMPT} if "prompt_embeds" not in options else {}
     return pipe(**{**given, "generator": seeded(), "output_type": "np", **options}).images
