@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def no_processes(monkeypatch):
-    """Peaks of fresh processes take seconds each; here, only that they are asked for."""
+    """Peaks of fresh processes take seconds each; here, only that they are asked for. Products are small: without
+    instructions for bfloat16 a large one takes minutes."""
+    monkeypatch.setattr(measuring, "_SIDE", 64)
     monkeypatch.setattr(inference, "in_fresh_process", lambda work, path, *_: 300 if path == inference.PLAIN else 150)
     monkeypatch.setattr(
         training_speed, "in_fresh_process", lambda work, path, *_: 300 if path == training_speed.RELEASED else 150

@@ -280,7 +280,7 @@ class TestPrompts:
 
 class TestModes:
     @pytest.mark.parametrize("training", [True, False])
-    def test_call_generate_in_eval_mode_and_restores_the_mode(self, pipe, training):
+    def test_calls_run_in_eval_mode_and_restores_the_mode(self, pipe, training):
         expected, before = generate(pipe), copy.deepcopy(pipe.generator.state_dict())
         pipe.generator.train(training)
         assert close(generate(pipe, num_images_per_prompt=2)[:1], expected)

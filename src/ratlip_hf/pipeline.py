@@ -146,16 +146,17 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             A tuple with `prompt_embeds` [P, D]: projected text embeddings, not normalised.
         """
         self._require("tokenizer", "text_encoder")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompt_embeds = self._encode(prompts).to(device or self._execution_device)
+        return (prompt_embeds,)  # by this name diffusers' own tests, which read the source, know what it is
 
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
         def encode(prompts: list[str]) -> torch.Tensor:
             return encode_text(self.tokenizer, self.text_encoder, prompts, self._execution_device)
 
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if self._fast is None or torch.is_grad_enabled():  # embeddings that are kept have no graph
-            prompt_embeds = encode(prompts)
-        else:
-            prompt_embeds = self._fast.encode(prompts, self.tokenizer, self.text_encoder, encode)
-        return (prompt_embeds.to(device or self._execution_device),)
+            return encode(prompts)
+        return self._fast.encode(prompts, self.tokenizer, self.text_encoder, encode)
 
     def optimize(self, enabled: bool = True, *, dtype: torch.dtype | None = None) -> "RATLIPPipeline":
         """Generate the same images faster on a CPU from now on; `optimize(False)` goes back.
