@@ -66,8 +66,8 @@ test-newest:  ## the fast tests with the newest releases of everything but torch
 	@$(VENV)-newest/bin/pip freeze --exclude-editable | grep -E $(SHOWN)
 	HF_HUB_OFFLINE=1 $(VENV)-newest/bin/pytest -n 2
 
-accuracy: $(VENV)/.installed-dev  ## measure the bundled model's alignment with both judges
-	$(BIN)/python -m ratlip_hf.synthetic_birds.alignment
+accuracy: $(VENV)/.installed-dev  ## score the bundled model by its own protocol
+	$(BIN)/ratlip evaluate --model synthetic-birds
 
 tables: $(VENV)/.installed-dev  ## write the tables of README and docs again from docs/records
 	$(BIN)/python docs/tables.py

@@ -19,7 +19,7 @@ from ratlip_hf.evaluation.inception import (
 )
 from ratlip_hf.synthetic_birds.judge import BirdJudge, BirdJudgeFeatures
 from ratlip_hf.utils.files import file_sha256
-from ratlip_hf.utils.networks import weights_sha256
+from ratlip_hf.utils.tensors import weights_sha256
 
 
 def random_images(*shape: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from hub_server import hub_environment
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline
 from ratlip_hf.clip import FrozenCLIP
-from ratlip_hf.utils.networks import weights_sha256
+from ratlip_hf.utils.tensors import weights_sha256
 from training_toys import DISCRIMINATOR
 
 PROMPT = "a red bird with a blue crown"
@@ -31,7 +31,7 @@ DRAWING = """
     from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
     from ratlip_hf.utils.compat import for_diffusers
     from ratlip_hf.clip import load_clip
-    from ratlip_hf.utils.networks import weights_sha256
+    from ratlip_hf.utils.tensors import weights_sha256
 
     def generate(pipe):
         options = {"output_type": "np", "return_dict": False}

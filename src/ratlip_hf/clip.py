@@ -24,7 +24,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file, extract_commit_hash
 
 from .bundled import resolve
-from .utils.networks import at_least_float32, weights_sha256
+from .utils.tensors import at_least_float32, weights_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .utils.networks import at_least_float32
+from .utils.tensors import at_least_float32
 
 PENALTY_FORMS = ("summed", "concatenated")
 

@@ -19,7 +19,7 @@ from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
 from .registration import register
 from .utils.compat import PortableConfig, for_diffusers
-from .utils.networks import evaluating
+from .utils.tensors import evaluating
 
 MIN_TRUNCATION = 0.01
 OUTPUT_TYPES = ("pil", "np", "pt")

@@ -14,7 +14,7 @@ from torch import nn
 from ..bundled import find_world
 from ..clip import FrozenCLIP, load_clip
 from ..utils.errors import UserError
-from ..utils.networks import weights_sha256
+from ..utils.tensors import weights_sha256
 from . import scoring
 from .features import DINOv2Features, FeatureExtractor
 from .inception import InceptionFeatures

@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..clip import image_features_and_embeds, load_clip
-from ..utils.networks import at_least_float32, weights_sha256
+from ..utils.tensors import at_least_float32, weights_sha256
 
 _OVERSHOOT = 1e-2  # half precision rounds 1 up by this much at most
 _DINOV2_SIZE = 224

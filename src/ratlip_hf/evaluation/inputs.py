@@ -18,7 +18,7 @@ from ..data.images import BadImage, decode, to_rgb
 from ..data.read.rows import Columns, MapRows, load_captioned, row_pixels
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
-from ..utils.networks import weights_sha256
+from ..utils.tensors import weights_sha256
 from .protocols import Protocol
 
 

@@ -22,7 +22,7 @@ from ..models import RATLIPGenerator
 from ..pipeline import RATLIPPipeline, prepare_latents
 from ..utils.errors import one_line
 from ..utils.files import atomic_directory
-from ..utils.networks import evaluating
+from ..utils.tensors import evaluating
 from .onnx_runner import (
     IMAGE_GRAPH,
     TEXT_GRAPH,

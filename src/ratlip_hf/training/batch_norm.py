@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..utils.networks import at_least_float32
+from ..utils.tensors import at_least_float32
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from .. import losses
 from ..clip import FrozenCLIP, image_features, image_features_and_embeds
 from ..models.base import untracked_statistics
-from ..utils.networks import at_least_float32
+from ..utils.tensors import at_least_float32
 from .augmentation import augment, augmentation_numbers
 from .config import TrainingConfig
 from .optimization import Optimization

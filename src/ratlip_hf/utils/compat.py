@@ -1,5 +1,4 @@
-"""What the versions of the libraries that setup.py allows spell differently; the package speaks the newest spelling.
-Saved configurations that say nothing about the machine they were made on."""
+"""What diffusers and huggingface_hub do not do for us: older spellings, the check of a card, portable configurations."""
 
 import json
 
@@ -38,7 +37,8 @@ def validate_card(card: ModelCard) -> None:
 
 
 class PortableConfig:
-    """Mixin for diffusers' `ConfigMixin`, to stand before it among the bases."""
+    """Mixin for diffusers' `ConfigMixin`, to stand before it among the bases: diffusers would save the folder that a
+    model was loaded from, and a push would publish it."""
 
     def to_json_string(self) -> str:
         """The configuration as it is saved, without the place that it was loaded from."""

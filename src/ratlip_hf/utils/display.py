@@ -1,5 +1,4 @@
-"""Figures as people read them: sizes in bytes, and tables in Markdown.
-Images side by side: the grid used by sampling, training and documentation."""
+"""How values, tables and images are shown to people."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,4 @@
-"""How commands tell a user what went wrong: one clear line on stderr and exit code 2, never a traceback.
-Keeping a log readable."""
+"""How commands tell a user what went wrong: one clear line on stderr and exit code 2, never a traceback."""
 
 import argparse
 import contextlib

@@ -1,6 +1,4 @@
-"""Where half precision ends: sums, norms and resizing are never done in it.
-Networks in eval mode for a while.
-Identity of weights and files by SHA-256, as recorded beside runs and scores."""
+"""Small helpers on tensors and networks: precision of sums and norms, eval mode for a while, hashes of weights."""
 
 import contextlib
 import hashlib
