@@ -1,4 +1,4 @@
-"""What diffusers and huggingface_hub do not do for us: older spellings, the check of a card, portable configurations."""
+"""What diffusers and huggingface_hub do not do for us: older spellings, a card's check, portable configurations."""
 
 import json
 
