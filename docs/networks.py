@@ -288,7 +288,7 @@ def draw_legend(y) -> None:
 
 
 def document() -> str:
-    """The whole drawing."""
+    """The whole diagram."""
     parts.clear()
     box(1, 1, WIDTH - 2, HEIGHT - 2, colours=("#ffffff", "#d0d7de"), radius=12)
     box(14, 14, WIDTH - 28, 896, colours=("#fbfdff", "#d0d7de"), radius=10)

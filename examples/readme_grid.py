@@ -1,4 +1,4 @@
-"""Draws the image at the top of the README: six sentences, four images each, with the sentence beside them.
+"""Makes the image at the top of the README: six prompts, four images each, each prompt next to its images.
 Usage: python examples/readme_grid.py docs/images/grid.png"""
 
 import sys
@@ -22,7 +22,7 @@ SIDE, TEXT_WIDTH, PER_PROMPT, COLUMNS = 96, 150, 4, 2
 
 
 def caption(text: str) -> Image.Image:
-    """The sentence as an image as wide as a column and as high as a row."""
+    """The prompt as an image as wide as a column and as high as a row."""
     image = Image.new("RGB", (TEXT_WIDTH, SIDE), "white")
     lines = "\n".join(textwrap.wrap(text, 21))
     font = ImageFont.load_default(size=13)

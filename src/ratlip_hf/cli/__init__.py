@@ -1,2 +1,2 @@
-"""The console script `ratlip`: one module per verb, thin shells over the library.
-Each verb adds its options to a parser and returns an exit code."""
+"""The console script `ratlip`: one module per subcommand, thin shells over the library.
+Each adds its options to a parser and returns an exit code."""

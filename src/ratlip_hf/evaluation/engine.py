@@ -1,5 +1,8 @@
 """One evaluation from beginning to end: networks are loaded, images go through accumulators, accumulators become
-scores, and scores a record. Several processes share the images; all of them have the result."""
+scores, and scores a record. Several processes share the images; all of them have the result.
+
+A cluster is the images of one prompt (or of one real image's captions): no independent evidence, so intervals
+resample whole clusters."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -154,7 +157,9 @@ class Evaluation:
             accumulator.merge(gathered(accumulator.state(), self.state))
 
     def _clusters_and_targets(self, candidate: Candidate) -> tuple[list[int], torch.Tensor | None]:
-        """For each image its cluster and the labels it should have; by its prompt, wherever the image is from."""
+        """For each image its cluster and its target labels, both by its prompt, wherever the image is from.
+
+        Without prompts every image is a cluster of its own; without target labels for every prompt there are none."""
         data = self.eval_data
         if candidate.prompts is None:
             return list(range(len(candidate))), None

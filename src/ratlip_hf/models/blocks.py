@@ -1,5 +1,5 @@
-"""What the generator is made of: affine modulation, the fusion unit (Eqs. 1, 2), shuffle attention, and the blocks of
-bridge and image generator (docs/method.md, sections 2 and 4)."""
+"""What the generator is made of: affine modulation, the fusion unit (Eqs. 1, 2, 7), shuffle attention, and the blocks
+of bridge and image generator (docs/method.md, sections 2 and 4)."""
 
 from collections.abc import Sequence
 
@@ -143,7 +143,8 @@ class ImageBlock(nn.Module):
 
     Nearest neighbours repeat places and mix none, so what acts on every place alone, the first fusion unit and the
     1x1 shortcut, gives the same on the small map: where the side doubles, at a quarter of the cost. Bilinear weights
-    mix places, and the fusion unit is not linear, so there the resize comes first.
+    mix places, and the fusion unit is not linear, so there the resize comes first. There are two halves because
+    gradient checkpointing recomputes one at a time (`models/base.py`).
     """
 
     AFFINES = 2 * FusionUnit.AFFINES

@@ -1,4 +1,4 @@
-"""The recurrence (Eqs. 3-7; docs/method.md, section 3): which state each affine layer of the bridge is given.
+"""The recurrence (Eqs. 3-6; docs/method.md, section 3): which state each affine layer of the bridge is given.
 Every module here maps noise [B, Z] and text [B, D] to one state [B, S] per affine layer."""
 
 import math

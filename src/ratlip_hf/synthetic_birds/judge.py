@@ -92,7 +92,7 @@ class BirdJudgeFeatures(FeatureExtractor):
 def augment(images: torch.Tensor) -> torch.Tensor:
     """Make renders [B, 3, H, W] in [-1, 1] imperfect like generated ones: shifted, blurred, noisy, brighter or paler.
 
-    Draws from torch's global generator; the result may leave the range slightly.
+    Samples with torch's global generator; the result may leave the range slightly.
     """
     count = len(images)
     down, right = torch.randint(-3, 4, (2,)).tolist()

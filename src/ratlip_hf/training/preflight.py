@@ -42,7 +42,7 @@ def check_surroundings(config: TrainingConfig, num_processes: int, device: torch
     per_step = config.images_per_step(num_processes)
     if per_step == 1:
         raise UserError(
-            "a step of a single image has no mismatched captions: "
+            "a step needs at least two images: "
             "raise train_batch_size, gradient_accumulation_steps or the number of processes"
         )
     if rest := config.max_train_images % per_step:

@@ -133,6 +133,7 @@ def discriminator_loss(
     condition = nets.bare(discriminator).condition
     conditioned = condition(at_least_float32(real_features), inputs.prompt_embeds)
     real_features, text = (x.detach().requires_grad_(penalise) for x in conditioned)
+    # `condition` treats features and text apart: these two are no pair. The pairs are made below.
     fake_features, mismatched_text = condition(at_least_float32(fake_features), inputs.mismatched_embeds)
 
     # Real matching pairs stay in float32 when there is a penalty: it takes the norm of their gradients to the 6th
@@ -141,8 +142,8 @@ def discriminator_loss(
     with contextlib.nullcontext() if penalise else nets.autocast():
         real = discriminator(real_features, text, conditioned=True, return_dict=False)[0]
     with nets.autocast():  # generated and mismatched pairs have no penalty: one pass of 2B samples
-        features = torch.cat([fake_features, real_features.detach()])
-        texts = torch.cat([text.detach(), mismatched_text])
+        features = torch.cat([fake_features, real_features.detach()])  # generated images with their captions,
+        texts = torch.cat([text.detach(), mismatched_text])  # real images with mismatched captions
         fake, mismatch = discriminator(features, texts, conditioned=True, return_dict=False)[0].chunk(2)
 
     hinge = losses.discriminator_hinge(real, fake, mismatch)

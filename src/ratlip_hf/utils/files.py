@@ -76,7 +76,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_unfinished(path: str | os.PathLike) -> None:
-    """Remove what killed writers of the folder `path`, whose name may be a pattern, have left beside it.
+    """Remove what killed writers of the folder `path`, whose name may be a pattern, have left next to it.
 
     Only where a folder has one writer at a time, and after a whole one is in place.
     """

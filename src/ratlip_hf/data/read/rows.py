@@ -142,6 +142,7 @@ class ShardRows:
         return int(self.counts.sum())
 
     def row(self, visit: int) -> Row:
+        # visit -> position in its epoch -> window of shards -> place within the window -> shard and offset in it
         epoch, position = divmod(visit, len(self))
         order, starts = self._epoch(epoch)
         window = int(np.searchsorted(starts, position, side="right")) - 1
@@ -213,6 +214,7 @@ class MixedRows:
         return replace(row, part=part)
 
     def captions(self, count: int) -> Iterator[list[str]]:
+        """Captions of the first visits, of one block at most: in the mixture's proportions, not in an order of storage."""
         visits = [self._locate(visit) for visit in range(min(count, _BLOCK))]
         firsts = [list(part.captions(count)) for part in self.parts]
         yield from (firsts[part][local % len(firsts[part])] for part, local in visits)
