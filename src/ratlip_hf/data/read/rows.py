@@ -214,7 +214,7 @@ class MixedRows:
         return replace(row, part=part)
 
     def captions(self, count: int) -> Iterator[list[str]]:
-        """Captions of the first visits, of one block at most: in the mixture's proportions, not in an order of storage."""
+        """Captions of the first visits, one block at most: in the proportions of the mixture, not in storage order."""
         visits = [self._locate(visit) for visit in range(min(count, _BLOCK))]
         firsts = [list(part.captions(count)) for part in self.parts]
         yield from (firsts[part][local % len(firsts[part])] for part, local in visits)
