@@ -164,6 +164,14 @@ class OtherBlock(BridgeBlock):
         (lambda g: g.add_module("head", torch.nn.Linear(1, 1)), "head, Linear"),
         (lambda g: g.blocks[0].fuse1.affines[0].gamma.append(torch.nn.Tanh()), "gamma, Sequential"),
         (lambda g: setattr(g.blocks[0], "upsampling", "bicubic"), "upsampling='bicubic'"),
+        (lambda g: g.blocks[0].fuse1.register_parameter("scale", torch.nn.Parameter(torch.ones(1))), "tensor 'scale'"),
+        (lambda g: setattr(g.blocks[0].conv2, "attention", None), "blocks, whose convolutions have several forms"),
+        (lambda g: setattr(g.bridge[1].conv2, "attention", None), "bridge, whose convolutions have several forms"),
+        (
+            lambda g: setattr(g.bridge[0].conv1, "norm", torch.nn.BatchNorm2d(4)),
+            r"bridge\.0\.conv1, which is not plain",
+        ),
+        (lambda g: g.blocks[0].conv2.attention.add_module("gate", torch.nn.Linear(1, 1)), r"attention\.gate, Linear"),
     ],
 )
 def test_a_part_without_a_fast_form_is_refused(change, message):

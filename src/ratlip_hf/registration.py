@@ -1,5 +1,5 @@
 """Makes the package known to diffusers, so that `DiffusionPipeline.from_pretrained` and `AutoModel` find its classes.
-Owns what diffusers is told, and when: as soon as its part that loads pipelines is there, and never before."""
+It is told as soon as its part that loads pipelines is imported, and never before."""
 
 import importlib
 import importlib.abc

@@ -52,21 +52,52 @@ ASSUMED: dict[type, dict[str, tuple]] = {
 }
 
 
+# Tensors that a kind of module holds itself; the others hold theirs in their parts.
+OWN_TENSORS: dict[type, set[str]] = {
+    ShuffleAttention: {
+        *("channel_weight", "channel_bias", "spatial_weight", "spatial_bias", "norm_weight", "norm_bias"),
+    },
+}
+
+
 def check_assumptions(generator: RATLIPGenerator) -> None:
     """Raise ValueError for a generator with a part that has no fast form, instead of computing something else."""
     for name, module in generator.named_modules():
-        # What is not in the table is a leaf, or inside a part that is called as it is: its parent asks for its form.
-        known, parts = ASSUMED.get(type(module), {}), module._modules
-        for part in {**known, **parts} if known else ():
+        if (
+            type(module) not in ASSUMED
+        ):  # a leaf, or inside a part that is called as it is: its parent asks for its form
+            continue
+        known, parts = ASSUMED[type(module)], module._modules
+        for part in {**known, **parts}:
             forms, form = known.get(part, ()), _form(parts.get(part))
             if form not in forms and ... not in forms:
-                path = f"{name}.{part}" if name else part
-                raise ValueError(
-                    f"optimize() has no fast form for {path}, {_in_words(form)}: write one in ratlip_hf.fast.parts, "
-                    "or do without optimize()"
-                )
-        if isinstance(module, ImageBlock) and module.upsampling not in UPSAMPLINGS:
-            raise ValueError(f"optimize() has no fast form for {name} with upsampling={module.upsampling!r}")
+                raise _no_fast_form(f"{name}.{part}" if name else part, _in_words(form))
+        if extra := {*module._parameters, *module._buffers} - OWN_TENSORS.get(type(module), set()):
+            raise _no_fast_form(name, f"with a tensor {min(extra)!r} of its own")
+    _check_one_form([block.conv2 for block in generator.bridge], "bridge")
+    _check_one_form([conv for block in generator.blocks for conv in (block.conv1, block.conv2)], "blocks")
+    for index, block in enumerate(generator.bridge):
+        if _conv_form(block.conv1) != (False, False):
+            raise _no_fast_form(f"bridge.{index}.conv1", "which is not plain")
+    for index, block in enumerate(generator.blocks):
+        if block.upsampling not in UPSAMPLINGS:
+            raise _no_fast_form(f"blocks.{index}", f"with upsampling={block.upsampling!r}")
+
+
+def _check_one_form(convs: Sequence[ConvBlock], name: str) -> None:
+    """The order of channels around a block (`order_of`) is that of all blocks: attention everywhere or nowhere."""
+    if len({_conv_form(conv) for conv in convs}) > 1:
+        raise _no_fast_form(name, "whose convolutions have several forms")
+
+
+def _conv_form(conv: ConvBlock) -> tuple[bool, bool]:
+    return conv.norm is not None, conv.attention is not None
+
+
+def _no_fast_form(path: str, what: str) -> ValueError:
+    return ValueError(
+        f"optimize() has no fast form for {path}, {what}: write one in ratlip_hf.fast.parts, or do without optimize()"
+    )
 
 
 def _form(module: nn.Module | None) -> type | tuple:

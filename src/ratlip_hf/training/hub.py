@@ -30,7 +30,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from ..bundled import NAME
+from ..bundled import WORLDS
 from ..model_card import PROMPT, card_data, use_section
 from ..utils.compat import validate_card
 from ..utils.errors import UserError, one_line
@@ -329,7 +329,7 @@ def _data_sources(config: TrainingConfig) -> list[str]:
 
 def _is_on_hub(source: str) -> bool:
     """Whether a dataset or model, given by a name or a folder, is a repository."""
-    if source == NAME or Path(source).exists():
+    if source in WORLDS or Path(source).exists():
         return False
     try:
         validate_repo_id(source)

@@ -187,7 +187,7 @@ def _compare_with_checkpoint(
             if new != old and not name.startswith("_"):
                 raise UserError(f"the checkpoint's {network} has {name} {old}, this run's has {new}")
     for name, old in facts["config"].items():
-        new = now["config"].get(name, old)  # an option that is no more changes nothing
+        new = now["config"].get(name, "no such option")
         if new != old and name not in ("resume_from_checkpoint", "generator", "discriminator"):
             logger.warning("changed since the checkpoint: %s from %s to %s", name, old, new)
 
