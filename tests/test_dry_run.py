@@ -56,7 +56,7 @@ def test_a_dry_run_refuses_what_a_run_would(config, tmp_path, capsys):
     config.train_batch_size = 1
     (tmp_path / "config.json").write_text(config.to_json())
     assert main(["--config", str(tmp_path / "config.json"), "--dry_run"]) == 2
-    assert "single image" in capsys.readouterr().err
+    assert "at least two images" in capsys.readouterr().err
 
 
 # Memory

@@ -109,7 +109,7 @@ def test_gpus_that_are_asked_for_must_be_there(config, no_clip, monkeypatch, ref
 
 def test_a_step_of_one_image_is_refused(config, no_clip, refused):
     config.train_batch_size = 1
-    assert "mismatched" in refused(config)
+    assert "at least two images" in refused(config)
     check_surroundings(config, 2, CPU)
     config.gradient_accumulation_steps = 2
     check_surroundings(config, 1, CPU)
