@@ -372,3 +372,13 @@ def test_an_unknown_clip_is_one_line(config):
     config.clip = "no/such-folder-or-repository/at-all"
     with pytest.raises(ValueError, match="no CLIP could be loaded"):
         loop.train(config)
+
+
+def test_an_option_that_is_gone_since_the_checkpoint_is_reported(config, caplog):
+    networks = RATLIPGenerator.from_preset("tiny"), RATLIPDiscriminator.from_preset("tiny")
+    facts = run.describe_state(*networks, config)
+    run._compare_with_checkpoint(facts, *networks, config)
+    assert not caplog.records
+    facts["config"]["similarity_weight"] = 8.0
+    run._compare_with_checkpoint(facts, *networks, config)
+    assert "made with similarity_weight 8.0, which is no option any more" in caplog.text

@@ -63,9 +63,8 @@ OWN_TENSORS: dict[type, set[str]] = {
 def check_assumptions(generator: RATLIPGenerator) -> None:
     """Raise ValueError for a generator with a part that has no fast form, instead of computing something else."""
     for name, module in generator.named_modules():
-        if (
-            type(module) not in ASSUMED
-        ):  # a leaf, or inside a part that is called as it is: its parent asks for its form
+        # What is not in the table is a leaf, or inside a part that is called as it is: its parent asks for its form.
+        if type(module) not in ASSUMED:
             continue
         known, parts = ASSUMED[type(module)], module._modules
         for part in {**known, **parts}:

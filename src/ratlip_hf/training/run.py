@@ -187,7 +187,10 @@ def _compare_with_checkpoint(
             if new != old and not name.startswith("_"):
                 raise UserError(f"the checkpoint's {network} has {name} {old}, this run's has {new}")
     for name, old in facts["config"].items():
-        new = now["config"].get(name, "no such option")
+        if name not in now["config"]:  # renamed or gone since: what it did may have another value now
+            logger.warning("the checkpoint was made with %s %s, which is no option any more", name, old)
+            continue
+        new = now["config"][name]
         if new != old and name not in ("resume_from_checkpoint", "generator", "discriminator"):
             logger.warning("changed since the checkpoint: %s from %s to %s", name, old, new)
 
