@@ -8,14 +8,7 @@ from argparse import Namespace
 
 import torch
 
-from ratlip_hf.benchmark.measuring import (
-    describe_machine,
-    in_fresh_process,
-    interleaved,
-    machine,
-    peak_bytes,
-    summary,
-)
+from ratlip_hf.benchmark.measuring import describe_machine, in_fresh_process, interleaved, machine, peak_bytes, summary
 from ratlip_hf.benchmark.training_speed import Training, stepper
 from ratlip_hf.models import PRESETS
 from ratlip_hf.utils.display import as_size

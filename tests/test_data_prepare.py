@@ -19,16 +19,7 @@ from ratlip_hf.data.prepare import shards
 from ratlip_hf.data.prepare.importers import KINDS, load_importer
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.utils.errors import UserError
-from raw_datasets import (
-    encoded_image,
-    make_birds,
-    make_folder,
-    repaired,
-    rows_of,
-    skipped,
-    turned,
-    write,
-)
+from raw_datasets import encoded_image, make_birds, make_folder, repaired, rows_of, skipped, turned, write
 
 # Defects of images and captions
 

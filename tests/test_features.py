@@ -11,12 +11,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from ratlip_hf import bundled
 from ratlip_hf.evaluation.features import CLIPFeatures, DINOv2Features
-from ratlip_hf.evaluation.inception import (
-    WEIGHTS_NAME,
-    InceptionFeatures,
-    InceptionNetwork,
-    resize_like_tensorflow1,
-)
+from ratlip_hf.evaluation.inception import WEIGHTS_NAME, InceptionFeatures, InceptionNetwork, resize_like_tensorflow1
 from ratlip_hf.synthetic_birds.judge import BirdJudge, BirdJudgeFeatures
 from ratlip_hf.utils.files import file_sha256
 from ratlip_hf.utils.tensors import weights_sha256

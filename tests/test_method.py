@@ -82,10 +82,7 @@ def test_names_of_symbols_exist():
 def test_last_table_shows_what_configurations_hold(column, name, monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     config = load_config(["--config", name])
-    parts = {
-        "generator": RATLIPGenerator.from_preset,
-        "discriminator": RATLIPDiscriminator.from_preset,
-    }
+    parts = {"generator": RATLIPGenerator.from_preset, "discriminator": RATLIPDiscriminator.from_preset}
     with torch.device("meta"):
         options = {key: make(config.preset, **getattr(config, key)).config for key, make in parts.items()}
     assert f"`{name}` has `{config.preset}`" in TEXT.replace("\n", " ")

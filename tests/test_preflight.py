@@ -311,8 +311,7 @@ def test_a_dataset_smaller_than_a_step_is_warned_of(config, caplog):
 
 
 @pytest.mark.parametrize(
-    ("size", "box", "warned"),
-    [((31, 100), None, True), ((32, 32), None, False), ((100, 100), [10, 10, 12, 12], True)],
+    ("size", "box", "warned"), [((31, 100), None, True), ((32, 32), None, False), ((100, 100), [10, 10, 12, 12], True)]
 )
 def test_images_that_must_be_enlarged_are_warned_of(config, size, box, warned, caplog):
     check_data(config, samples(config, toy_rows(config, ["a", "b"], size, box)), 2)

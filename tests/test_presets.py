@@ -63,11 +63,7 @@ def settings(model) -> dict:
 
 @pytest.mark.parametrize(
     ("name", "generator", "discriminator"),
-    [
-        ("ratlip", {}, {}),
-        ("ratlip-released", {"recurrence": "batch_as_time"}, RELEASED),
-        ("galip", GALIP, RELEASED),
-    ],
+    [("ratlip", {}, {}), ("ratlip-released", {"recurrence": "batch_as_time"}, RELEASED), ("galip", GALIP, RELEASED)],
 )
 def test_presets_hold_the_published_values(name, generator, discriminator):
     with torch.device("meta"):

@@ -24,12 +24,7 @@ from ratlip_hf.synthetic_birds.attributes import (
     sample_attributes,
     swap_two_parts,
 )
-from ratlip_hf.synthetic_birds.dataset import (
-    load_heldout_prompts,
-    make_dataset,
-    make_heldout_prompts,
-    prompt_bird,
-)
+from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, make_dataset, make_heldout_prompts, prompt_bird
 from ratlip_hf.synthetic_birds.judge import BirdJudge, train_judge
 from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
 from ratlip_hf.synthetic_birds.small_clip import MAX_TOKENS, build_tokenizer, small_clip_config

@@ -20,16 +20,7 @@ from ..training.samples import StepInputs
 from ..training.step import Networks, mean_over_processes, training_step
 from ..utils.display import as_markdown
 from .inference import image_tower
-from .measuring import (
-    in_fresh_process,
-    interleaved,
-    peak_bytes,
-    ratio,
-    ratio_cell,
-    size_cell,
-    summary,
-    time_cells,
-)
+from .measuring import in_fresh_process, interleaved, peak_bytes, ratio, ratio_cell, size_cell, summary, time_cells
 
 RELEASED, OURS = "arranged as released", "ours"
 _OPTIONS = {

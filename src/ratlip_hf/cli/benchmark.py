@@ -71,10 +71,7 @@ def _measure(options: argparse.Namespace, device, sizes: tuple[int, ...]) -> dic
         ),
         "diffusion": lambda: inference.measure_diffusion(preset, steps, device),
     }
-    record = {
-        "command": _command(options, sizes, torch.get_num_threads()),
-        "machine": measuring.machine(device),
-    }
+    record = {"command": _command(options, sizes, torch.get_num_threads()), "machine": measuring.machine(device)}
     for name, measure in parts.items():
         if name in options.parts:
             print(f"measuring {name.replace('_', '-')} ...", file=sys.stderr, flush=True)

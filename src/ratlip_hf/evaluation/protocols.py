@@ -52,15 +52,8 @@ _ALL = (
         "every test caption once against every test image, antialiased; Inception features",
         spaces=("inception",),
     ),
-    Protocol(
-        "dinov2",
-        "as standard, in DINOv2 features",
-        spaces=("dinov2",),
-    ),
-    Protocol(
-        "clip",
-        "as standard, in the spaces of CLIPs alone: needs no other network",
-    ),
+    Protocol("dinov2", "as standard, in DINOv2 features", spaces=("dinov2",)),
+    Protocol("clip", "as standard, in the spaces of CLIPs alone: needs no other network"),
     Protocol(
         "released",
         "what the authors' code does: 12 shuffled passes, a random caption each, unrounded images, their own CLIP",

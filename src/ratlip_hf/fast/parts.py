@@ -55,8 +55,8 @@ ASSUMED: dict[type, dict[str, tuple]] = {
 # Tensors that a kind of module holds itself; the others hold theirs in their parts.
 OWN_TENSORS: dict[type, set[str]] = {
     ShuffleAttention: {
-        *("channel_weight", "channel_bias", "spatial_weight", "spatial_bias", "norm_weight", "norm_bias"),
-    },
+        *("channel_weight", "channel_bias", "spatial_weight", "spatial_bias", "norm_weight", "norm_bias")
+    }
 }
 
 

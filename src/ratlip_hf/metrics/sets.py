@@ -71,10 +71,7 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
 
-def frechet_distance(
-    real: Vectors | FeatureStatistics,
-    fake: Vectors | FeatureStatistics,
-) -> float:
+def frechet_distance(real: Vectors | FeatureStatistics, fake: Vectors | FeatureStatistics) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6), in float64, covariances over N - 1.
 
     The estimate is biased: it falls as N grows (Chong and Forsyth 2020), so that only values of equal N compare.

@@ -4,10 +4,4 @@ from .base import PRESETS
 from .discriminator import RATLIPDiscriminator, RATLIPDiscriminatorOutput
 from .generator import RATLIPGenerator, RATLIPGeneratorOutput
 
-__all__ = [
-    "PRESETS",
-    "RATLIPDiscriminator",
-    "RATLIPDiscriminatorOutput",
-    "RATLIPGenerator",
-    "RATLIPGeneratorOutput",
-]
+__all__ = ["PRESETS", "RATLIPDiscriminator", "RATLIPDiscriminatorOutput", "RATLIPGenerator", "RATLIPGeneratorOutput"]

@@ -204,10 +204,7 @@ def _recomputed(module: nn.Module, call: Callable[..., torch.Tensor], *args) -> 
     """call(*args), which is `module` or a part of it."""
     # The second run sees the batch that the first has already counted: its statistics must not move again.
     return checkpoint(
-        call,
-        *args,
-        use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), untracked_statistics(module)),
+        call, *args, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), untracked_statistics(module))
     )
 
 

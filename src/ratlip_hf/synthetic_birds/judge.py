@@ -113,11 +113,7 @@ def _renders(
 
 
 def train_judge(
-    seed: int,
-    steps: int = 1500,
-    pool_size: int = 20_000,
-    check_count: int = 2000,
-    reads: tuple[str, ...] = PARTS,
+    seed: int, steps: int = 1500, pool_size: int = 20_000, check_count: int = 2000, reads: tuple[str, ...] = PARTS
 ) -> tuple[BirdJudge, dict[str, float]]:
     """Train a judge on augmented renders of all colour triples with a one-cycle learning rate.
 

@@ -145,10 +145,7 @@ def _save_samples(run: Run, prompt_embeds: torch.Tensor) -> None:
     count, noise_dim = _IMAGES_PER_CAPTION, run.data.noise_dim
     noise = prepare_latents(count, noise_dim, torch.Generator().manual_seed(0)).repeat(len(prompt_embeds), 1)
     images = run.pipeline(
-        prompt_embeds=prompt_embeds,
-        latents=noise,
-        num_images_per_prompt=count,
-        batch_size=run.config.train_batch_size,
+        prompt_embeds=prompt_embeds, latents=noise, num_images_per_prompt=count, batch_size=run.config.train_batch_size
     ).images
     with staged_files(run.output_dir / "samples") as folder:
         grid_image(images, columns=2 * count).save(folder / f"step-{run.step:08d}.png")

@@ -94,10 +94,7 @@ def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool 
         Detached scalars by name, for the log.
     """
     fakes = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
-    return {
-        **discriminator_phase(nets, batches, fakes, penalise),
-        **generator_phase(nets, batches, fakes),
-    }
+    return {**discriminator_phase(nets, batches, fakes, penalise), **generator_phase(nets, batches, fakes)}
 
 
 def generate(nets: Networks, generator: nn.Module, inputs: StepInputs) -> Generated:

@@ -50,12 +50,7 @@ def check(folder: Path) -> dict:
         raise UserError(f"no shard of {folder} can be read: {', '.join(problems)}")
     _check_duplicates(images, wordings, problems)
     _check_classes(labels, manifest, problems)
-    return {
-        "folder": str(folder),
-        "kind": manifest["kind"],
-        "splits": splits,
-        "problems": problems.sorted(),
-    }
+    return {"folder": str(folder), "kind": manifest["kind"], "splits": splits, "problems": problems.sorted()}
 
 
 def _rows(folder: Path, file: dict, problems: Tally) -> Iterator[dict]:
