@@ -24,10 +24,10 @@ import ratlip_hf
 from hub_server import HubServer
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.clip import FrozenCLIP
-from ratlip_hf.synthetic_birds.small_clip import build_tokenizer, small_clip_config
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.step import Networks
+from train_clip import build_tokenizer, small_clip_config
 from training_toys import DISCRIMINATOR, GENERATOR
 
 SENTENCES = ["a red bird with a blue crown", "a small yellow bird on a branch", "this bird has white wings"]

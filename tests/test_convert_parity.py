@@ -12,8 +12,8 @@ from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.convert.folder import original_networks, save_conversion, save_original
 from ratlip_hf.convert.original import convert_original
 from ratlip_hf.pipeline import RATLIPPipeline
-from ratlip_hf.synthetic_birds.small_clip import build_tokenizer
 from test_parity import FAMILIES, GOLDEN, RECORDED, agree
+from train_clip import build_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -21,7 +21,7 @@ from ratlip_hf.evaluation.records import compare
 from ratlip_hf.evaluation.scoring import GROUPS, Batch, CLIPAccumulator, FeatureAccumulator
 from ratlip_hf.metrics import UNNAMED, FeatureStatistics, frechet_distance
 from ratlip_hf.synthetic_birds.captions import named_scene
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, make_dataset, prompt_bird
+from ratlip_hf.synthetic_birds.dataset import load_prompts, make_dataset, prompt_bird
 from ratlip_hf.utils.errors import UserError
 
 COUNT = 12
@@ -87,7 +87,7 @@ def test_released_passes_shuffle_and_drop_the_incomplete_batch(birds):
 
 def test_heldout_prompts_know_what_they_name():
     eval_data = load_eval_data(find_protocol("synthetic-birds"), "synthetic-birds")
-    entries = load_heldout_prompts()
+    entries = load_prompts("test")
     assert len(eval_data.prompts) == len(eval_data.real) == 2400 and eval_data.clusters[400:402] == [0, 1]
     for entry, words in zip(entries, eval_data.targets[:400], strict=True):
         named = {name for name, word in zip(eval_data.fields, words, strict=True) if word != UNNAMED}
@@ -98,7 +98,7 @@ def test_heldout_prompts_know_what_they_name():
 
 
 def test_named_scene():
-    bird = prompt_bird(load_heldout_prompts()[0])  # left, snow, rock
+    bird = prompt_bird(load_prompts("test")[0])  # left, snow, rock
     assert named_scene("a red bird, facing left, perched on a stone in winter", bird) == (
         "direction",
         "background",

@@ -2,6 +2,7 @@
 Training functions run for a step or two; no quality is claimed here."""
 
 import hashlib
+import itertools
 import random
 import re
 import subprocess
@@ -13,21 +14,25 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
-from ratlip_hf.synthetic_birds import captions, small_clip
+import train_clip
+from ratlip_hf.synthetic_birds import captions
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
     FIELD_VOCABULARIES,
     PARTS,
     SCENE,
+    SPLITS,
     BirdAttributes,
-    is_held_out,
     sample_attributes,
+    split_of,
     swap_two_parts,
+    with_another_word,
 )
-from ratlip_hf.synthetic_birds.dataset import load_heldout_prompts, make_dataset, make_heldout_prompts, prompt_bird
-from ratlip_hf.synthetic_birds.judge import BirdJudge, train_judge
+from ratlip_hf.synthetic_birds.dataset import load_prompts, make_dataset, make_prompts, prompt_bird
+from ratlip_hf.synthetic_birds.judge import BirdJudge
 from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
-from ratlip_hf.synthetic_birds.small_clip import MAX_TOKENS, build_tokenizer, small_clip_config
+from train_clip import MAX_TOKENS, build_tokenizer, small_clip_config
+from train_judge import train_judge
 
 BIRD = BirdAttributes("red", "yellow", "blue", direction="left", background="snow", perch="rock", size="small")
 _WORD = "|".join(COLOURS)
@@ -52,23 +57,33 @@ def tokenizer() -> CLIPTokenizer:
 
 
 class TestAttributes:
-    def test_one_triple_in_eight_is_held_out_and_every_pair_of_colours_is_seen(self):
-        birds = [BirdAttributes(*triple) for triple in _all_triples()]
-        assert sum(map(is_held_out, birds)) == 64
-        seen = [bird.colours for bird in birds if not is_held_out(bird)]
+    def test_splits_are_latin_squares_and_every_pair_of_colours_is_seen(self):
+        birds = [BirdAttributes(*triple) for triple in itertools.product(COLOURS, repeat=3)]
+        triples = {split: [bird.colours for bird in birds if split_of(bird) == split] for split in SPLITS}
+        assert [len(triples[split]) for split in SPLITS] == [384, 64, 64]
         for first, second in ((0, 1), (0, 2), (1, 2)):
-            assert len({(colours[first], colours[second]) for colours in seen}) == 64
+            for split in SPLITS:
+                assert len({(colours[first], colours[second]) for colours in triples[split]}) == 64
 
-    @pytest.mark.parametrize(("split", "held_out"), [("train", {False}), ("test", {True}), (None, {False, True})])
-    def test_samples_respect_their_split(self, split, held_out):
+    @pytest.mark.parametrize("split", [*SPLITS, None])
+    def test_samples_respect_their_split(self, split):
         rng = random.Random(1)
-        assert {is_held_out(sample_attributes(rng, split)) for _ in range(300)} == held_out
+        assert {split_of(sample_attributes(rng, split)) for _ in range(300)} == ({split} if split else set(SPLITS))
 
     def test_unknown_words_and_splits_are_refused(self):
         with pytest.raises(ValueError, match=r"crown must be one of red, .*; got 'pink'"):
             replace(BIRD, crown="pink")
-        with pytest.raises(ValueError, match="split must be one of train, test"):
-            sample_attributes(random.Random(0), "validation")
+        with pytest.raises(ValueError, match="split must be one of train, validation, test"):
+            sample_attributes(random.Random(0), "valid")
+
+    def test_another_word_changes_one_field_and_never_leaves_the_training_triples(self):
+        rng = random.Random(2)
+        for field in FIELD_VOCABULARIES:
+            for _ in range(200):
+                bird = sample_attributes(rng, "train")
+                other = with_another_word(bird, field, rng)
+                assert split_of(other) == "train" and getattr(other, field) != getattr(bird, field)
+                assert replace(other, **{field: getattr(bird, field)}) == bird
 
     def test_swap_exchanges_two_different_colours_and_nothing_else(self):
         rng = random.Random(2)
@@ -84,10 +99,6 @@ class TestAttributes:
     def test_a_bird_of_one_colour_cannot_be_swapped(self):
         with pytest.raises(ValueError, match="all red bird"):
             swap_two_parts(BirdAttributes("red", "red", "red"), random.Random(0))
-
-
-def _all_triples():
-    return [(crown, belly, wing) for crown in COLOURS for belly in COLOURS for wing in COLOURS]
 
 
 class TestRenderer:
@@ -185,11 +196,11 @@ class TestDataset:
         assert make_dataset("train", 12, seed=3)[5] == data[5]
         assert make_dataset("train", 12, seed=4)["captions"][:] != data["captions"][:]
 
-    @pytest.mark.parametrize(("split", "held_out"), [("train", {False}), ("test", {True})])
-    def test_splits_share_no_colour_triple(self, split, held_out):
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_splits_share_no_colour_triple(self, split):
         data = make_dataset(split, 60).remove_columns("image")
         birds = [BirdAttributes(*(COLOURS[row[part]] for part in PARTS)) for row in data]
-        assert set(map(is_held_out, birds)) == held_out
+        assert set(map(split_of, birds)) == {split}
 
     @pytest.mark.parametrize(
         ("arguments", "message"), [(("valid", 3), "split"), (("train", 0), "num_images"), (("train", 3, -1), "seed")]
@@ -198,12 +209,17 @@ class TestDataset:
         with pytest.raises(ValueError, match=f"^{message} must"):
             make_dataset(*arguments)
 
-    def test_prompts_file_is_what_the_function_generates(self):
-        prompts = load_heldout_prompts()
-        assert prompts == make_heldout_prompts()
+    @pytest.mark.parametrize("split", ["validation", "test"])
+    def test_prompts_are_those_of_their_split(self, split):
+        prompts = load_prompts(split)
+        assert prompts == make_prompts(split)
         assert len(prompts) == 400
-        assert all(is_held_out(prompt_bird(entry)) for entry in prompts)
+        assert {split_of(prompt_bird(entry)) for entry in prompts} == {split}
         assert all(parse_colours(entry["prompt"]) == prompt_bird(entry).colours for entry in prompts)
+
+    def test_other_seeds_give_fresh_prompts(self):
+        fresh = make_prompts("test", 50, seed=7)
+        assert fresh == make_prompts("test", 50, seed=7) != make_prompts("test", 50)
 
 
 class TestSmallClip:
@@ -225,7 +241,7 @@ class TestSmallClip:
 
     def test_rival_captions_differ_in_one_way_each(self):
         rng = random.Random(0)
-        texts = [small_clip.caption_with_rivals(BIRD, rng) for _ in range(50)]
+        texts = [train_clip.caption_with_rivals(BIRD, rng) for _ in range(50)]
         assert sum(caption != exchanged for caption, exchanged, _, _ in texts) > 30
         assert sum(caption != recoloured for caption, _, recoloured, _ in texts) > 30
         assert sum(caption != elsewhere for caption, _, _, elsewhere in texts) > 20
@@ -233,13 +249,29 @@ class TestSmallClip:
             colours = [[word for word in COLOURS if word in text] for text in (caption, elsewhere)]
             assert colours[0] == colours[1] and (caption != elsewhere) == bool(captions.named_scene(caption, BIRD))
         single = BirdAttributes("red", "red", "red")
-        caption, exchanged, _, _ = small_clip.caption_with_rivals(single, rng)
+        caption, exchanged, _, _ = train_clip.caption_with_rivals(single, rng)
         assert caption == exchanged
+
+    @pytest.mark.parametrize(("birds", "batches"), [(200, 30), pytest.param(20_000, 2000, marks=pytest.mark.slow)])
+    def test_no_text_or_label_of_a_training_tells_of_a_held_out_triple(self, birds, batches):
+        """Colours are read off the texts themselves; 2,000 batches are a whole training."""
+        sampler = train_clip.Batches(seed=0, pool_size=birds, batch_size=64, image_size=64)
+        full = 0
+        for _ in range(batches):
+            chosen, texts = sampler.choose()
+            for row in sampler.labels[chosen].tolist():
+                assert split_of(BirdAttributes(*(COLOURS[label] for label in row[:3]))) == "train"
+            for sentence in itertools.chain.from_iterable(text.split(". ") for text in texts):
+                named = [{next(filter(None, m)) for m in re.findall(_FULL_PATTERNS[part], sentence)} for part in PARTS]
+                if all(len(colours) == 1 for colours in named):
+                    full += 1
+                    assert split_of(BirdAttributes(*(colours.pop() for colours in named))) == "train", sentence
+        assert full > 50 * batches  # most texts name all three colours: something was looked at
 
     def test_captions_of_the_scene_alone_have_a_rival_for_each_of_its_words(self):
         rng = random.Random(0)
         for _ in range(20):
-            caption, *rivals = small_clip.scene_with_rivals(BIRD, rng)
+            caption, *rivals = train_clip.scene_with_rivals(BIRD, rng)
             assert captions.named_scene(caption, BIRD) == ("direction", "background", "perch")
             assert not any(colour in caption for colour in COLOURS)
             left = [set(captions.named_scene(rival, BIRD)) for rival in rivals]
@@ -248,13 +280,13 @@ class TestSmallClip:
     def test_equal_texts_are_no_negatives(self):
         images = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
         texts = torch.cat([images, -images])
-        distinct = small_clip.contrastive_loss(images, texts, ["a", "b", "c", "d"], 1.0)
-        repeated = small_clip.contrastive_loss(images, texts, ["a", "a", "a", "a"], 1.0)
+        distinct = train_clip.contrastive_loss(images, texts, ["a", "b", "c", "d"], 1.0)
+        repeated = train_clip.contrastive_loss(images, texts, ["a", "a", "a", "a"], 1.0)
         assert repeated.abs() < 1e-6 < distinct
 
     def test_labels_teach_every_field(self):
         """A reader that knows all words but those of one field pays for that field alone: log(words) / fields."""
-        reader, labels = small_clip.LabelHead(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
+        reader, labels = train_clip.LabelHead(8), torch.zeros(1, len(FIELD_VOCABULARIES), dtype=torch.long)
         images = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
         first = 0
         for vocabulary in FIELD_VOCABULARIES.values():
@@ -268,7 +300,7 @@ class TestSmallClip:
             first += len(vocabulary)
 
     def test_two_training_steps_teach_by_labels_too_and_give_a_loadable_model(self, tmp_path, monkeypatch):
-        class WatchedHead(small_clip.LabelHead):
+        class WatchedHead(train_clip.LabelHead):
             gradients = []
 
             def forward(self, images, labels):
@@ -276,9 +308,9 @@ class TestSmallClip:
                 read.register_hook(self.gradients.append)
                 return super().forward(read, labels)
 
-        monkeypatch.setattr(small_clip, "LabelHead", WatchedHead)
+        monkeypatch.setattr(train_clip, "LabelHead", WatchedHead)
         sizes = {"batch_size": 4, "pool_size": 16, "check_count": 8}
-        model, tokenizer, report = small_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
+        model, tokenizer, report = train_clip.train_small_clip(max_steps=1, tail_steps=1, **sizes)
         assert len(WatchedHead.gradients) == 2 and all(each.any() for each in WatchedHead.gradients)
         assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1 and 0 <= report["crown_in_caption"] <= 1
         model.save_pretrained(tmp_path)
@@ -308,7 +340,7 @@ class TestJudge:
         assert torch.equal(judge.predict(images), torch.stack([part.argmax(1) for part in logits], dim=1))
 
     def test_refuses_other_sizes(self):
-        with pytest.raises(ValueError, match="64, 64"):
+        with pytest.raises(ValueError, match="a multiple of 64"):
             BirdJudge()(torch.zeros(1, 3, 32, 32))
 
 

@@ -76,7 +76,7 @@ def load_eval_data(protocol: Protocol, data: str, split: str = "test") -> EvalDa
     Args:
         protocol: which one.
         data: name of a small world or of a dataset, or a folder from `ratlip data prepare`.
-        split: of a dataset.
+        split: of the data.
 
     Raises:
         UserError: for data that does not go with the protocol or cannot be loaded.
@@ -88,7 +88,7 @@ def load_eval_data(protocol: Protocol, data: str, split: str = "test") -> EvalDa
             f"protocol and its data; for renders under another protocol see ratlip data prepare {world}"
         )
     if data in WORLDS:
-        return find_world(data).load_eval_data(protocol)
+        return find_world(data).load_eval_data(protocol, split)
     rows = MapRows(load_captioned(data, split), Columns(), protocol.seed)
     captions = list(rows.captions(len(rows)))
     pairs = _every_caption(captions) if protocol.prompts == "every_caption" else _random_captions(captions, protocol)

@@ -1,5 +1,5 @@
-"""The attributes that define one synthetic bird, their vocabularies, and the rule that holds some colour triples out
-of training."""
+"""The attributes that define one synthetic bird, their vocabularies, and the rule that gives every colour triple to
+one of three splits."""
 
 import random
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ BACKGROUNDS = ("sky", "meadow", "sunset", "snow")
 PERCHES = ("branch", "rock", "grass", "post")
 SIZES = ("small", "large")
 SCENE = ("direction", "background", "perch", "size")
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 
-_HELD_OUT_REMAINDER = 5
+_HELD_OUT_REMAINDERS = {1: "validation", 5: "test"}
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,22 @@ def attribute_labels(attributes: BirdAttributes, fields: Sequence[str]) -> tuple
     return tuple(FIELD_VOCABULARIES[name].index(getattr(attributes, name)) for name in fields)
 
 
-def is_held_out(attributes: BirdAttributes) -> bool:
-    """Whether the colour triple belongs to the test split: 64 of the 512 triples, a Latin square.
+def split_of(attributes: BirdAttributes) -> str:
+    """The split that the colour triple belongs to: of the 512 triples, validation and test have 64 each.
 
-    Any two colours leave exactly one third colour held out, so every pair of part colours occurs in training.
+    Both are Latin squares: any two colours leave one third colour for validation, one for test and six for training.
+    Exchanging the colours of two parts never leaves the split.
     """
-    return sum(attributes.colour_labels) % len(COLOURS) == _HELD_OUT_REMAINDER
+    return _HELD_OUT_REMAINDERS.get(sum(attributes.colour_labels) % len(COLOURS), "train")
 
 
 def sample_attributes(rng: random.Random, split: str | None = None) -> BirdAttributes:
-    """Sample attributes uniformly: of all triples (`split=None`), the seen ("train") or the held-out ("test") ones."""
+    """Sample attributes uniformly, of the colour triples of one split or (`split=None`) of all."""
     if split is not None and split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     while True:
         attributes = BirdAttributes(**{name: rng.choice(words) for name, words in FIELD_VOCABULARIES.items()})
-        if split is None or is_held_out(attributes) == (split == "test"):
+        if split in (None, split_of(attributes)):
             return attributes
 
 
@@ -99,6 +100,10 @@ def swap_two_parts(attributes: BirdAttributes, rng: random.Random) -> BirdAttrib
 
 
 def with_another_word(attributes: BirdAttributes, field: str, rng: random.Random) -> BirdAttributes:
-    """The same bird with another word in one field."""
+    """A bird with another word in one field and everything else as it was; of a training triple it is one again.
+
+    Rival captions in training are made of it, and must not tell of colour triples that are held out.
+    """
     words = [word for word in FIELD_VOCABULARIES[field] if word != getattr(attributes, field)]
-    return replace(attributes, **{field: rng.choice(words)})
+    birds = [replace(attributes, **{field: word}) for word in words]
+    return rng.choice([bird for bird in birds if split_of(bird) in ("train", split_of(attributes))])

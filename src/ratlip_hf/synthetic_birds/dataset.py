@@ -17,6 +17,9 @@ from .renderer import render_png, sample_birds, wording_rng
 PROMPT_FILE = "heldout_prompts.jsonl"
 PROMPT_COUNT = 400
 
+# Prompts are captions of birds of their own; render seeds 0 and 1 of the same purpose belong to the real images.
+_PROMPT_SEEDS = {"test": 0, "validation": 2}
+
 _FEATURES = datasets.Features(
     {
         "image": datasets.Image(),
@@ -27,7 +30,7 @@ _FEATURES = datasets.Features(
 
 
 def make_dataset(split: str, num_images: int, seed: int = 0, image_size: int = 64) -> datasets.Dataset:
-    """Render `num_images` birds of the "train" split (seen colour triples) or the "test" split (held-out ones).
+    """Render `num_images` birds of the split "train", "validation" or "test", which share no colour triple.
 
     Columns: `image` (PIL, image_size x image_size), `captions` (10 strings), and one class label each for `crown`,
     `belly`, `wing`, `direction`, `background`, `perch` and `size`. The same arguments give the same dataset.
@@ -49,20 +52,22 @@ def make_dataset(split: str, num_images: int, seed: int = 0, image_size: int = 6
     return datasets.Dataset.from_dict(columns, features=_FEATURES)
 
 
-def make_heldout_prompts() -> list[dict]:
-    """Generate the content of `heldout_prompts.jsonl`: 400 full captions of held-out triples.
+def make_prompts(split: str, count: int = PROMPT_COUNT, seed: int | None = None) -> list[dict]:
+    """Full captions of `count` birds of the "validation" or "test" split, the same for the same arguments.
 
-    Each entry holds "prompt" and all attributes by name; the seed is fixed, so the result never changes.
+    Each entry holds "prompt" and all attributes by name. Without a seed these are the split's fixed prompts.
     """
-    birds, seeds = sample_birds("prompts", 0, PROMPT_COUNT, "test")
+    birds, seeds = sample_birds("prompts", _PROMPT_SEEDS[split] if seed is None else seed, count, split)
     return [
         {"prompt": full_caption(bird, wording_rng(s)), **{name: getattr(bird, name) for name in FIELD_VOCABULARIES}}
         for bird, s in zip(birds, seeds, strict=True)
     ]
 
 
-def load_heldout_prompts() -> list[dict]:
-    """Read the prompts file that ships with the package; entries as from `make_heldout_prompts`."""
+def load_prompts(split: str) -> list[dict]:
+    """The 400 fixed prompts of a split, as from `make_prompts`; those of the test are read from the package."""
+    if split != "test":
+        return make_prompts(split)
     text = files("ratlip_hf.synthetic_birds").joinpath(PROMPT_FILE).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
@@ -75,7 +80,7 @@ def prompt_bird(entry: dict) -> BirdAttributes:
 # For `ratlip data prepare synthetic-birds`
 
 ORIGIN = Origin("Synthetic birds", "", "apache-2.0", "Rendered by ratlip_hf.")
-_TRAIN_IMAGES_PER_TEST_IMAGE = 10
+_TRAIN_IMAGES_PER_HELD_OUT_IMAGE = 10
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,17 @@ class RenderedImage:
 
 
 def read(source: Path | None, options: SourceOptions) -> SourceDataset:
-    """Sample attributes and captions; the test split shows colours that training never does. No file is read."""
+    """Sample attributes and captions; no two splits show the same colour triple. No file is read."""
     report, records = Report(), []
     for split in SPLITS:
         count = options.num_images
-        if split == "test":
-            count = max(1, count // _TRAIN_IMAGES_PER_TEST_IMAGE)
+        if split != "train":
+            count = max(1, count // _TRAIN_IMAGES_PER_HELD_OUT_IMAGE)
         for index, (bird, seed) in enumerate(zip(*sample_birds(split, options.seed, count, split), strict=True)):
             image_id = f"{split}-{index:06d}"
             captions = clean_captions(make_captions(bird, wording_rng(seed)), image_id, report)
             records.append(Record(split, image_id, RenderedImage(bird, seed, options.image_size), captions))
     choices = {"seed": options.seed, "num_images": options.num_images, "image_size": options.image_size}
-    return SourceDataset(records, "test shows colour triples that train never shows", report, choices=choices)
+    return SourceDataset(
+        records, "validation and test show colour triples that train never shows", report, choices=choices
+    )

@@ -54,7 +54,7 @@ def render_pixels(birds: list[BirdAttributes], seeds: list[int], image_size: int
 
 # Which seeds belong to which purpose
 
-_PURPOSES = ("train", "test", "clip", "clip_check", "judge", "judge_check", "prompts")
+_PURPOSES = ("train", "test", "clip", "clip_check", "judge", "judge_check", "prompts", "validation", "scorer")
 _IMAGES_PER_SEED = 10**7
 _SEEDS_PER_PURPOSE = 10**4
 _WORDING_OFFSET = 2**60

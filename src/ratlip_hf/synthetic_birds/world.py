@@ -11,16 +11,17 @@ from .. import bundled
 from ..clip import FrozenCLIP
 from ..evaluation.inputs import Candidate, EvalData, as_images
 from ..evaluation.protocols import Protocol
-from ..metrics import UNNAMED, attribute_hits
+from ..metrics import UNNAMED, FeatureStatistics, attribute_hits, frechet_distance
+from ..utils.errors import UserError
 from .attributes import FIELD_VOCABULARIES, PARTS, BirdAttributes
 from .captions import named_scene
-from .dataset import load_heldout_prompts, make_dataset, prompt_bird
+from .dataset import load_prompts, make_dataset, prompt_bird
 from .judge import BirdJudge, BirdJudgeFeatures
 from .renderer import first_render_seed, render_pixels
 
 PROTOCOL = Protocol(
     bundled.NAME,
-    "the 400 held-out prompts, six images each, against as many renders of the same birds; offline",
+    "400 prompts of held-out colours, six images each, against as many renders of the same birds; offline",
     prompts="heldout",
     passes=6,
     size=64,
@@ -35,16 +36,24 @@ def load_training_dataset(count: int | None, seed: int, image_size: int) -> data
     return make_dataset("train", count or 20_000, seed=seed, image_size=image_size)
 
 
-def load_eval_data(protocol: Protocol) -> EvalData:
-    """The held-out prompts, `protocol.passes` times, with a render and the target words of each."""
-    entries = load_heldout_prompts()
+_SPLIT_NAMES = {"test": "held-out prompts", "validation": "validation prompts"}
+
+
+def load_eval_data(protocol: Protocol, split: str = "test") -> EvalData:
+    """The prompts of a split, `protocol.passes` times, with a render and the target words of each.
+
+    "validation" is for choosing weights and settings, "test" for what is reported. Raises UserError for another split.
+    """
+    if split not in _SPLIT_NAMES:
+        raise UserError(f"--split of {bundled.NAME} must be one of {', '.join(_SPLIT_NAMES)}, not {split!r}")
+    entries = load_prompts(split)
     clusters = list(range(len(entries))) * protocol.passes
     return EvalData(
         [entry["prompt"] for entry in entries] * protocol.passes,
         clusters,
         Renders([prompt_bird(entry) for entry in entries] * protocol.passes, protocol.size),
         clusters,
-        {"data": bundled.NAME, "split": "held-out prompts"},
+        {"data": bundled.NAME, "split": _SPLIT_NAMES[split]},
         _FIELDS,
         [_targets(entry) for entry in entries] * protocol.passes,
     )
@@ -106,27 +115,43 @@ def load_judges(device: torch.device | str) -> list[list[BirdJudge]]:
 
 
 class QuickJudges:
-    """Colour accuracy on the first held-out prompts, for the quick evaluations of a training run.
+    """What the judges say of images of validation prompts, for the quick evaluations of a training run.
 
-    The prompts stand in the file in random order, so that the first ones are a fair sample.
-
-    Args:
-        count: how many prompts, at most.
-        clip: the CLIP that encodes the prompts, on the device that the judges go to.
-        batch_size: prompts encoded together.
+    The prompts stand in random order, so that the first ones are a fair sample; `count` of them are used, at most
+    all, and `clip` encodes `batch_size` together, on the device that the judges go to.
     """
 
-    image_size = 64  # the judges read no other
+    decisive = "judge_fid"
+    sizes = (64, 128, 256)  # what the judges can bring to their own
 
     def __init__(self, count: int, clip: FrozenCLIP, batch_size: int):
-        entries = load_heldout_prompts()[:count]
+        entries = load_prompts("validation")[:count]
         texts = [entry["prompt"] for entry in entries]
         parts = [clip.encode(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
         self.prompt_embeds, self.device = torch.cat(parts), clip.image_encoder.device
-        self.targets = torch.tensor([prompt_bird(entry).colour_labels for entry in entries], device=self.device)
-        self.judges = load_judges(self.device)[0]
+        self.targets = torch.tensor([_targets(entry) for entry in entries], device=self.device)
+        self.judges, self.features = load_judges(self.device), load_features().to(self.device)
+        renders = Renders([prompt_bird(entry) for entry in entries], PROTOCOL.size)
+        self.real = self._statistics(renders.load(0, len(renders)))
 
-    def accuracy(self, images: torch.Tensor) -> float:
-        """Share of right colours over judges, images [N, 3, 64, 64] in [-1, 1] and parts."""
-        predictions = torch.stack([judge.predict(images.to(self.device)) for judge in self.judges], dim=1)
-        return attribute_hits(predictions, self.targets).float().mean().item()
+    def scores(self, images: torch.Tensor) -> dict[str, float]:
+        """Of one image [N, 3, S, S] in [-1, 1] per prompt: `attribute_accuracy`, the share of right colours;
+        `all_words_right`, the share of images with every named word right; `judge_fid`, the Fréchet distance from
+        renders of the same birds."""
+        colours, scene = (self._hits(group, images) for group in self.judges)
+        everything = torch.cat([colours, scene.expand(-1, len(self.judges[0]), -1)], dim=2)
+        return {
+            "attribute_accuracy": colours.float().mean().item(),
+            "all_words_right": everything.prod(dim=2).float().mean().item(),
+            "judge_fid": frechet_distance(self.real, self._statistics(images)),
+        }
+
+    def _hits(self, judges: list[BirdJudge], images: torch.Tensor) -> torch.Tensor:
+        """1 where a judge finds what the prompt says, or the prompt says nothing: [N, judges, fields]."""
+        columns = [_FIELDS.index(name) for name in judges[0].config.reads]
+        targets = self.targets[:, columns]
+        predictions = torch.stack([judge.predict(images.to(self.device)) for judge in judges], dim=1)
+        return torch.where(targets[:, None] == UNNAMED, 1, attribute_hits(predictions, targets))
+
+    def _statistics(self, images: torch.Tensor) -> FeatureStatistics:
+        return FeatureStatistics.of(torch.cat([self.features(part) for part in images.split(256)]))

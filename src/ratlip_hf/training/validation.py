@@ -21,7 +21,6 @@ from .samples import CaptionedImages
 
 logger = logging.getLogger(__name__)
 
-HIGHER_IS_BETTER = {"attribute_accuracy": True, "kid": False}
 _NOISE_SEED = 0
 
 
@@ -31,12 +30,12 @@ class QuickEvaluation:
     - `kid`: kernel distance between the frozen CLIP's embeddings of the first real training samples and of images
       generated for their captions; embeddings at unit length, so that the kernel is (cos + 1)^3. Lower is better.
     - `clip_similarity`: mean cosine of those images' embeddings with their captions'.
-    - `attribute_accuracy`: only for a small world (`bundled.WORLDS`) at 64 px: share of attributes that its judges
-      find as the prompt says, on the first held-out prompts.
+    - of a small world (`bundled.WORLDS`) also what its judges say of images of validation prompts, see its
+      `QuickJudges`. Test prompts are never touched here.
 
-    `protocol["decisive"]` names the score by which weights are the best: `attribute_accuracy` where there is one,
-    because the frozen CLIP is the training signal and the judges know nothing of it; otherwise `kid`. With few
-    samples these scores compare states of one run; they are no results to publish.
+    `protocol["decisive"]` names the distance by which weights are the best, lower being better: that of the judges
+    where there are some, because the frozen CLIP is the training signal and they know nothing of it; otherwise `kid`.
+    With few samples these scores compare states of one run; they are no results to publish.
 
     Texts are encoded here, so that the text tower is not needed afterwards. Neither building nor running uses a
     global random generator.
@@ -57,7 +56,7 @@ class QuickEvaluation:
         self.clip, self.device, self.noise_dim = clip, clip.image_encoder.device, data.noise_dim
         self.real_embeds, self.prompt_embeds = self._read_real(data)
         world, self.judges = find_world(config.dataset_name), None
-        if world and data.size == world.QuickJudges.image_size:
+        if world and data.size in world.QuickJudges.sizes:
             self.judges = world.QuickJudges(config.evaluation_samples, clip, self.batch_size)
         self.protocol = self._describe()
 
@@ -69,9 +68,9 @@ class QuickEvaluation:
             "features": "image embeddings of the frozen CLIP, unit length",
             "kid": "unbiased, all pairs, kernel (cos + 1)^3",
             "clip_sha256": self.clip.describe()["weights_sha256"],
-            "heldout_prompts": len(self.judges.prompt_embeds) if self.judges else 0,
+            "validation_prompts": len(self.judges.prompt_embeds) if self.judges else 0,
             "noise_seed": _NOISE_SEED,
-            "decisive": "attribute_accuracy" if self.judges else "kid",
+            "decisive": self.judges.decisive if self.judges else "kid",
         }
 
     @torch.no_grad()
@@ -84,7 +83,7 @@ class QuickEvaluation:
         }
         if self.judges:
             images = torch.cat(list(self._generate(generator, self.judges.prompt_embeds)))
-            scores["attribute_accuracy"] = self.judges.accuracy(images)
+            scores |= self.judges.scores(images)
         return scores
 
     def _generate(self, generator: RATLIPGenerator, prompt_embeds: torch.Tensor):
@@ -126,7 +125,7 @@ class Best:
         """
         decisive = record["protocol"]["decisive"]
         score = record["scores"][decisive]
-        if not math.isfinite(score) or not self._beaten_by(score, HIGHER_IS_BETTER[decisive]):
+        if not math.isfinite(score) or not self._beaten_by(score):
             return False
         with atomic_directory(self.folder) as folder:
             pipeline.save_pretrained(folder)
@@ -143,8 +142,8 @@ class Best:
         # In another output folder, or without its weights, nothing has been the best yet.
         self.score = state["score"] if self.folder.is_dir() else None
 
-    def _beaten_by(self, score: float, higher_is_better: bool) -> bool:
-        return self.score is None or (score > self.score if higher_is_better else score < self.score)
+    def _beaten_by(self, score: float) -> bool:
+        return self.score is None or score < self.score
 
 
 def _for_kernel(embeds: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,10 @@
-"""The small CLIP of the synthetic birds: its architecture and tokenizer, the checks that it binds words to
-parts on unseen colours, and its training (`python -m ratlip_hf.synthetic_birds.small_clip`)."""
+"""Trains a small CLIP on synthetic birds, and writes it: architecture and tokenizer, what it is taught with, training.
+Images, captions, rival captions and labels are of training triples only; `clip_checks.py` says when it will do."""
 
 import json
 import random
 import sys
 import time
-from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -13,11 +12,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ..clip import prepare_pixels
-from ..utils.errors import CommandParser, UserError, command_line
-from ..utils.files import atomic_directory, atomic_write
-from .attributes import (
-    COLOURS,
+from clip_checks import GATES, RivalChecks, below_gates, embed_images, embed_texts
+from ratlip_hf.synthetic_birds.attributes import (
     FIELD_VOCABULARIES,
     PARTS,
     BirdAttributes,
@@ -25,8 +21,10 @@ from .attributes import (
     swap_two_parts,
     with_another_word,
 )
-from .captions import any_caption, full_caption, make_captions, named_scene, scene_caption
-from .renderer import render_pixels, sample_birds, wording_rng
+from ratlip_hf.synthetic_birds.captions import any_caption, make_captions, named_scene, scene_caption
+from ratlip_hf.synthetic_birds.renderer import render_pixels, sample_birds
+from ratlip_hf.utils.errors import CommandParser, UserError, command_line
+from ratlip_hf.utils.files import atomic_directory, atomic_write
 
 MAX_TOKENS = 40
 
@@ -63,8 +61,8 @@ def build_tokenizer(captions: list[str], vocab_size: int = 700) -> CLIPTokenizer
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def small_clip_config(tokenizer: CLIPTokenizer, image_size: int = 64) -> CLIPConfig:
-    """Configuration of a CLIP with 1.2 million parameters: ViT of width 96 on 8-pixel patches, text width 128."""
+def small_clip_config(tokenizer: CLIPTokenizer, image_size: int = 64, patch_size: int = 8) -> CLIPConfig:
+    """Configuration of a CLIP with 1.2 million parameters: a ViT of width 96, a text tower of width 128."""
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -75,7 +73,7 @@ def small_clip_config(tokenizer: CLIPTokenizer, image_size: int = 64) -> CLIPCon
         "intermediate_size": 384,
         "num_hidden_layers": 6,
         "num_attention_heads": 4,
-        "patch_size": 8,
+        "patch_size": patch_size,
         "image_size": image_size,
         "projection_dim": 128,
     }
@@ -91,99 +89,6 @@ def small_clip_config(tokenizer: CLIPTokenizer, image_size: int = 64) -> CLIPCon
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, **special)
 
-
-_PART_PROMPTS = {"crown": "a bird with a {} crown", "belly": "a bird with a {} belly", "wing": "a bird with {} wings"}
-_BATCH = 256
-_CHOICE_COUNT = 300
-
-
-def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Unit-length text embeddings [N, projection]; padded only to the longest caption given."""
-    tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-    return functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
-
-
-def embed_images(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Unit-length image embeddings [N, projection] of images in [0, 1]."""
-    pixels = prepare_pixels(2 * pixels - 1, model.config.vision_config.image_size)
-    return functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
-
-
-class HeldOutChecks:
-    """Renders of held-out triples with their captions, kept so that a model can be checked repeatedly."""
-
-    def __init__(self, tokenizer: CLIPTokenizer, count: int = 1200, seed: int = 0, image_size: int = 64):
-        birds, seeds = sample_birds("clip_check", seed, count, "test")
-        # A bird of one colour has no exchanged caption to be confused with.
-        kept = [index for index, bird in enumerate(birds) if len(set(bird.colours)) > 1]
-        birds, seeds = [birds[index] for index in kept], [seeds[index] for index in kept]
-        self.tokenizer = tokenizer
-        self.birds: list[BirdAttributes] = birds
-        self.pixels = render_pixels(birds, seeds, image_size).float() / 255
-        self.labels = torch.tensor([bird.colour_labels for bird in birds])
-        self.captions, self.exchanged, self.elsewhere, self.wordings = [], [], [], []
-        for bird, render_seed in zip(birds, seeds, strict=True):
-            rng = wording_rng(render_seed)
-            exchanged, wording = swap_two_parts(bird, rng), rng.getrandbits(32)
-            self.wordings.append(wording)
-            self.captions.append(full_caption(bird, random.Random(wording)))
-            self.exchanged.append(full_caption(exchanged, random.Random(wording)))
-            self.elsewhere.append(self._scene_changed(bird, wording, rng))
-
-    def _scene_changed(self, bird: BirdAttributes, wording: int, rng: random.Random) -> str | None:
-        """The last caption with another direction, background or perch; None where it names none of them."""
-        named = named_scene(self.captions[-1], bird)
-        if not named:
-            return None
-        return full_caption(with_another_word(bird, rng.choice(named), rng), random.Random(wording))
-
-    @torch.no_grad()
-    def measure_choice(self, model: CLIPModel) -> dict[str, float]:
-        """Return per part how often a render prefers its full caption to the seven with another colour for that part.
-
-        Much slower than `measure`, hence on the first 300 renders only; names are "crown_in_caption" and so on.
-        """
-        model.eval()
-        images = embed_images(model, self.pixels[:_CHOICE_COUNT])
-        scores = {}
-        for index, part in enumerate(PARTS):
-            choices = [
-                full_caption(replace(bird, **{part: colour}), random.Random(wording))
-                for bird, wording in zip(self.birds[: len(images)], self.wordings, strict=False)
-                for colour in COLOURS
-            ]
-            batches = (choices[start : start + _BATCH] for start in range(0, len(choices), _BATCH))
-            texts = torch.cat([embed_texts(model, self.tokenizer, batch) for batch in batches])
-            guesses = torch.einsum("nd,ncd->nc", images, texts.unflatten(0, (len(images), -1))).argmax(-1)
-            hits = guesses == self.labels[: len(images), index]
-            scores[f"{part}_in_caption"] = round(hits.float().mean().item(), 4)
-        return scores
-
-    @torch.no_grad()
-    def measure(self, model: CLIPModel) -> dict[str, float]:
-        """Return the share of renders that prefer their caption over the exchanged one ("swap_accuracy") and over one
-        of another scene ("scene_accuracy", of those that name a scene; 0 if none does), the zero-shot colour accuracy
-        per part ("crown", "belly", "wing"), and the number of renders ("count")."""
-        was_training = model.training
-        model.eval()
-        images = torch.cat([embed_images(model, pixels) for pixels in self.pixels.split(_BATCH)])
-        truth = (images * embed_texts(model, self.tokenizer, self.captions)).sum(-1)
-        rival = (images * embed_texts(model, self.tokenizer, self.exchanged)).sum(-1)
-        named = [index for index, text in enumerate(self.elsewhere) if text is not None]
-        other = embed_texts(model, self.tokenizer, [self.elsewhere[index] for index in named] or [""])
-        scene = truth[named] > (images[named] * other[: len(named)]).sum(-1)
-        scores = {"swap_accuracy": (truth > rival).float().mean().item()}
-        scores["scene_accuracy"] = scene.float().mean().item() if named else 0.0
-        for index, part in enumerate(PARTS):
-            prompts = embed_texts(model, self.tokenizer, [_PART_PROMPTS[part].format(colour) for colour in COLOURS])
-            guesses = (images @ prompts.T).argmax(-1)
-            scores[part] = (guesses == self.labels[:, index]).float().mean().item()
-        model.train(was_training)
-        return {name: round(value, 4) for name, value in scores.items()} | {"count": len(self.captions)}
-
-
-# What the tests by rival captions must reach: colours exchanged, and another scene.
-GATES = {"swap_accuracy": 0.98, "scene_accuracy": 0.95}
 
 _WARMUP_STEPS = 100
 _CAPTIONS_FOR_TOKENIZER = 2000
@@ -257,7 +162,7 @@ class LabelHead(nn.Module):
         return torch.stack(losses).mean()
 
 
-class _Batches:
+class Batches:
     """Samples batches of noisy renders with fresh caption pairs from a pool rendered once."""
 
     def __init__(self, seed: int, pool_size: int, batch_size: int, image_size: int):
@@ -270,19 +175,23 @@ class _Batches:
 
     def sample(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """Return images [B, 3, H, W] near [0, 1], their labels, and B captions followed by 3 B rival ones."""
+        chosen, captions = self.choose()
+        pixels = self.pixels[chosen].float() / 255
+        noise_level = torch.rand(len(chosen), 1, 1, 1) * _MAX_PIXEL_NOISE
+        return pixels + noise_level * torch.randn_like(pixels), self.labels[chosen], captions
+
+    def choose(self) -> tuple[list[int], list[str]]:
+        """The indices of the next batch's birds, and the texts of `sample`."""
         self.batches += 1
         # Without texts longer than any single caption the last position embeddings would stay untrained.
         long = self.batches % _LONG_TEXT_EVERY == 0
         chosen = self.rng.sample(range(len(self.birds)), self.batch_size)
-        pixels = self.pixels[chosen].float() / 255
-        noise_level = torch.rand(len(chosen), 1, 1, 1) * _MAX_PIXEL_NOISE
         birds = [self.birds[index] for index in chosen]
         if self.batches % _SCENE_EVERY == 0:
             texts = [scene_with_rivals(bird, self.rng) for bird in birds]
         else:
             texts = [caption_with_rivals(bird, self.rng, long) for bird in birds]
-        captions = [caption for kind in zip(*texts, strict=True) for caption in kind]
-        return pixels + noise_level * torch.randn_like(pixels), self.labels[chosen], captions
+        return chosen, [caption for kind in zip(*texts, strict=True) for caption in kind]
 
 
 def train_small_clip(
@@ -295,25 +204,24 @@ def train_small_clip(
     pool_size: int = 20_000,
     check_count: int = 1200,
     image_size: int = 64,
+    patch_size: int = 8,
 ) -> tuple[CLIPModel, CLIPTokenizer, dict]:
-    """Train until both tests by rival captions on held-out renders reach `GATES` (or for `max_steps`), then cool down.
+    """Train until both tests by rival captions reach their gates (or for `max_steps`), then cool down.
 
     The learning rate is constant after a short warm-up and falls linearly to zero during the last `tail_steps`.
-    Returns the model in eval mode, its tokenizer, and a report with the steps and the scores of `HeldOutChecks`.
+    Returns the model in eval mode, its tokenizer, and a report with the steps and the scores of `RivalChecks`.
     """
     torch.manual_seed(seed)
-    batches = _Batches(seed, pool_size, batch_size, image_size)
+    batches = Batches(seed, pool_size, batch_size, image_size)
     rng = random.Random(seed)
     tokenizer = build_tokenizer(
         [caption for bird in batches.birds[:_CAPTIONS_FOR_TOKENIZER] for caption in make_captions(bird, rng)]
     )
-    model = CLIPModel(small_clip_config(tokenizer, image_size)).train()
-    # With bfloat16 on a CPU, plain attention trains almost twice as fast as the fused kernel.
-    model.set_attn_implementation("eager")
+    model = CLIPModel(small_clip_config(tokenizer, image_size, patch_size)).train()
     label_head = LabelHead(model.projection_dim)
     parameters = [*model.parameters(), *label_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    checks = HeldOutChecks(tokenizer, check_count, image_size=image_size)
+    checks = RivalChecks(tokenizer, check_count, image_size=image_size)
     start, step, last_step = time.monotonic(), 0, None
     while step != last_step:
         remaining = tail_steps if last_step is None else last_step - step
@@ -330,21 +238,14 @@ def train_small_clip(
     return model.eval(), tokenizer, report
 
 
-def below_gates(scores: dict[str, float]) -> list[str]:
-    """The scores that stay below their gates, as text."""
-    return [f"{name} {scores[name]} below {gate}" for name, gate in GATES.items() if scores[name] < gate]
-
-
 def _training_step(
-    model: CLIPModel, tokenizer: CLIPTokenizer, label_head: LabelHead, optimizer, batches: _Batches, rate: float
+    model: CLIPModel, tokenizer: CLIPTokenizer, label_head: LabelHead, optimizer, batches: Batches, rate: float
 ) -> float:
     """Sample a batch and make one optimizer step at the given learning rate; returns the contrastive loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     pixels, labels, captions = batches.sample()
-    with torch.autocast("cpu", torch.bfloat16):
-        texts = embed_texts(model, tokenizer, captions).float()
-        images = embed_images(model, pixels).float()
+    texts, images = embed_texts(model, tokenizer, captions), embed_images(model, pixels)
     loss = contrastive_loss(images, texts, captions, model.logit_scale.exp().clamp(max=100))
     optimizer.zero_grad(set_to_none=True)
     (loss + label_head(images, labels)).backward()
@@ -361,10 +262,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_steps", type=int, default=3000, help="longest time to wait for the gate")
     parser.add_argument("--tail_steps", type=int, default=400, help="steps with falling learning rate after the gate")
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--patch_size", type=int, default=8)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     start = time.monotonic()
-    model, tokenizer, report = train_small_clip(options.seed, options.max_steps, options.tail_steps)
+    sizes = {"image_size": options.image_size, "patch_size": options.patch_size}
+    model, tokenizer, report = train_small_clip(options.seed, options.max_steps, options.tail_steps, **sizes)
+    report |= sizes
     if below := below_gates(report):
         raise UserError(f"not good enough: {', '.join(below)}; try another --seed or more --max_steps")
     report["minutes"] = round((time.monotonic() - start) / 60, 1)
