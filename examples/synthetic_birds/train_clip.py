@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import time
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from clip_checks import GATES, RivalChecks, below_gates, embed_images, embed_texts
+from clip_checks import GATES, RivalChecks, below_gates
+from ratlip_hf.clip import prepare_pixels
+from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.synthetic_birds.attributes import (
     FIELD_VOCABULARIES,
     PARTS,
@@ -95,7 +98,7 @@ _CAPTIONS_FOR_TOKENIZER = 2000
 _LONG_TEXT_EVERY = 8
 # Where every caption names colours, both towers learn those and are never made to learn anything else.
 _SCENE_EVERY = 3
-_MAX_PIXEL_NOISE = 0.08
+_MAX_PIXEL_NOISE = 0.16  # of a range of 2
 _LABEL_SCALE = 10.0
 
 
@@ -162,6 +165,18 @@ class LabelHead(nn.Module):
         return torch.stack(losses).mean()
 
 
+def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Text embeddings [N, projection]; padded only to the longest caption given."""
+    tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+    return model.get_text_features(**tokens).pooler_output
+
+
+def embed_images(model: CLIPModel, images: torch.Tensor) -> torch.Tensor:
+    """Image embeddings [N, projection] of images in [-1, 1]."""
+    pixels = prepare_pixels(images, model.config.vision_config.image_size)
+    return model.get_image_features(pixels).pooler_output
+
+
 class Batches:
     """Samples batches of noisy renders with fresh caption pairs from a pool rendered once."""
 
@@ -174,11 +189,11 @@ class Batches:
         self.batches = 0
 
     def sample(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Return images [B, 3, H, W] near [0, 1], their labels, and B captions followed by 3 B rival ones."""
+        """Return images [B, 3, H, W] near [-1, 1], their labels, and B captions followed by 3 B rival ones."""
         chosen, captions = self.choose()
-        pixels = self.pixels[chosen].float() / 255
+        images = as_images(self.pixels[chosen])
         noise_level = torch.rand(len(chosen), 1, 1, 1) * _MAX_PIXEL_NOISE
-        return pixels + noise_level * torch.randn_like(pixels), self.labels[chosen], captions
+        return images + noise_level * torch.randn_like(images), self.labels[chosen], captions
 
     def choose(self) -> tuple[list[int], list[str]]:
         """The indices of the next batch's birds, and the texts of `sample`."""
@@ -221,7 +236,7 @@ def train_small_clip(
     label_head = LabelHead(model.projection_dim)
     parameters = [*model.parameters(), *label_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    checks = RivalChecks(tokenizer, check_count, image_size=image_size)
+    checks = RivalChecks(partial(embed_texts, model, tokenizer), partial(embed_images, model), check_count, image_size)
     start, step, last_step = time.monotonic(), 0, None
     while step != last_step:
         remaining = tail_steps if last_step is None else last_step - step
@@ -229,13 +244,16 @@ def train_small_clip(
         loss = _training_step(model, tokenizer, label_head, optimizer, batches, rate)
         step += 1
         if step % check_every == 0 or step == max_steps:
-            scores = checks.measure(model)
+            model.eval()
+            scores = checks.measure()
+            model.train()
             minutes = (time.monotonic() - start) / 60
             print(f"step {step}  loss {loss:.3f}  lr {rate:.1e}  {minutes:.1f} min  {scores}", flush=True)
             if last_step is None and (not below_gates(scores) or step >= max_steps):
                 last_step = step + tail_steps
-    report = {"seed": seed, "steps": step, "gates": GATES, **checks.measure(model), **checks.measure_choice(model)}
-    return model.eval(), tokenizer, report
+    model.eval()
+    report = {"seed": seed, "steps": step, "gates": GATES, **checks.measure(), **checks.measure_choice()}
+    return model, tokenizer, report
 
 
 def _training_step(
@@ -245,7 +263,8 @@ def _training_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     pixels, labels, captions = batches.sample()
-    texts, images = embed_texts(model, tokenizer, captions), embed_images(model, pixels)
+    texts = functional.normalize(embed_texts(model, tokenizer, captions), dim=1)
+    images = functional.normalize(embed_images(model, pixels), dim=1)
     loss = contrastive_loss(images, texts, captions, model.logit_scale.exp().clamp(max=100))
     optimizer.zero_grad(set_to_none=True)
     (loss + label_head(images, labels)).backward()
