@@ -84,6 +84,9 @@ class TrainingConfig:
     penalty_form: str = _option("summed", f"norm of the two gradients: {', '.join(PENALTY_FORMS)} (the released code)")
     penalty_interval: int = _option(1, "steps between penalties, whose weight is multiplied by this (lazy)", least=1)
     range_weight: float = _option(0.0, "weight of the penalty on pixels beyond [-1, 1]; not in the paper")
+    pixel_loss_weight: float = _option(0.0, "weight of an auxiliary discriminator that reads pixels; not in the paper")
+    pixel_penalty_weight: float = _option(1.0, "weight of the zero-centred gradient penalties of that discriminator")
+    pixel_channels: int = _option(16, "channels of that discriminator at full size", least=1)
     ema_decay: float = _option(0.999, "decay of the EMA weights, which are saved and sampled; 0: no averaging")
     max_grad_norm: float | None = _option(None, "clip each network's gradients to this norm")
     augmentation: str = _option(
@@ -166,6 +169,9 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, not {value}")
+        for name in ("pixel_loss_weight", "pixel_penalty_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         if not 0 <= self.final_learning_rate_factor <= 1:

@@ -18,6 +18,7 @@ from ..utils.files import atomic_directory, atomic_write, remove_unfinished, sta
 from .config import TrainingConfig
 from .monitor import Report
 from .optimization import lr_factor
+from .pixel_discriminator import PENALTY_INTERVAL
 from .run import Run, describe_state, prepare
 from .step import mean_over_processes, to_device, training_step
 from .validation import QuickEvaluation
@@ -70,7 +71,12 @@ def iterate(run: Run) -> Iterator[dict[str, float]]:
         batches = islice(micro_batches, config.gradient_accumulation_steps)
         inputs = [to_device(batch, run.clip, accelerator.device) for batch in batches]
         run.nets.set_lr_factor(lr_factor(config, run.step, run.seen))
-        metrics = training_step(run.nets, inputs, penalise=run.step % config.penalty_interval == 0)
+        metrics = training_step(
+            run.nets,
+            inputs,
+            penalise=run.step % config.penalty_interval == 0,
+            penalise_pixels=run.step % PENALTY_INTERVAL == 0,
+        )
         run.step, run.seen = run.step + 1, run.seen + run.per_step
         metrics = mean_over_processes(metrics, accelerator)
         _stop_if_not_finite(run, metrics)

@@ -26,6 +26,7 @@ from .footprint import disk_use
 from .hub import HubRepository
 from .monitor import tracker_arguments
 from .optimization import EMA, Optimization
+from .pixel_discriminator import PixelDiscriminator
 from .preflight import check_data, check_disk, check_surroundings, describe_run
 from .samples import CaptionedImages, load_training_data
 from .step import Networks
@@ -113,6 +114,7 @@ def prepare(config: TrainingConfig) -> Run | None:
         clip.image_encoder,
         accelerator,
         config,
+        *_pixel_discriminator(generator, accelerator, config),
     )
     pipeline = RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, ema.module)
     pipeline.set_progress_bar_config(disable=True)
@@ -254,6 +256,18 @@ def wrap(
         return accelerator.prepare(generator, discriminator)
 
 
+def _pixel_discriminator(
+    generator: RATLIPGenerator, accelerator: Accelerator, config: TrainingConfig
+) -> tuple[nn.Module | None, Optimization | None]:
+    """The discriminator of pixels as training runs it, and how it is moved, at the generator's learning rate."""
+    if not config.pixel_loss_weight:
+        return None, None
+    sizes = generator.config
+    network = PixelDiscriminator(sizes.sample_size, sizes.text_dim, config.pixel_channels).to(accelerator.device)
+    optimization = Optimization.adam(network, config.generator_learning_rate, config, accelerator.device.type)
+    return accelerator.prepare(network), optimization
+
+
 def _restore(run: Run, found: tuple[Path, dict] | None) -> None:
     """Name everything that has a state, and load it from the checkpoint."""
     run.checkpoints.register(
@@ -264,6 +278,11 @@ def _restore(run: Run, found: tuple[Path, dict] | None) -> None:
         discriminator_optimization=run.nets.discriminator_optimization,
         best=run.best,
     )
+    if run.nets.pixel_discriminator:
+        run.checkpoints.register(
+            pixel_discriminator=run.nets.bare(run.nets.pixel_discriminator),
+            pixel_optimization=run.nets.pixel_optimization,
+        )
     if found:
         path, facts = found
         run.checkpoints.restore(path)

@@ -19,6 +19,8 @@ from ..utils.tensors import at_least_float32
 from .augmentation import augment, augmentation_numbers
 from .config import TrainingConfig
 from .optimization import Optimization
+from .pixel_discriminator import discriminator_loss as pixel_discriminator_loss
+from .pixel_discriminator import generator_loss as pixel_generator_loss
 from .samples import StepInputs
 
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -27,7 +29,10 @@ Metrics = dict[str, torch.Tensor]
 
 @dataclass
 class Networks:
-    """The networks (wrapped by accelerate or not), how they are moved, and the frozen image tower."""
+    """The networks (wrapped by accelerate or not), how they are moved, and the frozen image tower.
+
+    The discriminator of pixels is None unless `config.pixel_loss_weight` asks for it.
+    """
 
     generator: nn.Module
     discriminator: nn.Module
@@ -36,6 +41,8 @@ class Networks:
     image_encoder: nn.Module
     accelerator: Accelerator
     config: TrainingConfig
+    pixel_discriminator: nn.Module | None = None
+    pixel_optimization: Optimization | None = None
 
     def autocast(self) -> torch.autocast:
         """The configured precision of forward passes. Ours rather than accelerate's, which would also cover the
@@ -45,8 +52,9 @@ class Networks:
 
     def set_lr_factor(self, factor: float) -> None:
         """Set both learning rates to this share of their configured values."""
-        for optimization in (self.generator_optimization, self.discriminator_optimization):
-            optimization.set_lr_factor(factor)
+        for optimization in (self.generator_optimization, self.discriminator_optimization, self.pixel_optimization):
+            if optimization:
+                optimization.set_lr_factor(factor)
 
     def bare(self, network: nn.Module) -> nn.Module:
         """The network without accelerate's wrapper: for passes that leave no gradients in its parameters."""
@@ -79,7 +87,9 @@ def to_device(inputs: StepInputs, clip: FrozenCLIP, device: torch.device) -> Ste
     return inputs.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool = True) -> Metrics:
+def training_step(
+    nets: Networks, batches: Sequence[StepInputs], penalise: bool = True, penalise_pixels: bool = True
+) -> Metrics:
     """Move both networks once, by the mean over micro-batches of equal size.
 
     With one micro-batch, one generator forward serves both phases. With several, the discriminator phase generates
@@ -88,7 +98,7 @@ def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool 
     Args:
         nets: everything that takes part.
         batches: the micro-batches of this process, on the device.
-        penalise: whether this step has a gradient penalty.
+        penalise, penalise_pixels: whether this step has gradient penalties, of either discriminator.
 
     Returns:
         Detached scalars by name, for the log.
@@ -158,10 +168,35 @@ def discriminator_loss(
     return loss, {**metrics, "d_loss": hinge + penalty, "d_penalty": penalty}
 
 
+def pixel_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated | None, penalise: bool) -> Metrics:
+    """Move the discriminator of pixels; no graph reaches the generator."""
+    metrics, optimization = [], nets.pixel_optimization
+    for number, inputs in enumerate(batches, start=1):
+        fake = (fakes or _generate_without_graph(nets, inputs)).images
+        with nets.gather_gradients(nets.pixel_discriminator, now=number == len(batches)):
+            # In float32 throughout: it is small, and its penalty differentiates it twice.
+            terms = pixel_discriminator_loss(
+                nets.pixel_discriminator,
+                inputs.images,
+                fake,
+                _conditioned_text(nets, inputs),
+                nets.config.pixel_penalty_weight,
+                penalise,
+            )
+            optimization.backward(terms.pop("loss") / len(batches))
+        metrics.append(terms)
+    return {**_mean_over_micro_batches(metrics), "p_grad_norm": optimization.step()}
+
+
+def _conditioned_text(nets: Networks, inputs: StepInputs) -> torch.Tensor:
+    """The texts [B, D] as the discriminator of CLIP features reads them."""
+    return nets.bare(nets.discriminator).text_conditioning(inputs.prompt_embeds).detach()
+
+
 def generator_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated | None) -> Metrics:
     """Move the generator by L_G of Eq. 8, with the discriminator just moved and now frozen."""
     metrics, optimization = [], nets.generator_optimization
-    with _frozen(nets.discriminator):
+    with _frozen(nets.discriminator, nets.pixel_discriminator):
         for number, inputs in enumerate(batches, start=1):
             with nets.gather_gradients(nets.generator, now=number == len(batches)):
                 loss, terms = generator_loss(nets, inputs, fakes or generate(nets, nets.generator, inputs))
@@ -180,7 +215,12 @@ def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tupl
     loss = adversarial - config.clip_loss_weight * similarity
     if config.range_weight:
         loss = loss + config.range_weight * losses.out_of_range(fakes.images)
-    return loss, {"g_loss": loss, "g_adversarial": adversarial, "clip_similarity": similarity}
+    metrics = {"g_adversarial": adversarial, "clip_similarity": similarity}
+    if nets.pixel_discriminator:
+        critic, text = nets.bare(nets.pixel_discriminator), _conditioned_text(nets, inputs)
+        metrics["g_pixel"] = pixel_generator_loss(critic, inputs.images, fakes.images.float(), text)
+        loss = loss + config.pixel_loss_weight * metrics["g_pixel"]
+    return loss, {"g_loss": loss, **metrics}
 
 
 @torch.no_grad()
@@ -209,9 +249,11 @@ def _augment(nets: Networks, images: torch.Tensor, inputs: StepInputs, generated
 
 
 @contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters of `module` within the block; those frozen before stay so after it."""
-    moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _frozen(*modules: nn.Module | None) -> Iterator[None]:
+    """No gradients for the parameters of `modules` within the block; those frozen before stay so after it."""
+    moving = [
+        parameter for module in modules if module for parameter in module.parameters() if parameter.requires_grad
+    ]
     for parameter in moving:
         parameter.requires_grad_(False)
     try:
