@@ -12,6 +12,7 @@ import torch
 
 from ratlip_hf import RATLIPPipeline
 from ratlip_hf.bundled import find_world
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.metrics import kernel_distance
 from ratlip_hf.training import loop
 from ratlip_hf.training.config import TrainingConfig
@@ -90,18 +91,19 @@ def evaluation(config, data, small_clip) -> QuickEvaluation:
 def test_real_images_in_the_generators_place_score_as_real_ones(evaluation, data):
     reals = data.batch(range(10)).images
     world = find_world("synthetic-birds")
-    renders = world.load_eval_data(world.PROTOCOL).real.load(0, 10)
+    renders = world.load_eval_data(world.PROTOCOL, "validation").real.load(0, 10)
     perfect = Projector(torch.cat([reals, renders]))
     scores = evaluation.run(perfect)
-    assert scores["attribute_accuracy"] > 0.95
+    assert scores["attribute_accuracy"] > 0.95 and scores["all_words_right"] > 0.9
+    assert scores["judge_fid"] == pytest.approx(0, abs=1e-3)  # of the very same renders
     assert scores["kid"] < 0  # the same images: less than between two samples of one distribution
     assert perfect.sizes == [4, 4, 2, 4, 4, 2]
     noise = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     poor = evaluation.run(Projector(noise))
     assert poor["kid"] > 10 * abs(scores["kid"])
-    assert poor["attribute_accuracy"] < 0.5
+    assert poor["attribute_accuracy"] < 0.5 and poor["judge_fid"] > 100
     shuffled = evaluation.run(Projector(torch.cat([reals, renders.roll(1, 0)])))
-    assert shuffled["attribute_accuracy"] < 0.5
+    assert shuffled["attribute_accuracy"] < 0.5 and shuffled["all_words_right"] < 0.2
     assert shuffled["clip_similarity"] == scores["clip_similarity"]
 
 
@@ -126,15 +128,15 @@ def _clip_pixels(images: torch.Tensor) -> torch.Tensor:
 def test_scores_repeat_and_need_no_text_tower(evaluation, generator):
     evaluation.clip.text_encoder = None
     first = evaluation.run(generator)
-    assert set(first) == {"kid", "clip_similarity", "attribute_accuracy"}
+    assert set(first) == {"kid", "clip_similarity", "attribute_accuracy", "all_words_right", "judge_fid"}
     assert evaluation.run(generator) == first
     assert not generator.training
 
 
 def test_the_protocol_says_what_was_compared(evaluation, small_clip):
     protocol = json.loads(json.dumps(evaluation.protocol))
-    assert (protocol["samples"], protocol["heldout_prompts"]) == (10, 10)
-    assert protocol["decisive"] == "attribute_accuracy"
+    assert (protocol["samples"], protocol["validation_prompts"]) == (10, 10)
+    assert protocol["decisive"] == "judge_fid"
     assert protocol["clip_sha256"] == small_clip.describe()["weights_sha256"]
 
 
@@ -146,9 +148,21 @@ def test_without_judges_the_kernel_distance_decides(config, small_clip, make_gen
     assert set(evaluation.run(make_generator(noise_dim=3))) == {"kid", "clip_similarity"}
 
 
-def test_the_judges_read_images_of_64_pixels_only(config, small_clip):
-    evaluation = QuickEvaluation(config, load_training_data(config, 128, 8), small_clip)
-    assert evaluation.protocol["decisive"] == "kid"
+def test_a_run_never_looks_at_test_prompts(config, data, small_clip, monkeypatch):
+    encoded, encode = [], FrozenCLIP.encode
+    monkeypatch.setattr(FrozenCLIP, "encode", lambda clip, texts: (encoded.extend(texts), encode(clip, texts))[1])
+    config.evaluation_samples = 500
+    QuickEvaluation(config, data, small_clip)
+    dataset = find_world("synthetic-birds", "dataset")
+    kept, looked_at = ({entry["prompt"] for entry in dataset.load_prompts(split)} for split in ("test", "validation"))
+    assert looked_at <= set(encoded) and not kept & set(encoded)
+
+
+@pytest.mark.parametrize(("size", "decisive"), [(128, "judge_fid"), (100, "kid")])
+def test_the_judges_read_their_own_size_and_multiples(config, small_clip, size, decisive):
+    config.evaluation_samples = 4
+    evaluation = QuickEvaluation(config, load_training_data(config, size, 8), small_clip)
+    assert evaluation.protocol["decisive"] == decisive
 
 
 def test_the_kernel_between_embeddings_is_that_of_their_cosine(evaluation, data):
@@ -187,14 +201,14 @@ def record(step: int, **scores) -> dict:
     return {"step": step, "images": 4 * step, "scores": scores, "protocol": {"decisive": next(iter(scores))}}
 
 
-@pytest.mark.parametrize(("name", "sign"), [("attribute_accuracy", 1), ("kid", -1)])
-def test_only_a_better_score_is_kept(pipe, tmp_path, name, sign):
+@pytest.mark.parametrize("name", ["judge_fid", "kid"])
+def test_only_a_better_score_is_kept(pipe, tmp_path, name):
     best = Best(tmp_path)
     (tmp_path / ".best.x" / "left by a kill").mkdir(parents=True)
-    series = [(1, 0.5), (2, 0.4), (3, 0.5), (4, float("nan")), (5, 0.6), (6, 0.55)]
-    kept = [step for step, score in series if best.update(record(step, **{name: sign * score}), pipe)]
+    series = [(1, 0.5), (2, 0.6), (3, 0.5), (4, float("nan")), (5, 0.4), (6, 0.45)]
+    kept = [step for step, score in series if best.update(record(step, **{name: score}), pipe)]
     assert kept == [1, 5] and [path.name for path in tmp_path.iterdir()] == ["best"]
-    assert json.loads((tmp_path / "best" / "best.json").read_text()) == record(5, **{name: sign * 0.6})
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == record(5, **{name: 0.4})
 
 
 def test_a_first_score_that_is_not_finite_is_not_the_best(pipe, tmp_path):
@@ -230,22 +244,22 @@ def test_training_is_the_same_with_and_without_evaluation(config, tmp_path):
     assert same(weights(plain / "pipeline"), weights(scored / "pipeline"))
 
 
-def scripted(monkeypatch, *accuracies: float) -> None:
-    """Let the evaluations of the next runs find these accuracies, one after the other."""
-    scores = iter(accuracies)
-    monkeypatch.setattr(QuickEvaluation, "run", lambda *_: {"attribute_accuracy": next(scores)})
+def scripted(monkeypatch, *distances: float) -> None:
+    """Let the evaluations of the next runs find these distances, one after the other."""
+    scores = iter(distances)
+    monkeypatch.setattr(QuickEvaluation, "run", lambda *_: {"judge_fid": next(scores)})
 
 
 def test_a_resumed_run_remembers_its_best(config, tmp_path, monkeypatch):
     """The best came before the interruption, a poorer one, cut off by it, was not the best: neither may win again."""
     config = evaluated(config, tmp_path / "run")
     config.max_train_images = 8
-    scripted(monkeypatch, 0.9)
+    scripted(monkeypatch, 10.0)
     folder = loop.train(config)
     at_best = weights(folder / "best")
     assert same(at_best, weights(folder / "pipeline"))
     config.max_train_images, config.resume_from_checkpoint = 24, "latest"
-    scripted(monkeypatch, 0.5, 0.7)
+    scripted(monkeypatch, 50.0, 30.0)
     loop.train(config)
     assert [line["step"] for line in lines(folder, "evaluations.jsonl")] == [2, 4, 6]
     assert json.loads((folder / "best" / "best.json").read_text())["images"] == 8

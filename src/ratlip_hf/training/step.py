@@ -16,11 +16,10 @@ from .. import losses
 from ..clip import FrozenCLIP, image_features, image_features_and_embeds
 from ..models.base import untracked_statistics
 from ..utils.tensors import at_least_float32
+from . import pixel_discriminator as pixels
 from .augmentation import augment, augmentation_numbers
 from .config import TrainingConfig
 from .optimization import Optimization
-from .pixel_discriminator import discriminator_loss as pixel_discriminator_loss
-from .pixel_discriminator import generator_loss as pixel_generator_loss
 from .samples import StepInputs
 
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -104,7 +103,10 @@ def training_step(
         Detached scalars by name, for the log.
     """
     fakes = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
-    return {**discriminator_phase(nets, batches, fakes, penalise), **generator_phase(nets, batches, fakes)}
+    metrics = discriminator_phase(nets, batches, fakes, penalise)
+    if nets.pixel_discriminator:
+        metrics |= pixel_phase(nets, batches, fakes, penalise_pixels)
+    return metrics | generator_phase(nets, batches, fakes)
 
 
 def generate(nets: Networks, generator: nn.Module, inputs: StepInputs) -> Generated:
@@ -175,7 +177,7 @@ def pixel_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated 
         fake = (fakes or _generate_without_graph(nets, inputs)).images
         with nets.gather_gradients(nets.pixel_discriminator, now=number == len(batches)):
             # In float32 throughout: it is small, and its penalty differentiates it twice.
-            terms = pixel_discriminator_loss(
+            terms = pixels.discriminator_loss(
                 nets.pixel_discriminator,
                 inputs.images,
                 fake,
@@ -218,7 +220,7 @@ def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tupl
     metrics = {"g_adversarial": adversarial, "clip_similarity": similarity}
     if nets.pixel_discriminator:
         critic, text = nets.bare(nets.pixel_discriminator), _conditioned_text(nets, inputs)
-        metrics["g_pixel"] = pixel_generator_loss(critic, inputs.images, fakes.images.float(), text)
+        metrics["g_pixel"] = pixels.generator_loss(critic, inputs.images, fakes.images.float(), text)
         loss = loss + config.pixel_loss_weight * metrics["g_pixel"]
     return loss, {"g_loss": loss, **metrics}
 

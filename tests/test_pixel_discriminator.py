@@ -1,0 +1,68 @@
+"""The auxiliary discriminator of pixels, which is off unless asked for: its losses, its part in a step, resuming."""
+
+import copy
+
+import pytest
+import torch
+
+from ratlip_hf.training import loop
+from ratlip_hf.training import pixel_discriminator as pixels
+from ratlip_hf.training.optimization import Optimization
+from ratlip_hf.training.pixel_discriminator import PixelDiscriminator
+from ratlip_hf.training.step import Networks, training_step
+from training_toys import step_inputs
+
+
+@pytest.fixture
+def nets_with_pixels(nets) -> Networks:
+    nets.config.pixel_loss_weight = 1.0
+    torch.manual_seed(3)
+    nets.pixel_discriminator = PixelDiscriminator(32, 16, channels=4)
+    nets.pixel_optimization = Optimization(torch.optim.SGD(nets.pixel_discriminator.parameters(), lr=0.1))
+    return nets
+
+
+def test_the_penalty_on_pixels_is_half_the_squared_gradient():
+    """Of a linear function of the pixels the gradient is its weights."""
+    weights = torch.randn(3, 8, 8)
+    images = torch.randn(5, 3, 8, 8, requires_grad=True)
+    penalty = pixels.zero_centred_penalty((images * weights).sum(dim=(1, 2, 3)), images)
+    torch.testing.assert_close(penalty, weights.square().sum() / 2)
+
+
+def test_the_pixel_discriminator_learns_pairs_and_lazy_penalties_count_for_the_steps_between(nets_with_pixels):
+    critic, inputs = nets_with_pixels.pixel_discriminator, step_inputs()
+    real, fake, text = inputs.images, inputs.images.flip(0), inputs.prompt_embeds
+    terms = {on: pixels.discriminator_loss(critic, real, fake, text, 2.0, on) for on in (False, True)}
+    gap = critic(real, text) - critic(fake, text)
+    torch.testing.assert_close(terms[False]["loss"], torch.log1p((-gap).exp()).mean())
+    extra = terms[True]["loss"] - terms[False]["loss"]
+    torch.testing.assert_close(extra, 2.0 * pixels.PENALTY_INTERVAL * terms[True]["p_penalty"])
+    assert terms[True]["p_penalty"] > 0 and "p_penalty" not in terms[False]
+    torch.testing.assert_close(pixels.generator_loss(critic, real, fake, text), torch.log1p(gap.exp()).mean())
+
+
+def test_a_step_with_pixels_moves_three_networks_each_by_its_own_loss(nets_with_pixels):
+    nets = nets_with_pixels
+    nets.config.range_weight = 0.0
+    parts = nets.generator, nets.discriminator, nets.pixel_discriminator
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    metrics = training_step(nets, [step_inputs()])
+    assert {"p_loss", "p_gap", "p_penalty", "p_grad_norm", "g_pixel"} <= metrics.keys()
+    for part, state in zip(parts, before, strict=True):
+        assert any(not torch.equal(value, state[name]) for name, value in part.state_dict().items())
+        assert all(parameter.grad is None for parameter in part.parameters())
+    whole, adversarial, similarity = (metrics[name] for name in ("g_loss", "g_adversarial", "clip_similarity"))
+    expected = adversarial - nets.config.clip_loss_weight * similarity + metrics["g_pixel"]
+    torch.testing.assert_close(whole, expected)
+
+
+def test_a_run_with_pixels_resumes_exactly(config, tmp_path):
+    config.pixel_loss_weight, config.pixel_channels = 0.5, 4
+    whole = torch.load(loop.train(config) / "checkpoints" / "step-00000004" / "state.pt")
+    config.output_dir, config.max_train_images = str(tmp_path / "parts"), 8
+    loop.train(config)
+    config.max_train_images, config.resume_from_checkpoint = 16, "latest"
+    again = torch.load(loop.train(config) / "checkpoints" / "step-00000004" / "state.pt")
+    for part in ("generator", "pixel_discriminator"):
+        assert all(torch.equal(value, again[part][name]) for name, value in whole[part].items())
