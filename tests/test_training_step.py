@@ -210,6 +210,9 @@ def test_what_the_augmentations_do():
     assert shifted.nonzero().tolist() == [[0, channel, 8 - 2, 8 + 2] for channel in range(3)] or (
         shifted.nonzero().tolist() == [[0, channel, 8 + 2, 8 - 2] for channel in range(3)]
     )
+    ramp = torch.arange(16.0).expand(1, 3, 16, 16)  # a shift by one pixel, the second column mirrored at the border
+    moved = augment(ramp, ["shift"], torch.tensor([[0.5] * 7 + [0.0, 0.5]]))
+    assert moved[0, 0, 5].tolist() in ([1.0, *range(15)], [*range(1, 16), 14.0])
     assert augment(images + 1, ["cutout"], middle).eq(0).sum() == 3 * 8 * 8
     for end, kept in ((0.0, slice(4, None)), (0.999, slice(None, 12))):  # half of the hole reaches over the edge
         holed = augment(images + 1, ["cutout"], torch.full((1, 7), end))

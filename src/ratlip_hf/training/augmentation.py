@@ -7,31 +7,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-AUGMENTATIONS = ("color", "translation", "cutout")
+AUGMENTATIONS = ("color", "translation", "cutout", "shift")
 _STREAM = 6  # random stream of these numbers; samples and rows have others
-_NUMBERS = 7  # uniform numbers per sample: three for colour, two for each of the others
-_SHIFT, _HOLE = 1 / 8, 1 / 2  # largest translation and side of the hole, as shares of the image's side
+_NUMBERS = 9  # uniform numbers per sample: three for colour, two for each of the others
+# Largest translation, side of the hole and largest shift, as shares of the image's side.
+_TRANSLATION, _HOLE, _SHIFT = 1 / 8, 1 / 2, 1 / 16
 
 
 def augment(images: torch.Tensor, names: Sequence[str], numbers: torch.Tensor) -> torch.Tensor:
     """Change images [B, 3, H, W] in [-1, 1] in the ways of `names`; differentiable.
 
     "color": brightness, saturation and contrast. "translation": a shift by up to an eighth, zeros move in. "cutout": a
-    square hole of half the side, which may reach over the edge. They are applied in this order, by the numbers [B, 7]
-    of [`augmentation_numbers`].
+    square hole of half the side, which may reach over the edge. "shift": by up to a sixteenth, the image goes on
+    mirrored; it moves the image against the patches of the CLIP. They are applied in this order, by the numbers
+    [B, 9] of [`augmentation_numbers`].
     """
     numbers = numbers.to(images)
     if "color" in names:
         images = _color(images, *numbers[:, :3].T)
     if "translation" in names:
-        images = _translate(images, *numbers[:, 3:5].T)
+        images = _translate(images, *numbers[:, 3:5].T, _TRANSLATION, "constant")
     if "cutout" in names:
         images = _cut_out(images, *numbers[:, 5:7].T)
+    if "shift" in names:
+        images = _translate(images, *numbers[:, 7:9].T, _SHIFT, "reflect")
     return images
 
 
 def augmentation_numbers(seed: int, indices: Sequence[int], generated: bool) -> torch.Tensor:
-    """Uniform numbers in [0, 1), [B, 7], for the samples with these global indices."""
+    """Uniform numbers in [0, 1), [B, 9], for the samples with these global indices."""
     rngs = (np.random.default_rng((seed, _STREAM, index, int(generated))) for index in indices)
     return torch.from_numpy(np.stack([rng.random(_NUMBERS) for rng in rngs])).float()
 
@@ -46,11 +50,11 @@ def _color(images: torch.Tensor, brightness: torch.Tensor, saturation: torch.Ten
     return mean + (images - mean) * (0.5 + contrast)
 
 
-def _translate(images: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+def _translate(images: torch.Tensor, across: torch.Tensor, down: torch.Tensor, share: float, border: str):
     height, width = images.shape[-2:]
-    x, y = _positions(across, width, _SHIFT), _positions(down, height, _SHIFT)
-    room = (round(width * _SHIFT), round(height * _SHIFT))
-    padded = F.pad(images, (room[0], room[0], room[1], room[1]))
+    x, y = _positions(across, width, share), _positions(down, height, share)
+    room = (round(width * share), round(height * share))
+    padded = F.pad(images, (room[0], room[0], room[1], room[1]), mode=border)
     rows = (y[:, None] + room[1] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (x[:, None] + room[0] + torch.arange(width, device=images.device))[:, None, None, :]
     sample = torch.arange(len(images), device=images.device)[:, None, None, None]
