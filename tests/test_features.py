@@ -72,7 +72,7 @@ def test_features_are_vectors_of_one_image_each(extractor):
     torch.testing.assert_close(extractor(images[1:2])[0], features[1], rtol=1e-4, atol=1e-5)
     assert (features[0] - features[1]).abs().max() > 1e-3
     described = extractor.describe()
-    assert described["dim"] == extractor.dim and described["weights_sha256"] == extractor.fingerprint()
+    assert described["dim"] == extractor.dim and described["weights_sha256"] == weights_sha256(extractor.network)
     assert described["features"] == extractor.name and described["preprocessing"]
     assert described["dtype"] == "float32"
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,9 +95,9 @@ def test_images_of_another_kind_are_refused(extractor, images, message):
         extractor(images)
 
 
-def test_the_fingerprint_is_that_of_the_values(dino):
+def test_the_hash_is_that_of_the_values(dino):
     before = weights_sha256(dino)
-    assert before == DINOv2Features(dino).fingerprint() and len(before) == 64
+    assert before == DINOv2Features(dino).describe()["weights_sha256"] and len(before) == 64
     changed = Dinov2Model(dino.config)
     changed.load_state_dict(dino.state_dict())
     assert weights_sha256(changed) == before
@@ -203,9 +203,9 @@ def test_the_resize_puts_pixels_where_tensorflow_1_did():
 
 
 def test_a_file_of_other_content_is_not_opened(weight_file, tmp_path):
-    with pytest.raises(ValueError, match=r"not the file that is wanted: its SHA-256 is .* not 6726825d"):
+    with pytest.raises(ValueError, match=r"not the published file: its SHA-256 is .* not 6726825d"):
         InceptionFeatures.from_file(weight_file)
-    with pytest.raises(ValueError, match="not the file that is wanted"):
+    with pytest.raises(ValueError, match="not the published file"):
         InceptionFeatures.from_file(weight_file, sha256="")
     with pytest.raises(ValueError, match="is no file"):
         InceptionFeatures.from_file(tmp_path / "none.pth")
