@@ -180,7 +180,7 @@ def attribute_scores(
     predictions: torch.Tensor, targets: torch.Tensor, fields: Sequence[str], clusters: Sequence[int]
 ) -> Scores:
     """How often judges' predictions [N, judges, fields] are the targets [N, fields], per field over the prompts that
-    name it. Where all name all fields, also the mean over the fields and the share of images with all of them right."""
+    name it. Where all name all fields, also the mean over fields and the share of images with all of them right."""
     hits, named, scores = metrics.attribute_hits(predictions, targets), targets != metrics.UNNAMED, {}
     if named.all():
         scores["attribute_accuracy"] = _mean(hits.mean(dim=(1, 2)), clusters)
