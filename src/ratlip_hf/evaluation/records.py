@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """One evaluation. Raises ValueError for a protocol without the required entries, and for no or infinite scores.
+    """One evaluation. Raises ValueError for a protocol that lacks an entry, no scores, or scores that are not finite.
 
     Attributes:
         protocol: all that must agree before two scores compare: at least `name`, `num_real` and `num_fake` (0 where

@@ -56,7 +56,7 @@ class FusionUnit(nn.Module):
 class ShuffleAttention(nn.Module):
     """Gate one half of each group by its channel means, the other by its normalised map, then shuffle channels.
 
-    The six parameter vectors have C / 2G entries and serve all G groups; the generator refuses other widths.
+    The six parameter vectors have C / 2G entries, for C a multiple of 2G, and serve all G groups.
     """
 
     def __init__(self, channels: int, groups: int):
