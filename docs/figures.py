@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from ratlip_hf.evaluation.records import Record, read_records
+from ratlip_hf.evaluation.records import ScoreRecord, read_records
 from ratlip_hf.study.plan import TABLES, Variant
 from ratlip_hf.study.results import by_seed
 
@@ -28,7 +28,7 @@ PANELS = {
 }
 
 
-def plot_points(axes: Axes, records: list[Record], variants: tuple[Variant, ...], score: str) -> None:
+def plot_points(axes: Axes, records: list[ScoreRecord], variants: tuple[Variant, ...], score: str) -> None:
     """Every seed a point, seeds joined by thin lines, means as bars."""
     seeds = defaultdict(list)
     for place, variant in enumerate(variants):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ratlip_hf.benchmark import inference, measuring, training_speed
-from ratlip_hf.evaluation.records import Record, read_records
+from ratlip_hf.evaluation.records import ScoreRecord, read_records
 from ratlip_hf.study.plan import TABLES
 from ratlip_hf.study.results import contrast, describe_table
 from ratlip_hf.utils.display import as_markdown
@@ -71,7 +71,7 @@ def _contrast_cells(found) -> list[str]:
     return [f"{found.better} - {found.baseline}", f"{found.mean:+.3f}", f"[{found.low:+.3f}, {found.high:+.3f}]"]
 
 
-def _study_records(table: str) -> list[Record]:
+def _study_records(table: str) -> list[ScoreRecord]:
     names = {variant.name for key in (table, "variants") for variant in TABLES[key].variants}
     return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.candidate["variant"] in names]
 

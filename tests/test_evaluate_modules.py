@@ -65,9 +65,9 @@ pairs = {
     ),
 }
 for name, module in modules.items():
-    given, wanted = pairs[name]
+    given, expected = pairs[name]
     found = module.compute(**given)
-    assert found == wanted, (name, found, wanted)
+    assert found == expected, (name, found, expected)
 
 # Sets of different sizes, batch by batch and image by image, in any order.
 fid = modules["fid"]

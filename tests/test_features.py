@@ -72,7 +72,7 @@ def test_features_are_vectors_of_one_image_each(extractor):
     torch.testing.assert_close(extractor(images[1:2])[0], features[1], rtol=1e-4, atol=1e-5)
     assert (features[0] - features[1]).abs().max() > 1e-3
     described = extractor.describe()
-    assert described["dim"] == extractor.dim and described["weights_sha256"] == extractor.fingerprint()
+    assert described["dim"] == extractor.dim and described["weights_sha256"] == weights_sha256(extractor.network)
     assert described["features"] == extractor.name and described["preprocessing"]
     assert described["dtype"] == "float32"
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,9 +95,9 @@ def test_images_of_another_kind_are_refused(extractor, images, message):
         extractor(images)
 
 
-def test_the_fingerprint_is_that_of_the_values(dino):
+def test_the_hash_is_that_of_the_values(dino):
     before = weights_sha256(dino)
-    assert before == DINOv2Features(dino).fingerprint() and len(before) == 64
+    assert before == DINOv2Features(dino).describe()["weights_sha256"] and len(before) == 64
     changed = Dinov2Model(dino.config)
     changed.load_state_dict(dino.state_dict())
     assert weights_sha256(changed) == before
@@ -113,10 +113,10 @@ def test_clip_features_are_the_projected_embeddings(small_clip, clip_dir):
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
     pixels = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
     with torch.no_grad():
-        wanted = small_clip.image_encoder(pixels).image_embeds
+        expected = small_clip.image_encoder(pixels).image_embeds
     loaded = CLIPFeatures.from_pretrained(clip_dir)
     for extractor in (CLIPFeatures(small_clip.image_encoder), loaded):
-        torch.testing.assert_close(extractor(images), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(extractor(images), expected, rtol=1e-4, atol=1e-5)
     assert loaded.name == f"clip:{clip_dir}"
     assert CLIPFeatures.from_pretrained("synthetic-birds")(images).shape[0] == 2
 
@@ -126,9 +126,9 @@ def test_dino_features_are_the_class_token_of_normalised_images(dino, tmp_path):
     pixels = F.interpolate((images + 1) / 2, (224, 224), mode="bicubic", antialias=True)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
-        wanted = dino((pixels - mean[:, None, None]) / std[:, None, None]).pooler_output
+        expected = dino((pixels - mean[:, None, None]) / std[:, None, None]).pooler_output
     dino.save_pretrained(tmp_path)
-    torch.testing.assert_close(DINOv2Features.from_pretrained(tmp_path)(images), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(DINOv2Features.from_pretrained(tmp_path)(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_dino_that_is_missing_or_incomplete_is_refused(dino, tmp_path):
@@ -162,8 +162,8 @@ def test_the_inception_network_has_the_weights_of_the_published_file():
         f"{name} {list(value.shape)}" for name, value in sorted(state.items()) if "num_batches_tracked" not in name
     )
     assert len(layout.splitlines()) == 472
-    wanted = "bd04e829988dd22dd0bbf9e499a87af311ed57c1b4309a9d20a907d8ed4123d4"
-    assert hashlib.sha256(layout.encode()).hexdigest() == wanted
+    expected = "bd04e829988dd22dd0bbf9e499a87af311ed57c1b4309a9d20a907d8ed4123d4"
+    assert hashlib.sha256(layout.encode()).hexdigest() == expected
 
 
 def test_inception_features_are_those_of_the_published_graph(weight_file):
@@ -173,8 +173,8 @@ def test_inception_features_are_those_of_the_published_graph(weight_file):
     image = torch.stack([(3 * x + 5 * y) % 256, (x * y) % 256, (7 * x + 200 - y) % 256])[None]
     features = extractor(image / 127.5 - 1)
     assert features.shape == (1, 2048) and extractor.dim == 2048
-    wanted = [4.508984, 0.0, 0.895933, 3.487325, 0.001015, 1.690546, 0.097094, 0.051288]
-    torch.testing.assert_close(features[0, ::256], torch.tensor(wanted), rtol=1e-3, atol=1e-4)
+    expected = [4.508984, 0.0, 0.895933, 3.487325, 0.001015, 1.690546, 0.097094, 0.051288]
+    torch.testing.assert_close(features[0, ::256], torch.tensor(expected), rtol=1e-3, atol=1e-4)
     assert (features.mean().item(), features.std().item()) == pytest.approx((1.0054, 1.3563), rel=1e-3)
     # Less than half a byte's step is what saving an image would lose.
     assert torch.equal(extractor((image / 127.5 - 1 + 0.003).clamp(-1, 1)), features)
@@ -194,18 +194,18 @@ def test_released_inception_features_are_neither_rounded_nor_resized_as_by_tenso
 def test_the_resize_puts_pixels_where_tensorflow_1_did():
     """To twice the size: every second pixel is an old one, the last one is repeated."""
     row = torch.tensor([0.0, 4.0, 2.0])
-    wanted = torch.tensor([0.0, 2.0, 4.0, 3.0, 2.0, 2.0])
+    expected = torch.tensor([0.0, 2.0, 4.0, 3.0, 2.0, 2.0])
     resized = resize_like_tensorflow1(row[:, None].expand(1, 1, 3, 3), 6)[0, 0]
-    torch.testing.assert_close(resized, wanted[:, None].expand(6, 6))
-    torch.testing.assert_close(resize_like_tensorflow1(row.expand(1, 1, 3, 3), 6)[0, 0], wanted.expand(6, 6))
+    torch.testing.assert_close(resized, expected[:, None].expand(6, 6))
+    torch.testing.assert_close(resize_like_tensorflow1(row.expand(1, 1, 3, 3), 6)[0, 0], expected.expand(6, 6))
     images = random_images(1, 3, 5, 5)
     assert torch.equal(resize_like_tensorflow1(images, 5), images)
 
 
 def test_a_file_of_other_content_is_not_opened(weight_file, tmp_path):
-    with pytest.raises(ValueError, match=r"not the file that is wanted: its SHA-256 is .* not 6726825d"):
+    with pytest.raises(ValueError, match=r"not the published file: its SHA-256 is .* not 6726825d"):
         InceptionFeatures.from_file(weight_file)
-    with pytest.raises(ValueError, match="not the file that is wanted"):
+    with pytest.raises(ValueError, match="not the published file"):
         InceptionFeatures.from_file(weight_file, sha256="")
     with pytest.raises(ValueError, match="is no file"):
         InceptionFeatures.from_file(tmp_path / "none.pth")

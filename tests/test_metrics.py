@@ -116,8 +116,8 @@ def test_the_distance_of_two_pairs_of_points():
 def test_the_distance_agrees_with_the_eigenvalues_of_the_product():
     cov1, cov2, step = covariance(20, 0), 3 * covariance(20, 1), draws(20)
     root_trace = torch.linalg.eigvals(cov1 @ cov2).sqrt().real.sum()
-    wanted = step.square().sum() + cov1.trace() + cov2.trace() - 2 * root_trace
-    assert frechet_from_statistics(step, cov1, 0 * step, cov2) == pytest.approx(wanted.item(), rel=1e-10)
+    expected = step.square().sum() + cov1.trace() + cov2.trace() - 2 * root_trace
+    assert frechet_from_statistics(step, cov1, 0 * step, cov2) == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_fast_and_careful_decompositions_agree(monkeypatch):
@@ -140,9 +140,9 @@ def test_covariances_without_full_rank():
     turn = torch.linalg.qr(draws(6, 6))[0]
     zero = torch.zeros(6)
     turned = [turn.T @ cov.double() @ turn for cov in (cov1, cov2)]
-    wanted = 9 + 4 + 25 + 1 - 2 * 10
-    assert frechet_from_statistics(zero, cov1, zero, cov2) == pytest.approx(wanted, abs=1e-12)
-    assert frechet_from_statistics(zero, turned[0], zero, turned[1]) == pytest.approx(wanted, abs=1e-10)
+    expected = 9 + 4 + 25 + 1 - 2 * 10
+    assert frechet_from_statistics(zero, cov1, zero, cov2) == pytest.approx(expected, abs=1e-12)
+    assert frechet_from_statistics(zero, turned[0], zero, turned[1]) == pytest.approx(expected, abs=1e-10)
     assert frechet_from_statistics(zero, 0 * cov1, zero + 2, cov2) == pytest.approx(24 + 26, abs=1e-12)
 
 
@@ -229,11 +229,11 @@ def test_the_jackknife_leaves_out_each_vector_in_turn():
         values = torch.tensor([leave_out(torch.arange(count) != index) for index in range(count)])
         return (count - 1) ** 2 / count * values.var()
 
-    wanted = variance(lambda rest: kernel_distance(real[rest], fake), 6)
-    wanted += variance(lambda rest: kernel_distance(real, fake[rest]), 5)
+    expected = variance(lambda rest: kernel_distance(real[rest], fake), 6)
+    expected += variance(lambda rest: kernel_distance(real, fake[rest]), 5)
     distance, spread = kernel_distance_with_error(real, fake)
     assert distance == kernel_distance(real, fake)
-    assert spread == pytest.approx(wanted.sqrt().item(), rel=1e-5)
+    assert spread == pytest.approx(expected.sqrt().item(), rel=1e-5)
 
 
 def test_the_jackknife_error_is_the_spread_over_samples():
@@ -304,14 +304,11 @@ def test_the_error_of_cmmd_is_its_spread_over_samples():
         cmmd_with_error(real[:2], fake)
 
 
-def test_cmmd_sigma_and_lengths():
+def test_cmmd_knows_directions_only():
     real, fake = torch.tensor([[3.0]]), torch.tensor([[-1.0]])
-    assert cmmd(real, fake, estimator="biased", sigma=1) == pytest.approx(2000 * (1 - math.exp(-2)), abs=1e-9)
-    raw = cmmd(real, fake, estimator="biased", sigma=1, normalize=False)
-    assert raw == pytest.approx(2000 * (1 - math.exp(-8)), abs=1e-9)
-    for options in ({"estimator": "v"}, {"estimator": "biased", "sigma": 0}):
-        with pytest.raises(ValueError, match="must be"):
-            cmmd(real, fake, **options)
+    assert cmmd(real, fake, estimator="biased") == pytest.approx(2000 * (1 - math.exp(-4 / 200)), abs=1e-9)
+    with pytest.raises(ValueError, match="must be one of"):
+        cmmd(real, fake, estimator="v")
     with pytest.raises(ValueError, match="vector of zeros"):
         cmmd(real, 0 * fake, estimator="biased")
 

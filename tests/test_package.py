@@ -12,7 +12,7 @@ import torch
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline, bundled
 from ratlip_hf.convert.layout import discriminator_key_map, from_original, generator_key_map, to_original
-from ratlip_hf.evaluation.engine import Evaluation, Networks
+from ratlip_hf.evaluation.engine import Evaluation, ScoringNetworks
 from ratlip_hf.evaluation.inputs import Model
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def test_the_bundled_model_follows_prompts_of_held_out_colours():
     pipe.set_progress_bar_config(disable=True)
     judges = world.load_judges("cpu")
     assert [len(group) for group in judges] == [2, 1]
-    evaluation = Evaluation(world.PROTOCOL, eval_data, Networks({}, None, judges))
+    evaluation = Evaluation(world.PROTOCOL, eval_data, ScoringNetworks({}, None, judges))
     record = evaluation.score(Model("synthetic-birds", pipe, eval_data.prompts, world.PROTOCOL))
     for name in ("attribute_accuracy", "accuracy_direction", "accuracy_background", "accuracy_perch"):
         assert record.scores[name]["value"] >= 0.9, record.scores

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ratlip_hf.evaluation import Record, append_record, compare, read_records
+from ratlip_hf.evaluation import ScoreRecord, append_record, compare_records, read_records
 from ratlip_hf.evaluation.records import check_place_for_records
 from ratlip_hf.version import __version__
 
@@ -13,8 +13,8 @@ PROTOCOL = {"name": "kid_birds", "num_real": 3000, "num_fake": 3000, "resize": (
 SCORES = {"kid": {"value": 0.25, "low": 0.2, "high": 0.3}}
 
 
-def record(scores=SCORES, **changes) -> Record:
-    return Record({**PROTOCOL, **changes}, {"model": "toy"}, scores)
+def record(scores=SCORES, **changes) -> ScoreRecord:
+    return ScoreRecord({**PROTOCOL, **changes}, {"model": "toy"}, scores)
 
 
 def test_records_survive_a_file_and_compare_with_fresh_ones(tmp_path):
@@ -23,8 +23,8 @@ def test_records_survive_a_file_and_compare_with_fresh_ones(tmp_path):
     first, second = read_records(tmp_path / "runs" / "results.jsonl")
     assert first.environment["ratlip_hf"] == __version__ and "torch" in first.environment
     assert first.candidate == {"model": "toy"}
-    assert compare(record(), first) == {"kid": (SCORES["kid"], SCORES["kid"])}
-    assert compare(first, second) == {"kid": (SCORES["kid"], {"value": 0.5})}
+    assert compare_records(record(), first) == {"kid": (SCORES["kid"], SCORES["kid"])}
+    assert compare_records(first, second) == {"kid": (SCORES["kid"], {"value": 0.5})}
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,16 @@ def test_records_survive_a_file_and_compare_with_fresh_ones(tmp_path):
 def test_scores_of_different_protocols_are_not_compared(changes, message):
     for pair in ((record(), record(**changes)), (record(**changes), record())):
         with pytest.raises(ValueError, match="do not compare"):
-            compare(*pair)
+            compare_records(*pair)
     with pytest.raises(ValueError, match=message):
-        compare(record(), record(**changes))
+        compare_records(record(), record(**changes))
 
 
 def test_the_environment_is_no_part_of_the_protocol():
-    other = Record(PROTOCOL, {"model": "other"}, SCORES, {"torch": "0.1"})
-    assert compare(record(), other)
+    other = ScoreRecord(PROTOCOL, {"model": "other"}, SCORES, {"torch": "0.1"})
+    assert compare_records(record(), other)
     with pytest.raises(ValueError, match="share no score"):
-        compare(record(), record({"fid": {"value": 1.0}}))
+        compare_records(record(), record({"fid": {"value": 1.0}}))
 
 
 def test_few_images_are_said():
@@ -67,7 +67,7 @@ def test_records_that_say_nothing_are_refused(scores, message):
 
 def test_a_protocol_without_its_numbers_is_refused():
     with pytest.raises(ValueError, match="needs name, num_real"):
-        Record({"num_fake": 1}, {}, SCORES)
+        ScoreRecord({"num_fake": 1}, {}, SCORES)
 
 
 @pytest.mark.parametrize("line", ["{", json.dumps({"scores": {}}), json.dumps([1])])

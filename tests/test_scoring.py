@@ -13,11 +13,11 @@ from torch import nn
 
 from ratlip_hf.bundled import find_world
 from ratlip_hf.evaluation import scoring
-from ratlip_hf.evaluation.engine import Evaluation, Networks, share
+from ratlip_hf.evaluation.engine import Evaluation, ScoringNetworks, share
 from ratlip_hf.evaluation.features import FeatureExtractor
 from ratlip_hf.evaluation.inputs import Folder, Model, load_eval_data
 from ratlip_hf.evaluation.protocols import Protocol, find_protocol
-from ratlip_hf.evaluation.records import compare
+from ratlip_hf.evaluation.records import compare_records
 from ratlip_hf.evaluation.scoring import GROUPS, Batch, CLIPAccumulator, FeatureAccumulator
 from ratlip_hf.metrics import UNNAMED, FeatureStatistics, frechet_distance
 from ratlip_hf.synthetic_birds.captions import named_scene
@@ -55,7 +55,7 @@ def eval_data(birds):
 
 
 def evaluation(eval_data, clip=None, protocol=TOY, batch_size=7) -> Evaluation:
-    return Evaluation(protocol, eval_data, Networks({"judge": ToyFeatures()}, clip), batch_size)
+    return Evaluation(protocol, eval_data, ScoringNetworks({"judge": ToyFeatures()}, clip), batch_size)
 
 
 def values(record) -> dict:
@@ -127,7 +127,7 @@ def test_files_score_as_the_model_that_generated_them(pipe, eval_data, small_cli
         lines.append(json.dumps({"file": name, "prompt": prompt}))
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
     read = judged.score(Folder(tmp_path))
-    shared = compare(generated, read)
+    shared = compare_records(generated, read)
     assert {"fid_judge", "kid_judge", "clip_score", "cmmd"} <= shared.keys()
     for name, (first, second) in shared.items():
         assert first["value"] == pytest.approx(second["value"], rel=1e-3, abs=1e-4), name
@@ -222,7 +222,7 @@ def test_judges_know_renders():
     """Fresh renders are what a perfect model would generate; prompts that leave a word open do not count for it."""
     world, protocol = find_world("synthetic-birds"), find_protocol("synthetic-birds")
     eval_data = load_eval_data(protocol, "synthetic-birds").first(60)
-    networks = Networks({}, None, world.load_judges("cpu"))
+    networks = ScoringNetworks({}, None, world.load_judges("cpu"))
     record = Evaluation(protocol, eval_data, networks).score(world.fresh_renders(eval_data))
     accuracies, fields = {name: score["value"] for name, score in record.scores.items()}, eval_data.fields
     assert list(accuracies) == [

@@ -12,8 +12,8 @@ import torch
 
 from ratlip_hf import RATLIPGenerator
 from ratlip_hf.cli.main import main
-from ratlip_hf.evaluation import Record
-from ratlip_hf.models.base import preset
+from ratlip_hf.evaluation import ScoreRecord
+from ratlip_hf.models import PRESETS
 from ratlip_hf.study import plan, results, runs
 from ratlip_hf.training.config import load_config
 from ratlip_hf.utils.errors import UserError
@@ -21,12 +21,12 @@ from ratlip_hf.utils.errors import UserError
 PROTOCOL = {"name": "toy", "num_real": 10, "num_fake": 10}
 
 
-def record(variant: str, seed: int, value: float, **protocol) -> Record:
+def record(variant: str, seed: int, value: float, **protocol) -> ScoreRecord:
     candidate = {"variant": variant, "seed": seed, "parameters": 1_500_000}
-    return Record({**PROTOCOL, **protocol}, candidate, {"score": {"value": value}})
+    return ScoreRecord({**PROTOCOL, **protocol}, candidate, {"score": {"value": value}})
 
 
-def records(**variants: list[float]) -> list[Record]:
+def records(**variants: list[float]) -> list[ScoreRecord]:
     return [record(variant, seed, value) for variant, values in variants.items() for seed, value in enumerate(values)]
 
 
@@ -42,7 +42,7 @@ def test_every_run_has_a_valid_configuration_and_a_model(table, dataset, tmp_pat
         config = load_config(run.trainer_options())
         assert config.generator == dict(variant.generator) and config.output_dir == str(run.folder)
         with torch.device("meta"):
-            RATLIPGenerator(**{**preset(config.preset)["generator"], **config.generator})
+            RATLIPGenerator(**{**PRESETS[config.preset]["generator"], **config.generator})
     assert {name for pair in table.contrasts for name in pair} <= {variant.name for variant in table.variants}
 
 
@@ -105,7 +105,7 @@ def test_the_table_has_means_and_spreads_and_one_protocol():
 
 def test_records_are_named_by_variant_and_seed(tmp_path):
     candidate = {"model": str(tmp_path / "rat-1" / "pipeline"), "weights_sha256": "12"}
-    runs.add_record(tmp_path, "rat", 1, Record(PROTOCOL, candidate, {"score": {"value": 1.0}}))
+    runs.add_record(tmp_path, "rat", 1, ScoreRecord(PROTOCOL, candidate, {"score": {"value": 1.0}}))
     (found,) = runs.known_records(tmp_path)
     assert found.candidate == {"variant": "rat", "seed": 1, "weights_sha256": "12"}
     assert runs.is_scored("rat", 1, [found]) and not runs.is_scored("rat", 2, [found])

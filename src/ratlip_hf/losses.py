@@ -36,17 +36,10 @@ def input_gradients(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tup
 def matching_aware_gradient_penalty(
     gradients: Sequence[torch.Tensor], weight: float = 2.0, power: float = 6.0, form: str = "summed"
 ) -> torch.Tensor:
-    """MA-GP (Eq. 8, last term): weight * E[norm^power] over real matching pairs, never in half precision.
+    """MA-GP (Eq. 8, last term): weight * E[norm^power] over real matching pairs, k and p in Eq. 8.
 
-    Args:
-        gradients: gradient of the logits with respect to the image features and to the text, [B, ...] each.
-        weight: k of Eq. 8.
-        power: p of Eq. 8.
-        form: "summed" adds the norms of the two gradients (Eq. 8); "concatenated" takes the norm of both together
-            (the released code).
-
-    Raises:
-        ValueError: for an unknown form.
+    `gradients` of the logits are with respect to the image features and to the text, [B, ...] each. "summed" adds
+    their norms (Eq. 8), "concatenated" takes the norm of both together (the released code). ValueError for another.
     """
     if form not in PENALTY_FORMS:
         raise ValueError(f"form must be one of {PENALTY_FORMS}, not {form!r}")

@@ -123,14 +123,14 @@ def _score_as_text(score: dict) -> str:
 
 
 def _compare(first: Path, second: Path) -> int:
-    from ..evaluation.records import compare, read_records
+    from ..evaluation.records import compare_records, read_records
 
     records = []
     for path in (first, second):
         if not (found := read_records(path)):
             raise UserError(f"{path} holds no record")
         records.append(found[-1])
-    shared = compare(*records)
+    shared = compare_records(*records)
     for path, record in zip((first, second), records, strict=True):
         print(f"{path}: {json.dumps(dict(record.candidate))}")
     width = max(map(len, shared))

@@ -23,7 +23,7 @@ from .features import DINOv2Features, FeatureExtractor
 from .inception import InceptionFeatures
 from .inputs import Candidate, EvalData, Images, prompts_sha256
 from .protocols import CANDIDATES, KEPT, Protocol
-from .records import Record
+from .records import ScoreRecord
 from .scoring import Accumulator, Batch, CLIPAccumulator, FeatureAccumulator, PredictionAccumulator
 
 _FEWEST = 4  # precision and recall need a third neighbour
@@ -31,13 +31,8 @@ _FEWEST = 4  # precision and recall need a third neighbour
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the networks that score come from: files, folders or repositories.
-
-    Attributes:
-        inception: torch-fidelity's weight file.
-        dinov2: repository or folder.
-        eval_clip: a CLIP that the generator was not trained with; a small world has a bundled one by default.
-    """
+    """Where the networks that score come from: torch-fidelity's file of Inception's weights, repositories or folders
+    of DINOv2 and of a CLIP that the generator was not trained with; small worlds have such a CLIP by default."""
 
     inception: str | None = None
     dinov2: str = "facebook/dinov2-large"
@@ -45,7 +40,7 @@ class Sources:
 
 
 @dataclass
-class Networks:
+class ScoringNetworks:
     """The networks that score, on their device: a feature extractor for each space of the protocol, the evaluation
     CLIP, and groups of judges, those of a group for the same attributes. A judge has `predict(images)`, labels
     [B, fields], and the fields' names in `config.reads`."""
@@ -55,7 +50,7 @@ class Networks:
     judges: list[list[nn.Module]] = field(default_factory=list)
 
 
-def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> Networks:
+def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> ScoringNetworks:
     """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
     world = find_world(protocol.name)
     source = sources.eval_clip or (world and world.eval_clip_dir())
@@ -63,7 +58,7 @@ def load_networks(protocol: Protocol, sources: Sources, device: torch.device) ->
     if clip:
         clip.text_encoder.to(device), clip.image_encoder.to(device)
     spaces = {space: _load_space(space, protocol, sources).to(device) for space in protocol.spaces}
-    return Networks(spaces, clip, world.load_judges(device) if world else [])
+    return ScoringNetworks(spaces, clip, world.load_judges(device) if world else [])
 
 
 def _load_space(space: str, protocol: Protocol, sources: Sources) -> FeatureExtractor:
@@ -79,21 +74,16 @@ def _load_space(space: str, protocol: Protocol, sources: Sources) -> FeatureExtr
 class Evaluation:
     """Scores candidates by one protocol; the real images are processed once, however many candidates follow.
 
-    Under `accelerate launch` every process takes its share of the images, and all have the result.
-
-    Args:
-        protocol: how.
-        eval_data: prompts and real images.
-        networks: that score.
-        batch_size: images generated and processed together; changes no score beyond rounding.
-        progress: called with a line now and then, on the main process.
+    Under `accelerate launch` every process takes its share of the images, and all have the result. `batch_size` images
+    are generated and processed together, which changes no score beyond rounding. `progress` is called with a line now
+    and then, on the main process.
     """
 
     def __init__(
         self,
         protocol: Protocol,
         eval_data: EvalData,
-        networks: Networks,
+        networks: ScoringNetworks,
         batch_size: int = 50,
         progress: Callable[[str], None] = lambda line: None,
     ):
@@ -104,12 +94,8 @@ class Evaluation:
             self._accumulate(eval_data.real, eval_data.real_clusters, None, list(self.real.values()), "real images")
         self.real_sha256 = self._digest(eval_data.real)
 
-    def score(self, candidate: Candidate) -> Record:
-        """The record of a candidate.
-
-        Raises:
-            UserError: for too few images, or where nothing could be scored.
-        """
+    def score(self, candidate: Candidate) -> ScoreRecord:
+        """The record of a candidate. Raises UserError for too few images, or where nothing could be scored."""
         if min(len(candidate), len(self.eval_data.real)) < _FEWEST:
             raise UserError(f"scores of sets of images need at least {_FEWEST} of each kind")
         clusters, targets = self._clusters_and_targets(candidate)
@@ -122,7 +108,7 @@ class Evaluation:
         self._accumulate(candidate, clusters, candidate.prompts, [*fake.values(), *judged], "images")
         scores = self._attribute_scores(judged, targets, clusters) | self._feature_scores(fake, clusters)
         scores |= self._clip_scores(fake, candidate, clusters)
-        return Record(self._describe(candidate), candidate.describe(), scores)
+        return ScoreRecord(self._describe(candidate), candidate.describe(), scores)
 
     def _accumulators(self) -> dict[str, Accumulator]:
         """Those of real and generated images alike."""

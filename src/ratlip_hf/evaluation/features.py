@@ -11,6 +11,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..clip import image_features_and_embeds, load_clip
+from ..utils.errors import one_line
 from ..utils.tensors import at_least_float32, weights_sha256
 
 _OVERSHOOT = 1e-2  # half precision rounds 1 up by this much at most
@@ -55,15 +56,11 @@ class FeatureExtractor(abc.ABC):
         self.network.to(device)
         return self
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights, independent of the file's format and the device."""
-        return weights_sha256(self.network)
-
     def describe(self) -> dict[str, str | int]:
         """What a record keeps with a score."""
         dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
         facts = {"features": self.name, "dim": self.dim, "preprocessing": self.preprocessing, "dtype": dtype}
-        return {**facts, "weights_sha256": self.fingerprint()}
+        return {**facts, "weights_sha256": weights_sha256(self.network)}
 
 
 def _check_images(images: torch.Tensor) -> None:
@@ -77,12 +74,8 @@ def _check_images(images: torch.Tensor) -> None:
 
 
 class CLIPFeatures(FeatureExtractor):
-    """Projected image embeddings of a CLIP, not normalised: for CMMD, CLIP score, KID and FID in its space.
-
-    Args:
-        image_encoder: the tower.
-        name: under which scores record it.
-    """
+    """Projected image embeddings of a CLIP, not normalised: for CMMD, CLIP score, KID and FID in its space. Scores
+    record it under its name."""
 
     preprocessing = "antialiased bicubic resize to the tower's size, CLIP's mean and std"
 
@@ -100,12 +93,7 @@ class CLIPFeatures(FeatureExtractor):
 
 
 class DINOv2Features(FeatureExtractor):
-    """The class token after the last LayerNorm, as for the Fréchet distance of Stein et al. (2023).
-
-    Args:
-        network: DINOv2.
-        name: under which scores record it.
-    """
+    """The class token after the last LayerNorm, as for the Fréchet distance of Stein et al. (2023)."""
 
     preprocessing = f"antialiased bicubic resize to {_DINOV2_SIZE}, ImageNet's mean and std"
 
@@ -115,16 +103,11 @@ class DINOv2Features(FeatureExtractor):
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **kwargs) -> "DINOv2Features":
         """Load a repository, for example "facebook/dinov2-large", or a folder; `kwargs` are passed to transformers.
-
-        Raises:
-            ValueError: when nothing loadable lies there, or weights are missing.
-        """
+        Raises ValueError when nothing loadable lies there, or weights are missing."""
         try:
             network, info = Dinov2Model.from_pretrained(source, output_loading_info=True, **kwargs)
         except OSError as error:
-            raise ValueError(
-                f"no DINOv2 could be loaded from {str(source)!r}: {str(error).splitlines()[0]}"
-            ) from error
+            raise ValueError(f"no DINOv2 could be loaded from {str(source)!r}: {one_line(error)}") from error
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{source} lacks {len(missing)} weight(s) of DINOv2, for example {missing[0]}")
         revision = getattr(network.config, "_commit_hash", None)

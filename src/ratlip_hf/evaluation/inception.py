@@ -191,11 +191,8 @@ class InceptionFeatures(FeatureExtractor):
     does not count padding, maximum pooling in the last block, 1008 classes). With random weights it agrees with
     torch-fidelity 0.4.0. With the real weights, which are not available offline, agreement has not been verified.
 
-    Args:
-        network: with its weights.
-        name: under which scores record it.
-        released: what the authors' evaluation does instead (docs/method.md, section 7, pytorch-fid): unrounded images,
-            torch's bilinear resize, [-1, 1].
+    `released` is what the authors' evaluation does instead (docs/method.md, section 7, pytorch-fid): unrounded images,
+    torch's bilinear resize, [-1, 1].
     """
 
     def __init__(self, network: InceptionNetwork, name: str = "inception-2015-12-05", released: bool = False):
@@ -212,21 +209,13 @@ class InceptionFeatures(FeatureExtractor):
     def from_file(
         cls, path: str | os.PathLike, sha256: str = WEIGHTS_SHA256, released: bool = False
     ) -> "InceptionFeatures":
-        """Load torch-fidelity's weight file.
-
-        Args:
-            path: of the file, named `WEIGHTS_NAME` where torch-fidelity publishes it.
-            sha256: the file's SHA-256 or its first digits; a file with another is not opened.
-            released: see the class.
-
-        Raises:
-            ValueError: for no file, a file of other content, or weights that do not fit the network.
-        """
+        """Load the weight file that torch-fidelity publishes as `WEIGHTS_NAME`. One whose SHA-256 does not begin with
+        `sha256` is not opened. Raises ValueError for no or another file, or weights that do not fit the network."""
         if not Path(path).is_file():
             raise ValueError(f"{path} is no file; {WEIGHTS_NAME} is on the page of torch-fidelity's releases")
         found = file_sha256(path)
         if not sha256 or not found.startswith(sha256.lower()):
-            raise ValueError(f"{path} is not the file that is wanted: its SHA-256 is {found}, not {sha256 or 'given'}")
+            raise ValueError(f"{path} is not the published file: its SHA-256 is {found}, not {sha256 or 'given'}")
         network = InceptionNetwork()
         _load(network, torch.load(path, map_location="cpu", weights_only=True), path)
         return cls(network, released=released)
@@ -240,12 +229,12 @@ class InceptionFeatures(FeatureExtractor):
 
 def _load(network: InceptionNetwork, weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
     # Counters of training steps, which older files lack and no feature depends on.
-    wanted = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    expected = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
     given = {name for name in weights if not name.endswith("num_batches_tracked")}
-    if wrong := sorted(wanted ^ given):
+    if wrong := sorted(expected ^ given):
         raise ValueError(f"{path} does not fit the network: {len(wrong)} weights differ, for example {wrong[0]}")
     for name, value in network.state_dict().items():
-        if name in wanted and value.shape != weights[name].shape:
+        if name in expected and value.shape != weights[name].shape:
             shapes = f"{list(weights[name].shape)}, not {list(value.shape)}"
             raise ValueError(f"{path} does not fit the network: {name} has shape {shapes}")
-    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    network.load_state_dict({name: weights[name] for name in expected}, strict=False)

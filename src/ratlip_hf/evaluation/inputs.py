@@ -37,24 +37,16 @@ class Images(Interface):
 
 @dataclass(frozen=True)
 class EvalData:
-    """Attributes:
-    prompts: image n is generated for prompt n.
-    clusters: number of the real image (or held-out prompt) that prompt n belongs to; the images of one cluster
-        are no independent evidence.
-    real: the real images.
-    real_clusters: the same for them.
-    facts: of the data, for a record.
-    fields: names of the attributes that prompts ask for, where they are known.
-    targets: label [N][fields] that each prompt asks for, or `metrics.UNNAMED`.
-    """
+    """Prompts and real images, each with the number of its cluster: the real image or held-out prompt it belongs to.
+    Image n is generated for prompt n; the images of one cluster are no independent evidence."""
 
     prompts: list[str]
     clusters: list[int]
     real: Images
     real_clusters: list[int]
-    facts: dict
-    fields: tuple[str, ...] = ()
-    targets: list[list[int]] | None = None
+    facts: dict  # of the data, for a record
+    fields: tuple[str, ...] = ()  # names of the attributes that prompts ask for, where they are known
+    targets: list[list[int]] | None = None  # for each prompt the label of each field, or `metrics.UNNAMED`
 
     def first(self, count: int | None) -> "EvalData":
         """The same with the first `count` prompts and real images."""
@@ -71,16 +63,8 @@ class EvalData:
 
 
 def load_eval_data(protocol: Protocol, data: str, split: str = "test") -> EvalData:
-    """The prompts and images of a protocol.
-
-    Args:
-        protocol: which one.
-        data: name of a small world or of a dataset, or a folder from `ratlip data prepare`.
-        split: of the data.
-
-    Raises:
-        UserError: for data that does not go with the protocol or cannot be loaded.
-    """
+    """The prompts and images of a protocol. `data` names a small world or a dataset, or a folder from `ratlip data
+    prepare`. Raises UserError for data that does not go with the protocol or cannot be loaded."""
     if (data in WORLDS) != (protocol.prompts == "heldout"):
         world = data if data in WORLDS else protocol.name
         raise UserError(
@@ -153,15 +137,10 @@ class StoredImages:
 
 
 class Candidate:
-    """What is scored: images by number.
+    """What is scored: images by number."""
 
-    Attributes:
-        prompts: for which the images were generated, image by image; None if nobody knows.
-        own_clip: the CLIP that the generator was trained with, where there is one.
-    """
-
-    prompts: list[str] | None = None
-    own_clip: FrozenCLIP | None = None
+    prompts: list[str] | None = None  # of each image; None if nobody knows
+    own_clip: FrozenCLIP | None = None  # that the generator was trained with
 
     def __len__(self) -> int:
         return len(self.prompts)

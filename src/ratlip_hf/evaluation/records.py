@@ -27,8 +27,8 @@ def environment() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One evaluation.
+class ScoreRecord:
+    """One evaluation. Raises ValueError for a protocol that lacks an entry, no scores, or scores that are not finite.
 
     Attributes:
         protocol: all that must agree before two scores compare: at least `name`, `num_real` and `num_fake` (0 where
@@ -37,9 +37,6 @@ class Record:
         candidate: what was scored, for example the model, its revision and the hash of its weights, or a folder.
         scores: by name, {"value": ...} and, where there is an interval, "low" and "high"; finite numbers.
         environment: versions of libraries; recorded, but no part of the protocol.
-
-    Raises:
-        ValueError: for a protocol without the required entries, no scores, or scores that are not finite.
     """
 
     protocol: Mapping
@@ -70,7 +67,7 @@ class Record:
         return lines
 
 
-def append_record(path: str | os.PathLike, record: Record) -> None:
+def append_record(path: str | os.PathLike, record: ScoreRecord) -> None:
     """Add a line to a file of records, which is created if there is none; a failure leaves the file as it was."""
     append_line(path, json.dumps(asdict(record), allow_nan=False))
 
@@ -82,23 +79,20 @@ def check_place_for_records(path: str | os.PathLike) -> None:
         read_records(path)
 
 
-def read_records(path: str | os.PathLike) -> list[Record]:
+def read_records(path: str | os.PathLike) -> list[ScoreRecord]:
     """All records of a file. Raises ValueError with the line's number for one that is no record."""
     records = []
     for number, line in enumerate(Path(path).read_text().splitlines(), 1):
         try:
-            records.append(Record(**json.loads(line)))
+            records.append(ScoreRecord(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is no record: {error}") from error
     return records
 
 
-def compare(first: Record, second: Record) -> dict[str, tuple[Mapping[str, float], Mapping[str, float]]]:
-    """The scores that two records of one protocol share, by name.
-
-    Raises:
-        ValueError: if the protocols differ, naming every entry in which they do, or no score is shared.
-    """
+def compare_records(first: ScoreRecord, second: ScoreRecord) -> dict[str, tuple[Mapping, Mapping]]:
+    """The scores that two records of one protocol share, by name. Raises ValueError if the protocols differ, naming
+    every entry in which they do, or no score is shared."""
     names = [*first.protocol, *(name for name in second.protocol if name not in first.protocol)]
     values = {name: [_as_json(record.protocol, name) for record in (first, second)] for name in names}
     if different := [f"{name} ({' against '.join(pair)})" for name, pair in values.items() if pair[0] != pair[1]]:

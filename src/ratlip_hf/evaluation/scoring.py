@@ -7,22 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .. import metrics
 from ..clip import FrozenCLIP, image_features_and_embeds
-from ..metrics import (
-    UNNAMED,
-    FeatureStatistics,
-    Spread,
-    attribute_hits,
-    bootstrap_interval,
-    clip_score,
-    cmmd_with_error,
-    frechet_distance_with_error,
-    kernel_distance_with_error,
-    precision_recall_hits,
-    prompt_diversity,
-    r_precision,
-    sample_mismatched,
-)
+from ..metrics import FeatureStatistics
 from .features import FeatureExtractor
 from .protocols import CANDIDATES
 
@@ -43,25 +30,18 @@ class Batch:
 # Each has `update(batch)`, `state()`, which is sent to other processes, and `merge(states)` of all of them by rank.
 
 
-@dataclass
 class FeatureAccumulator:
-    """Features of one network: statistics of all images, in `GROUPS` groups by cluster, and the first vectors.
+    """Features of one network: statistics of all images, in `GROUPS` groups by cluster, and the vectors [n, d] of the
+    first `keep` images, in their order."""
 
-    Args:
-        extractor: the network; not sent between processes.
-        keep: number of images from the start whose vectors are kept.
-        kept: those vectors, [n, d] float32, in the order of the images.
-        groups: the statistics.
-    """
+    def __init__(self, extractor: FeatureExtractor, keep: int):
+        self.extractor, self.keep = extractor, keep
+        self.kept: list[torch.Tensor] = []
+        self.waiting: list[list[torch.Tensor]] = [[] for _ in range(GROUPS)]
+        self.groups = [self._merged() for _ in range(GROUPS)]
 
-    extractor: FeatureExtractor
-    keep: int
-    kept: list[torch.Tensor] = field(default_factory=list)
-    groups: list[FeatureStatistics] = field(default_factory=list)
-    waiting: list[list[torch.Tensor]] = field(default_factory=lambda: [[] for _ in range(GROUPS)])
-
-    def __post_init__(self):
-        self.groups = self.groups or [FeatureStatistics.empty(self.extractor.dim) for _ in range(GROUPS)]
+    def _merged(self, *parts: FeatureStatistics) -> FeatureStatistics:
+        return FeatureStatistics.empty(self.extractor.dim).merge(*parts)
 
     def update(self, batch: Batch) -> None:
         features = self.extractor(batch.images).cpu()
@@ -73,7 +53,7 @@ class FeatureAccumulator:
 
     def _flush(self, least: int) -> None:
         for statistics, vectors in zip(self.groups, self.waiting, strict=True):
-            if vectors and len(vectors) >= least:
+            if len(vectors) >= least:
                 statistics.update(torch.stack(vectors))
                 vectors.clear()
 
@@ -82,9 +62,9 @@ class FeatureAccumulator:
         return self.groups, self.vectors
 
     def merge(self, states: Sequence[tuple]) -> None:
-        groups = zip(*(state[0] for state in states), strict=True)
-        self.groups = [_merged(parts) for parts in groups]
-        self.kept = [torch.cat([state[1] for state in states])[: self.keep]]
+        groups, vectors = zip(*states, strict=True)
+        self.groups = [self._merged(*parts) for parts in zip(*groups, strict=True)]
+        self.kept = [torch.cat(vectors)[: self.keep]]
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -94,14 +74,7 @@ class FeatureAccumulator:
     @property
     def statistics(self) -> FeatureStatistics:
         """Of all images."""
-        return _merged(self.groups)
-
-
-def _merged(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
-    merged = FeatureStatistics.empty(len(parts[0].mean))
-    for part in parts:
-        merged.merge(part)
-    return merged
+        return self._merged(*self.groups)
 
 
 @dataclass
@@ -126,7 +99,7 @@ class CLIPAccumulator:
         if batch.prompts is not None:
             texts = self.clip.encode(list(batch.prompts)).float().cpu()
             self.texts += [texts[:left]] if left > 0 else []
-            self.cosines.append(clip_score(images, texts, encoder=self.clip.source).per_sample)
+            self.cosines.append(metrics.clip_score(images, texts, encoder=self.clip.source).per_sample)
 
     def state(self) -> tuple:
         return self.images, self.texts, self.cosines
@@ -166,11 +139,11 @@ Scores = dict[str, dict[str, float]]
 
 def set_scores(real: FeatureAccumulator, fake: FeatureAccumulator, suffix: str = "") -> Scores:
     """Distances between two sets of images, and precision and recall, in one network's features."""
-    looks_real, is_generated = precision_recall_hits(real.vectors, fake.vectors)
+    looks_real, is_generated = metrics.precision_recall_hits(real.vectors, fake.vectors)
     groups = [group for group in fake.groups if group.count]
     scores = {
-        "fid": _with_error(frechet_distance_with_error(real.statistics, groups)),
-        "kid": _with_error(kernel_distance_with_error(real.vectors, fake.vectors)),
+        "fid": _with_error(metrics.frechet_distance_with_error(real.statistics, groups)),
+        "kid": _with_error(metrics.kernel_distance_with_error(real.vectors, fake.vectors)),
         "precision": _mean(looks_real),
         "recall": _mean(is_generated),
     }
@@ -179,7 +152,7 @@ def set_scores(real: FeatureAccumulator, fake: FeatureAccumulator, suffix: str =
 
 def clip_distance(real: CLIPAccumulator, fake: CLIPAccumulator) -> Scores:
     """The unbiased CMMD in the space of a CLIP."""
-    return {"cmmd": _with_error(cmmd_with_error(torch.cat(real.images), torch.cat(fake.images)))}
+    return {"cmmd": _with_error(metrics.cmmd_with_error(torch.cat(real.images), torch.cat(fake.images)))}
 
 
 def prompt_scores(fake: CLIPAccumulator, clusters: Sequence[int], seed: int, suffix: str = "") -> Scores:
@@ -188,8 +161,8 @@ def prompt_scores(fake: CLIPAccumulator, clusters: Sequence[int], seed: int, suf
     images, texts = torch.cat(fake.images), torch.cat(fake.texts)
     known = clusters[: len(texts)]
     if len(set(known)) > CANDIDATES:
-        hits = r_precision(images, texts, texts, sample_mismatched(known, CANDIDATES, seed)).per_sample
-        scores["r_precision"] = _mean(hits, known)
+        mismatched = metrics.sample_mismatched(known, CANDIDATES, seed)
+        scores["r_precision"] = _mean(metrics.r_precision(images, texts, texts, mismatched).per_sample, known)
     return {name + suffix: score for name, score in scores.items()}
 
 
@@ -197,8 +170,8 @@ def diversity_scores(
     fake: FeatureAccumulator, clusters: Sequence[int], real: FeatureAccumulator, real_clusters: Sequence[int]
 ) -> Scores:
     """Mean distance between images of one prompt, as a share of that of real images of one prompt."""
-    generated = prompt_diversity(fake.vectors, list(clusters[: len(fake.vectors)]))
-    found = prompt_diversity(real.vectors, list(real_clusters[: len(real.vectors)]))
+    generated = metrics.prompt_diversity(fake.vectors, list(clusters[: len(fake.vectors)]))
+    found = metrics.prompt_diversity(real.vectors, list(real_clusters[: len(real.vectors)]))
     share = torch.tensor(list(generated.per_prompt.values()), dtype=torch.float64) / found.value
     return {"diversity": _mean(share)}
 
@@ -206,17 +179,9 @@ def diversity_scores(
 def attribute_scores(
     predictions: torch.Tensor, targets: torch.Tensor, fields: Sequence[str], clusters: Sequence[int]
 ) -> Scores:
-    """How often judges predict what the prompt asks for, per field, over the prompts that name it.
-
-    Where every prompt names every field, also the mean over the fields and the share of images with all of them right.
-
-    Args:
-        predictions: labels [N, judges, fields].
-        targets: labels [N, fields] as asked for, or `UNNAMED`.
-        fields: their names.
-        clusters: number of the prompt of each image.
-    """
-    hits, named, scores = attribute_hits(predictions, targets), targets != UNNAMED, {}
+    """How often judges' predictions [N, judges, fields] are the targets [N, fields], per field over the prompts that
+    name it. Where all name all fields, also the mean over fields and the share of images with all of them right."""
+    hits, named, scores = metrics.attribute_hits(predictions, targets), targets != metrics.UNNAMED, {}
     if named.all():
         scores["attribute_accuracy"] = _mean(hits.mean(dim=(1, 2)), clusters)
     for column, name in enumerate(fields):
@@ -231,7 +196,7 @@ def attribute_scores(
 _TWO_SIDED = 1.96  # of the normal distribution, for an interval of 95 %
 
 
-def _with_error(value: Spread) -> dict[str, float]:
+def _with_error(value: metrics.Spread) -> dict[str, float]:
     distance, error = value
     return {"value": distance, "low": distance - _TWO_SIDED * error, "high": distance + _TWO_SIDED * error}
 
@@ -243,7 +208,7 @@ def _mean(values: torch.Tensor, clusters: Sequence[int] | None = None) -> dict[s
         values = _cluster_means(values.double(), clusters)
     if len(values) < 2:
         return {"value": value}
-    centre, low, high = bootstrap_interval(values)
+    centre, low, high = metrics.bootstrap_interval(values)
     # Clusters of different sizes weigh the same in the interval only.
     return {"value": value, "low": low - centre + value, "high": high - centre + value}
 

@@ -1,6 +1,7 @@
 """Scores of generated images as pure functions of features: no network and no image appears here.
 What the features are and how many images there were is the caller's protocol, to be recorded with the score."""
 
+# ruff: noqa: F401  what is imported is what the package offers
 from pathlib import Path
 
 from .common import Spread, bootstrap_interval
@@ -23,50 +24,13 @@ from .sets import (
     precision_recall_hits,
 )
 
-__all__ = [
-    "EVALUATE_MODULES",
-    "UNNAMED",
-    "FeatureStatistics",
-    "Spread",
-    "attribute_accuracy",
-    "attribute_hits",
-    "bootstrap_interval",
-    "clip_score",
-    "cmmd",
-    "cmmd_with_error",
-    "evaluate_path",
-    "frechet_distance",
-    "frechet_distance_with_error",
-    "frechet_from_statistics",
-    "kernel_distance",
-    "kernel_distance_of_subsets",
-    "kernel_distance_with_error",
-    "precision_recall",
-    "precision_recall_hits",
-    "prompt_diversity",
-    "r_precision",
-    "sample_mismatched",
-]
-
-# Modules for the `evaluate` library in the folder `evaluate_modules`
-EVALUATE_MODULES = (
-    "attribute_accuracy",
-    "clip_score",
-    "cmmd",
-    "fid",
-    "kid",
-    "precision_recall",
-    "prompt_diversity",
-    "r_precision",
-)
+_MODULES = Path(__file__).parents[1] / "evaluate_modules"
+EVALUATE_MODULES = tuple(sorted(path.stem for path in _MODULES.glob("*/*.py")))  # for the `evaluate` library
 
 
 def evaluate_path(name: str) -> str:
     """Path of one of `EVALUATE_MODULES`, for `evaluate.load(evaluate_path("fid"))`, which then needs no network.
-
-    Raises:
-        ValueError: for another name.
-    """
+    Raises ValueError for another name."""
     if name not in EVALUATE_MODULES:
         raise ValueError(f"there is no evaluate module {name!r}; there are {', '.join(EVALUATE_MODULES)}")
-    return str(Path(__file__).parents[1] / "evaluate_modules" / name)
+    return str(_MODULES / name)

@@ -1,5 +1,5 @@
-"""What all metrics share: checks of features, which become float64, and how certain a value is, by the bootstrap for
-means and by the jackknife for anything else."""
+"""What all metrics share: checks of features, which become float64, and how certain a value is, for means by the
+bootstrap. Other metrics have a jackknife of their own."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,31 +15,24 @@ def as_tensor(values: Vectors) -> torch.Tensor:
     return values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
 
 
-def as_features(features: Vectors, least: int = 1, name: str = "features") -> torch.Tensor:
-    """Feature vectors [N, d] as float64, on the device they are on; a tensor, an array or nested lists.
-
-    Raises:
-        ValueError: for another shape, fewer than `least` vectors, complex numbers, NaN or infinite values.
-    """
+def as_features(features: Vectors, name: str = "features") -> torch.Tensor:
+    """Feature vectors [N, d], at least one, as float64 on the device they are on; ValueError for anything else."""
     features = as_tensor(features)
-    if features.ndim != 2 or len(features) < least or not features.shape[1]:
-        raise ValueError(f"{name} must be [N, d] with N at least {least}, not {list(features.shape)}")
+    if features.ndim != 2 or not features.numel():
+        raise ValueError(f"{name} must be [N, d] with N at least 1, not {list(features.shape)}")
     return as_finite(features, name)
 
 
 def as_feature_pair(
     first: Vectors, second: Vectors, least: int = 1, paired: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sets of feature vectors [N, d] and [M, d] as float64; with `paired` M is N, and rows belong together.
-
-    Raises:
-        ValueError: as [`as_features`], and for sets of different widths, or of different sizes where they are paired.
-    """
+    """Feature vectors [N, d] and [M, d], each at least `least`, as float64; with `paired` M is N, and rows belong
+    together. ValueError for anything else."""
     first, second = as_tensor(first), as_tensor(second)
     fits = first.ndim == second.ndim == 2 and first.shape[1] == second.shape[1] > 0
     if not fits or min(len(first), len(second)) < least or (paired and len(first) != len(second)):
-        wanted = f"[N, d] and {'[N, d], row by row' if paired else '[M, d]'}, with at least {least} of each"
-        raise ValueError(f"features must be {wanted}, not {list(first.shape)} and {list(second.shape)}")
+        shapes = f"[N, d] and {'[N, d], row by row' if paired else '[M, d]'}, with at least {least} of each"
+        raise ValueError(f"features must be {shapes}, not {list(first.shape)} and {list(second.shape)}")
     return as_finite(first, "features"), as_finite(second, "features")
 
 
@@ -75,26 +68,15 @@ class Spread(NamedTuple):
     spread: float
 
 
-def jackknife_error(without: Sequence[float]) -> float:
-    """Standard error of a metric from its values without one of G parts each, G at least 2 (Efron 1979, section 3)."""
-    values = torch.tensor(without, dtype=torch.float64)
-    return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
-
-
 _SAMPLES_AT_ONCE = 4_000_000
 
 
 def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of a mean (Efron and Tibshirani 1993, section 13.3), in float64.
 
-    Args:
-        values: independent samples [N], N at least 2. Images of one prompt are not independent: take one mean each.
-        level: share of resampled means within the interval, in (0, 1).
-        resamples: how often N values are sampled with replacement.
-        seed: of the resampling; the same values and seed give the same interval everywhere.
-
-    Raises:
-        ValueError: for another shape, fewer than two values, NaN or infinite ones, or options out of range.
+    `values` are independent samples [N], N at least 2; images of one prompt are not independent: take one mean each.
+    `level`, in (0, 1), is the share of resampled means within the interval. The same values and seed give the same
+    interval everywhere. Raises ValueError for another shape, NaN or infinite values, and options out of range.
     """
     values = as_tensor(values)
     if values.ndim != 1 or len(values) < 2:

@@ -14,59 +14,31 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:
     """Squared MMD with the kernel (x.y / d + 1)^degree, unbiased (Binkowski et al. 2018, Eq. 4), in float64.
 
-    Protocol: all pairs of all vectors at once. The customary average over random subsets estimates the same number,
-    with more variance and at random ([`kernel_distance_of_subsets`]); taken over all pairs the same features
-    give the same number everywhere.
+    Takes features [N, d] and [M, d], at least 2 of each. About 0 for two samples of one distribution, and then as
+    often below 0 as above; lower is better. Raises ValueError for other shapes, NaN or infinite values.
 
-    Args:
-        real: features [N, d], N at least 2.
-        fake: features [M, d], M at least 2; M need not be N.
-        degree: of the polynomial.
-
-    Returns:
-        About 0 for two samples of one distribution, and then as often below 0 as above; lower is better.
-
-    Raises:
-        ValueError: for other shapes, NaN or infinite values.
+    Protocol: all pairs of all vectors at once, so that the same features give the same number everywhere. The average
+    over random subsets ([`kernel_distance_of_subsets`]), which is customary, estimates the same with more variance.
     """
     real, fake = as_feature_pair(real, fake, least=2)
     return unbiased(kernel_sums(real, fake, _polynomial(real.shape[1], degree)))
 
 
 def kernel_distance_with_error(real: Vectors, fake: Vectors, degree: int = 3) -> Spread:
-    """[`kernel_distance`] over all pairs with its standard error by the jackknife over both sets (Arvesen 1969).
-
-    Args:
-        real: features [N, d], N at least 3.
-        fake: features [M, d], M at least 3.
-        degree: of the polynomial.
-
-    Raises:
-        ValueError: as [`kernel_distance`].
-    """
+    """[`kernel_distance`] with its standard error by the jackknife over both sets, at least 3 vectors in each."""
     real, fake = as_feature_pair(real, fake, least=3)
     sums = kernel_sums(real, fake, _polynomial(real.shape[1], degree))
-    return Spread(unbiased(sums), jackknife_error(sums))
+    return Spread(unbiased(sums), two_sample_error(sums))
 
 
 def kernel_distance_of_subsets(
     real: Vectors, fake: Vectors, subsets: int = 100, size: int = 1000, seed: int = 0, degree: int = 3
 ) -> Spread:
-    """The customary protocol: mean and standard deviation of [`kernel_distance`] over random subsets.
+    """The customary protocol: mean and standard deviation of [`kernel_distance`] over random subsets, at least 2.
 
     The deviation describes a subset of `size`, not the mean; published values "KID ± std" are of this kind. Each
-    subset is sampled without replacement (Binkowski et al. 2018, section 5, there with 100 subsets of 1000).
-
-    Args:
-        real: features [N, d].
-        fake: features [M, d].
-        subsets: how many are sampled, at least 2.
-        size: vectors of either set in each, 2 to min(N, M).
-        seed: of the sampling.
-        degree: of the polynomial.
-
-    Raises:
-        ValueError: as [`kernel_distance`], and for subsets that are too few, too small or larger than a set.
+    subset has `size` vectors of either set, 2 to min(N, M), sampled without replacement (Binkowski et al. 2018,
+    section 5, there with 100 subsets of 1000). Raises ValueError as [`kernel_distance`], and for other subsets.
     """
     real, fake = as_feature_pair(real, fake, least=2)
     if subsets < 2 or not 2 <= size <= min(len(real), len(fake)):
@@ -92,57 +64,36 @@ SIGMA = 10.0
 SCALE = 1000.0
 
 
-def cmmd(real: Vectors, fake: Vectors, *, estimator: str, sigma: float = SIGMA, normalize: bool = True) -> float:
-    """1000 * squared MMD with the kernel exp(-|x - y|^2 / (2 sigma^2)) (Jayasumana et al. 2024), in float64.
+def cmmd(real: Vectors, fake: Vectors, *, estimator: str) -> float:
+    """1000 * squared MMD with the kernel exp(-|x - y|^2 / (2 * 10^2)) (Jayasumana et al. 2024), in float64.
 
-    "biased" is the V-statistic, as in the paper's released code and in published values; it is positive even for two
-    samples of one distribution, by about 1000 (2 - 2 E[k]) / N. "unbiased" is the U-statistic of the paper's text.
-    The two differ by much at small N, so that the name has to be given.
-
-    Args:
-        real: CLIP image embeddings [N, d]; N at least 1, for "unbiased" 2.
-        fake: CLIP image embeddings [M, d], likewise; M need not be N.
-        estimator: "biased" or "unbiased".
-        sigma: width of the kernel.
-        normalize: bring embeddings to unit length first, as the metric is defined; False takes them as they are.
-
-    Returns:
-        Lower is better; "biased" is at least 0 and at most 2000.
-
-    Raises:
-        ValueError: for other shapes, NaN or infinite values, vectors of zeros, an unknown estimator, or a sigma that
-            is not positive.
+    Takes CLIP image embeddings [N, d] and [M, d], which it brings to unit length. `estimator` "biased" is the
+    V-statistic, as in the paper's released code and in published values: in [0, 2000], and positive even for two
+    samples of one distribution, by about 1000 (2 - 2 E[k]) / N. "unbiased" is the U-statistic of the paper's text, of
+    at least 2 vectors in each set. The two differ by much at small N, so that the name has to be given. Lower is
+    better. Raises ValueError for other shapes, NaN or infinite values, vectors of zeros, or another estimator.
     """
-    real, fake, kernel = _prepared(real, fake, estimator, sigma, normalize)
-    # The constant 1 cancels in every estimator; without it the small differences keep all their digits.
-    value = SCALE * ESTIMATORS[estimator](kernel_sums(real, fake, kernel))
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, not {estimator!r}")
+    value = SCALE * ESTIMATORS[estimator](_gaussian_sums(real, fake, least=2 if estimator == "unbiased" else 1))
     return max(0.0, value) if estimator == "biased" else value
 
 
-def cmmd_with_error(real: Vectors, fake: Vectors, *, sigma: float = SIGMA, normalize: bool = True) -> Spread:
+def cmmd_with_error(real: Vectors, fake: Vectors) -> Spread:
     """The unbiased [`cmmd`] with its standard error, by the jackknife over both sets; at least 3 vectors in each."""
-    if min(len(real), len(fake)) < 3:
-        raise ValueError(f"an error needs at least 3 vectors in each set, not {len(real)} and {len(fake)}")
-    sums = kernel_sums(*_prepared(real, fake, "unbiased", sigma, normalize))
-    return Spread(SCALE * unbiased(sums), SCALE * jackknife_error(sums))
+    sums = _gaussian_sums(real, fake, least=3)
+    return Spread(SCALE * unbiased(sums), SCALE * two_sample_error(sums))
 
 
-def _prepared(
-    real: Vectors, fake: Vectors, estimator: str, sigma: float, normalize: bool
-) -> tuple[torch.Tensor, torch.Tensor, Kernel]:
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, not {estimator!r}")
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma must be a positive number, not {sigma}")
-    real, fake = as_feature_pair(real, fake, least=2 if estimator == "unbiased" else 1)
-    if normalize:
-        real, fake = unit_length(real), unit_length(fake)
+def _gaussian_sums(real: Vectors, fake: Vectors, least: int) -> "KernelSums":
+    real, fake = map(unit_length, as_feature_pair(real, fake, least))
 
     def gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # The constant 1 cancels in every estimator; without it the small differences keep all their digits.
         squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-        return torch.expm1(-squared.clamp(min=0) / (2 * sigma**2))
+        return torch.expm1(-squared.clamp(min=0) / (2 * SIGMA**2))
 
-    return real, fake, gaussian_less_one
+    return kernel_sums(real, fake, gaussian_less_one)
 
 
 # The squared maximum mean discrepancy of any kernel
@@ -164,13 +115,8 @@ class KernelSums:
 
 
 def kernel_sums(first: torch.Tensor, second: torch.Tensor, kernel: Kernel) -> KernelSums:
-    """Sums of `kernel(x, y)` for vectors [N, d] and [M, d]; memory grows with N + M, not with N * M.
-
-    Args:
-        first: [N, d].
-        second: [M, d].
-        kernel: takes vectors [a, d] and [b, d], returns [a, b].
-    """
+    """Sums for vectors [N, d] and [M, d] of a kernel that makes [a, b] of [a, d] and [b, d]; memory grows with N + M,
+    not with N * M."""
     across = _sums_of_both_axes(first, second, kernel)
     totals = [_sums_of_both_axes(x, x, kernel)[0] for x in (first, second)]
     itself = [torch.cat([kernel(row, row)[0] for row in x.split(1)]) for x in (first, second)]
@@ -204,7 +150,7 @@ def _mean_across(sums: KernelSums) -> torch.Tensor:
     return sums.across[0].sum() / (len(sums.across[0]) * len(sums.across[1]))
 
 
-def jackknife_error(sums: KernelSums) -> float:
+def two_sample_error(sums: KernelSums) -> float:
     """Standard error of [`unbiased`]: the two-sample delete-one jackknife (Arvesen 1969). At least 3 of each.
 
     Leaving vector i out changes the sums by its own entries only, so that no kernel value is computed twice.

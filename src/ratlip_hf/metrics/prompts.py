@@ -19,19 +19,12 @@ class CLIPScore:
 
 
 def clip_score(image_embeds: Vectors, text_embeds: Vectors, *, encoder: str) -> CLIPScore:
-    """Mean over pairs of cos(CLIP(image), CLIP(caption)), in float64.
+    """Mean over pairs of cos(CLIP(image), CLIP(caption)), in float64, of projected embeddings [N, d] row by row.
 
     No value is clamped at 0 and there is no factor 2.5 (Hessel et al. 2021 have both); published values near 0.3 are
-    `cosine`, those near 30 `score`.
-
-    Args:
-        image_embeds: projected image embeddings [N, d], of any length but 0.
-        text_embeds: projected text embeddings [N, d] of the captions, row by row.
-        encoder: which CLIP they come from, recorded with the score: scores of different encoders do not compare, and
-            that of the CLIP a generator was trained with is the training signal, not a test.
-
-    Raises:
-        ValueError: for other shapes, NaN or infinite values, vectors of zeros, or no name of an encoder.
+    `cosine`, those near 30 `score`. `encoder` says which CLIP it was, and is recorded with the score: scores of
+    different encoders do not compare, and that of the CLIP a generator was trained with is the training signal, not a
+    test. Raises ValueError for other shapes, NaN or infinite values, vectors of zeros, or no name of an encoder.
     """
     if not isinstance(encoder, str) or not encoder.strip():
         raise ValueError("a CLIP score needs the name of its encoder: pass encoder=")
@@ -49,21 +42,11 @@ class RPrecision:
 
 
 def sample_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0) -> torch.Tensor:
-    """For each of N captions sample `count` captions of other groups, without replacement.
+    """For each of N captions sample `count` captions of other groups, without replacement: indices [N, count].
 
-    The protocol of AttnGAN (Xu et al. 2018, section 4): 99 mismatched descriptions next to the true one. Whether a
-    group is an image or a class, as in that paper, is the caller's choice and part of the protocol.
-
-    Args:
-        groups: what each caption belongs to, for example its image's or its class's id, [N].
-        count: captions to sample for each.
-        seed: of the sampling.
-
-    Returns:
-        Indices of captions [N, count].
-
-    Raises:
-        ValueError: if some group has fewer than `count` captions outside of it, or `count` is not positive.
+    The protocol of AttnGAN (Xu et al. 2018, section 4): 99 mismatched descriptions next to the true one. `groups` [N]
+    are what each caption belongs to; whether that is an image or a class, as in that paper, is the caller's choice and
+    part of the protocol. Raises ValueError where a group leaves fewer than `count`, which must be positive.
     """
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     labels = torch.tensor([numbers[group] for group in groups], dtype=torch.long)
@@ -71,7 +54,7 @@ def sample_mismatched(groups: Sequence[Hashable], count: int = 99, seed: int = 0
         raise ValueError(f"cannot sample {count} mismatched captions among {len(labels)}")
     most = int(labels.bincount().max())
     if len(labels) - most < count:
-        raise ValueError(f"{count} mismatched captions are wanted, but a group has only {len(labels) - most} others")
+        raise ValueError(f"{count} mismatched captions are needed, but a group has only {len(labels) - most} others")
     generator, rows = torch.Generator().manual_seed(seed), []
     for label in labels:
         order = torch.randperm(len(labels), generator=generator)
@@ -84,17 +67,11 @@ def r_precision(
 ) -> RPrecision:
     """Share of images whose own caption has the largest cosine among it and K mismatched ones (R = 1), in float64.
 
+    Takes embeddings [N, d] of images and of their own captions, embeddings [P, d] of a pool of captions, for example
+    `text_embeds` again, and indices [N, K] of each image's mismatched captions in it, as from [`sample_mismatched`].
     In a tie of the own caption with t others the image counts 1 / (1 + t), the mean over fair ways to break it: an
-    encoder that tells nothing apart gets the chance level 1 / (1 + K), not 1.
-
-    Args:
-        image_embeds: [N, d].
-        text_embeds: embeddings [N, d] of the images' own captions.
-        candidate_embeds: embeddings [P, d] of a pool of captions, for example `text_embeds` again.
-        candidates: indices [N, K] of each image's mismatched captions in the pool, as from [`sample_mismatched`].
-
-    Raises:
-        ValueError: for other shapes, indices outside the pool, NaN or infinite values, or vectors of zeros.
+    encoder that tells nothing apart gets the chance level 1 / (1 + K), not 1. Raises ValueError for other shapes,
+    indices outside the pool, NaN or infinite values, or vectors of zeros.
     """
     images, texts = map(unit_length, as_feature_pair(image_embeds, text_embeds, paired=True))
     own = (images * texts).sum(dim=1)
@@ -136,21 +113,14 @@ class PromptDiversity:
 def prompt_diversity(features: Vectors, prompts: Sequence[Hashable], distance: str = "euclidean") -> PromptDiversity:
     """Mean distance over all pairs of different images of one prompt, averaged over prompts, in float64.
 
-    Every prompt weighs the same, however many images it has. The value has no scale of its own: divide by that of
-    real images in the same features.
-
-    Args:
-        features: [N, d].
-        prompts: what image n was generated for, [N]; each prompt at least twice.
-        distance: "euclidean", or "cosine" for 1 - cos, which lies in [0, 2].
-
-    Raises:
-        ValueError: for other shapes, a prompt with a single image, an unknown distance, NaN or infinite values, or
-            for "cosine" a vector of zeros.
+    Takes features [N, d] and what each image was generated for [N], every prompt at least twice; `distance` is
+    "euclidean", or "cosine" for 1 - cos, which lies in [0, 2]. Every prompt weighs the same, however many images it
+    has. The value has no scale of its own: divide by that of real images in the same features. Raises ValueError for
+    other shapes or distances, a prompt with a single image, NaN or infinite values, or for "cosine" a vector of zeros.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {DISTANCES}, not {distance!r}")
-    features = as_features(features, least=2)
+    features = as_features(features)
     prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else list(prompts)
     if len(prompts) != len(features):
         raise ValueError(f"{len(features)} feature vectors need as many prompts, not {len(prompts)}")
@@ -176,12 +146,8 @@ UNNAMED = -1  # in place of a target that a prompt leaves open
 def attribute_hits(predictions: Vectors, targets: Vectors) -> torch.Tensor:
     """Where labels agree: 1 or 0 in float64, shaped like `predictions`. All attribute accuracies are means of these.
 
-    Args:
-        predictions: labels [N, P] of integers, P attributes of each of N images, or [N, J, P] of J judges.
-        targets: labels [N, P] that the prompts ask for. Entries that are `UNNAMED` belong into no mean.
-
-    Raises:
-        ValueError: for other shapes, or labels that are no integers.
+    Predictions are integers, P attributes [N, P] of each of N images, or [N, J, P] of J judges; targets [N, P] are
+    what prompts ask for, and where they are `UNNAMED` belong into no mean. ValueError for other shapes and numbers.
     """
     predictions, targets = as_tensor(predictions), as_tensor(targets)
     shape = predictions.shape[:1] + predictions.shape[-1:]
@@ -206,16 +172,8 @@ class AttributeAccuracy:
 def attribute_accuracy(
     predictions: Vectors, targets: Vectors, parts: Sequence[str] | None = None
 ) -> AttributeAccuracy:
-    """Share of attributes that agree.
-
-    Args:
-        predictions: labels [N, P] of integers that a judge predicts, P attributes of each image.
-        targets: labels [N, P] that the prompts ask for.
-        parts: names of the P attributes; "0", "1", ... unless given.
-
-    Raises:
-        ValueError: as [`attribute_hits`], and for another number of names.
-    """
+    """Share of attributes that agree. `parts` are names of the P attributes, "0", "1", ... unless given; labels and
+    errors are as in [`attribute_hits`]."""
     hits = attribute_hits(predictions, targets)
     names = [str(index) for index in range(hits.shape[-1])] if parts is None else list(parts)
     if len(names) != hits.shape[-1]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .common import Spread, Vectors, as_feature_pair, as_features, as_finite, as_tensor, jackknife_error
+from .common import Spread, Vectors, as_feature_pair, as_features, as_finite, as_tensor
 
 # Beyond this share of the largest entry a matrix is no covariance that merely suffered from rounding to float32.
 _ROUNDING = 1e-4
@@ -50,17 +50,19 @@ class FeatureStatistics:
             return self
         return self.merge(FeatureStatistics.of(features))
 
-    def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """Add the vectors of `other`. Returns this object; raises ValueError for another width."""
-        if len(self.mean) != len(other.mean):
-            raise ValueError(f"statistics of features [N, {len(self.mean)}] and [N, {len(other.mean)}] do not mix")
-        total = self.count + other.count
-        if other.count:
+    def merge(self, *others: "FeatureStatistics") -> "FeatureStatistics":
+        """Add the vectors of all `others`. Returns this object; raises ValueError for another width."""
+        for other in others:
+            if len(self.mean) != len(other.mean):
+                raise ValueError(f"statistics of features [N, {len(self.mean)}] and [N, {len(other.mean)}] do not mix")
+            if not other.count:
+                continue
+            total = self.count + other.count
             step = other.mean.to(self.mean.device) - self.mean
             weight = self.count * other.count / total
             self.scatter = self.scatter + other.scatter.to(self.mean.device) + weight * torch.outer(step, step)
             self.mean = self.mean + step * (other.count / total)
-        self.count = total
+            self.count = total
         return self
 
     @property
@@ -74,17 +76,10 @@ class FeatureStatistics:
 def frechet_distance(real: Vectors | FeatureStatistics, fake: Vectors | FeatureStatistics) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6), in float64, covariances over N - 1.
 
-    The estimate is biased: it falls as N grows (Chong and Forsyth 2020), so that only values of equal N compare.
-
-    Args:
-        real: features [N, d], N at least 2, or their [`FeatureStatistics`].
-        fake: features [M, d], M at least 2, or their statistics. N and M may differ, and be smaller than d.
-
-    Returns:
-        0 for equal means and covariances, else positive; symmetric in its arguments. Lower is better.
-
-    Raises:
-        ValueError: for other shapes, fewer than two vectors, NaN or infinite values.
+    Takes features [N, d] and [M, d], or their [`FeatureStatistics`]; N and M, at least 2, may differ and be smaller
+    than d. 0 for equal means and covariances, else positive; symmetric in its arguments; lower is better. The estimate
+    is biased: it falls as N grows (Chong and Forsyth 2020), so that only values of equal N compare. Raises ValueError
+    for other shapes, fewer than two vectors, NaN or infinite values.
     """
     if isinstance(real, FeatureStatistics) or isinstance(fake, FeatureStatistics):
         real, fake = (x if isinstance(x, FeatureStatistics) else FeatureStatistics.of(x) for x in (real, fake))
@@ -100,36 +95,29 @@ def frechet_distance(real: Vectors | FeatureStatistics, fake: Vectors | FeatureS
 def frechet_distance_with_error(real: FeatureStatistics, groups: Sequence[FeatureStatistics]) -> Spread:
     """[`frechet_distance`] of all groups together, with the standard error of a delete-a-group jackknife (Kott 2001).
 
-    The error is that of generating other images; the real side is taken as it is. Images that belong together, such
-    as those of one prompt, must be in one group.
-
-    Args:
-        real: statistics of the real features.
-        groups: statistics of the generated ones in G parts of about equal size, at least two.
-
-    Raises:
-        ValueError: for fewer than two groups, and as [`frechet_distance`].
+    `groups` are the generated features in parts of about equal size, at least two; those that belong together, such as
+    of images of one prompt, must be in one. The error is that of generating other images; the real side is taken as it
+    is. Raises ValueError for fewer than two groups, and as [`frechet_distance`].
     """
     if len(groups) < 2:
         raise ValueError(f"a jackknife needs at least two groups, not {len(groups)}")
     root = _root(real.covariance)
 
     def distance(parts: Sequence[FeatureStatistics]) -> float:
-        merged = FeatureStatistics.empty(len(real.mean), real.mean.device)
-        for part in parts:
-            merged.merge(part)
-        return _distance(real.mean - merged.mean.to(real.mean.device), root, _root(merged.covariance))
+        merged = FeatureStatistics.empty(len(real.mean), real.mean.device).merge(*parts)
+        return _distance(real.mean - merged.mean, root, _root(merged.covariance))
 
-    without = [distance([*groups[:left_out], *groups[left_out + 1 :]]) for left_out in range(len(groups))]
-    return Spread(distance(groups), jackknife_error(without))
+    count = len(groups)
+    without = torch.tensor([distance([*groups[:i], *groups[i + 1 :]]) for i in range(count)], dtype=torch.float64)
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    return Spread(distance(groups), float(error))
 
 
 def frechet_from_statistics(mean1: Vectors, cov1: Vectors, mean2: Vectors, cov2: Vectors) -> float:
     """[`frechet_distance`] from means [d] and covariances [d, d], of any rank.
 
-    Raises:
-        ValueError: for other shapes, NaN or infinite values, and matrices that are no covariances: not symmetric, or
-            with a negative eigenvalue that rounding does not explain.
+    Raises ValueError for other shapes, NaN or infinite values, and matrices that are no covariances: not symmetric, or
+    with a negative eigenvalue that rounding does not explain.
     """
     mean1, mean2 = (as_finite(as_tensor(mean), "means") for mean in (mean1, mean2))
     cov1, cov2 = (as_finite(as_tensor(cov), "covariances") for cov in (cov1, cov2))
@@ -193,15 +181,8 @@ def precision_recall(real: Vectors, fake: Vectors, k: int = 3) -> PrecisionRecal
 
     Each vector of a set gets a ball that reaches to its k-th nearest neighbour in the set, the surface included.
     Precision is the share of generated vectors within a ball of the real set, recall the share of real ones within a
-    ball of the generated set. Both depend on N and M: compare equal numbers only.
-
-    Args:
-        real: features [N, d], N above k.
-        fake: features [M, d], M above k.
-        k: the neighbour that sets the radius; a vector is no neighbour of itself.
-
-    Raises:
-        ValueError: for other shapes, too few vectors, NaN or infinite values, or a k that is not positive.
+    ball of the generated set. Both depend on the numbers of features, N [N, d] and M [M, d], which must be above k:
+    compare equal ones only. Raises ValueError for other shapes, NaN or infinite values, or a k that is not positive.
     """
     looks_real, is_generated = precision_recall_hits(real, fake, k)
     return PrecisionRecall(float(looks_real.mean()), float(is_generated.mean()))

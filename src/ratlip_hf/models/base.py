@@ -61,13 +61,6 @@ PRESETS: dict[str, dict[str, dict]] = {
 }
 
 
-def preset(name: str) -> dict[str, dict]:
-    """{"generator": {...}, "discriminator": {...}} of a preset. Raises ValueError for an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
 class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
     """Base of [`RATLIPGenerator`] and [`RATLIPDiscriminator`]."""
 
@@ -84,7 +77,9 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
         known = inspect.signature(cls.__init__).parameters
         if unknown := sorted(overrides.keys() - known):
             raise ValueError(f"{cls.__name__} has no option {unknown[0]!r}; there are {', '.join(list(known)[1:])}")
-        return cls(**{**preset(name)[cls._preset_part], **overrides})
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name][cls._preset_part], **overrides})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -135,12 +130,10 @@ def refuse_string_dtypes(kwargs: dict) -> None:
 
 
 class TextConditioning(nn.Module):
-    """Centre and rescale text embeddings; with both options off it is the identity (the paper).
+    """Centre and rescale text embeddings of width D; with both options off it is the identity (the paper).
 
-    Args:
-        dim: width D of the embeddings.
-        center: subtract the mean set by `fit`.
-        norm: length that every embedding is given (before centring it is brought to length 1), or None.
+    `center` subtracts the mean set by `fit`; `norm` is the length that every embedding is given, in which case it is
+    brought to length 1 before it is centred.
     """
 
     def __init__(self, dim: int, center: bool = False, norm: float | None = None):
@@ -166,12 +159,7 @@ class TextConditioning(nn.Module):
 
 
 class FeatureScale(nn.Module):
-    """Divide the features of each CLIP layer by a constant; the identity (the paper) unless switched on.
-
-    Args:
-        num_layers: how many layers are read.
-        enabled: keep a scale per layer, set by `fit`.
-    """
+    """Divide the features of each CLIP layer by a constant set by `fit`; the identity (the paper) unless enabled."""
 
     def __init__(self, num_layers: int, enabled: bool = False):
         super().__init__()

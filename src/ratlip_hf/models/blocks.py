@@ -56,16 +56,11 @@ class FusionUnit(nn.Module):
 class ShuffleAttention(nn.Module):
     """Gate one half of each group by its channel means, the other by its normalised map, then shuffle channels.
 
-    The six parameter vectors have C / 2G entries and serve all G groups.
-
-    Raises:
-        ValueError: when `channels` is not a multiple of twice `groups`.
+    The six parameter vectors have C / 2G entries, for C a multiple of 2G, and serve all G groups.
     """
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        if channels % (2 * groups):
-            raise ValueError(f"shuffle attention needs channels divisible by 2 * groups: {channels} and {groups}")
         self.groups, size = groups, channels // (2 * groups)
         self.channel_weight = nn.Parameter(torch.zeros(size))
         self.channel_bias = nn.Parameter(torch.ones(size))

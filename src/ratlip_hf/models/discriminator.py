@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
         return out if features is None else out + self.beta * features
 
 
-class FeatureExtractor(nn.Module):
+class FeatureMerger(nn.Module):
     """FE extractor: merges the features of successive CLIP layers and narrows them."""
 
     def __init__(self, width: int, out_channels: int, num_layers: int, gate_init: float, unused_shortcuts: bool):
@@ -144,7 +144,7 @@ class RATLIPDiscriminator(RATLIPModel):
 
         self.text_conditioning = TextConditioning(text_dim, text_center, text_norm)
         self.feature_scale = FeatureScale(len(feature_layers), scale_features)
-        self.extractor = FeatureExtractor(
+        self.extractor = FeatureMerger(
             clip_width, extractor_channels, len(feature_layers), gate_init, unused_shortcuts
         )
         self.referee = Referee(extractor_channels + text_dim, head_channels, clip_grid)

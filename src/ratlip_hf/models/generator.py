@@ -196,10 +196,7 @@ class RATLIPGenerator(RATLIPModel):
 
 def image_sizes(sample_size: int, clip_grid: int) -> list[int]:
     """Sides of the image blocks: powers of two from 8 (or the first that holds the grid) and `sample_size` last.
-
-    Raises:
-        ValueError: for a grid larger than the image.
-    """
+    Raises ValueError for a grid larger than the image."""
     if clip_grid > sample_size:
         raise ValueError(f"clip_grid must lie in 1..sample_size ({sample_size}), not {clip_grid}")
     powers = [2**k for k in range(3, math.ceil(math.log2(sample_size)))]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from ..evaluation.records import Record, compare
+from ..evaluation.records import ScoreRecord, compare_records
 from ..utils.display import as_markdown
 from .plan import Table
 
@@ -43,13 +43,13 @@ class Contrast:
         return f"{self.better} - {self.baseline}: {self.mean:+.3f}{interval} (by seed {seeds}): {self.verdict}"
 
 
-def by_seed(records: Sequence[Record], variant: str, score: str) -> dict[int, float]:
+def by_seed(records: Sequence[ScoreRecord], variant: str, score: str) -> dict[int, float]:
     """The score of a variant's runs, of each seed the latest."""
     found = [record for record in records if record.candidate.get("variant") == variant and score in record.scores]
     return {record.candidate["seed"]: record.scores[score]["value"] for record in found}
 
 
-def contrast(records: Sequence[Record], better: str, baseline: str, score: str) -> Contrast | None:
+def contrast(records: Sequence[ScoreRecord], better: str, baseline: str, score: str) -> Contrast | None:
     """Differences between runs of equal seeds with a 95 % t interval; None where no seed has both."""
     first, second = (by_seed(records, variant, score) for variant in (better, baseline))
     differences = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
@@ -62,17 +62,15 @@ def contrast(records: Sequence[Record], better: str, baseline: str, score: str) 
     return Contrast(better, baseline, differences, centre - half, centre + half)
 
 
-def describe_table(records: Sequence[Record], table: Table, scores: Sequence[str]) -> str:
+def describe_table(records: Sequence[ScoreRecord], table: Table, scores: Sequence[str]) -> str:
     """The table and its contrasts in the first of the scores, as text; systems that are no variants come last.
 
     A row has label, generator's parameters in millions, number of seeds, and each score as mean ± standard deviation
-    over seeds; variants without a record have none.
-
-    Raises:
-        ValueError: for records of different protocols, whose values do not belong into one table.
+    over seeds; variants without a record have none. Raises ValueError for records of different protocols, whose values
+    do not belong into one table.
     """
     for record in records[1:]:
-        compare(records[0], record)
+        compare_records(records[0], record)
     sizes = {record.candidate["variant"]: record.candidate.get("parameters") for record in records}
     labels = {variant.name: variant.label for variant in table.variants}
     body = []

@@ -19,7 +19,7 @@ import torch
 from ..evaluation.engine import Evaluation, Sources, load_networks
 from ..evaluation.inputs import Folder, Model, load_eval_data
 from ..evaluation.protocols import find_protocol
-from ..evaluation.records import Record, append_record, read_records
+from ..evaluation.records import ScoreRecord, append_record, read_records
 from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
 from ..training.config import load_config
@@ -32,21 +32,14 @@ RECORDS, CURVES = "records.jsonl", "curves.jsonl"
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One variant with one seed.
-
-    Attributes:
-        dataset, variant, seed: which.
-        study: the study's folder.
-        data: prepared folder of the dataset, where it is not the configuration's.
-        options: further options of the trainer, the same for all runs of a study.
-    """
+    """One variant with one seed."""
 
     dataset: Dataset
     variant: Variant
     seed: int
-    study: Path
-    data: str | None = None
-    options: tuple[str, ...] = ()
+    study: Path  # the study's folder
+    data: str | None = None  # prepared folder of the dataset, where it is not the configuration's
+    options: tuple[str, ...] = ()  # of the trainer, the same for all runs of a study
 
     @property
     def name(self) -> str:
@@ -74,11 +67,7 @@ class StudyRun:
         return bool(found) and found[1]["images"] >= target and (self.folder / "pipeline").is_dir()
 
     def train(self) -> None:
-        """Train, or go on; the log goes to `train.log` in the run's folder.
-
-        Raises:
-            UserError: with the end of the log when the trainer fails.
-        """
+        """Train, or go on; `train.log` in the run's folder is the log. Raises UserError with what the trainer says."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "train.log"
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "ratlip_hf.training"]
@@ -97,17 +86,8 @@ def train_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[StudyRun]:
 
 
 class Scoring:
-    """Scores what has no record yet, by the protocol of the dataset.
-
-    Args:
-        study: the study's folder.
-        dataset: whose protocol.
-        data: prepared folder of the dataset; that of its configuration by default.
-        inception, eval_clip: networks that score, as in `ratlip evaluate`.
-
-    Raises:
-        UserError: for a dataset that needs an evaluation CLIP, without one.
-    """
+    """Scores what has no record yet by the protocol of the dataset, with networks as in `ratlip evaluate`. `data` is a
+    prepared folder, by default that of its configuration. Raises UserError where an evaluation CLIP is missing."""
 
     def __init__(self, study: Path, dataset: Dataset, data: str | None, inception: str | None, eval_clip: str | None):
         if not dataset.data and not eval_clip:
@@ -143,20 +123,18 @@ class Scoring:
                 yield name
 
 
-def known_records(study: Path) -> list[Record]:
+def known_records(study: Path) -> list[ScoreRecord]:
     """The records of a study, oldest first; none if there is no file yet."""
     path = study / RECORDS
     return read_records(path) if path.is_file() else []
 
 
-def is_scored(variant: str, seed: int, records: Sequence[Record]) -> bool:
+def is_scored(variant: str, seed: int, records: Sequence[ScoreRecord]) -> bool:
     """Whether the record of a variant's run, or of another system, is among them."""
-    return any(
-        (record.candidate.get("variant"), record.candidate.get("seed")) == (variant, seed) for record in records
-    )
+    return (variant, seed) in {(record.candidate.get("variant"), record.candidate.get("seed")) for record in records}
 
 
-def add_record(study: Path, variant: str, seed: int, record: Record) -> None:
+def add_record(study: Path, variant: str, seed: int, record: ScoreRecord) -> None:
     """Append to the study's records; named by variant and seed, not by where model or images lie."""
     facts = {name: value for name, value in record.candidate.items() if name not in ("model", "images")}
     candidate = {"variant": variant, "seed": seed, **facts}

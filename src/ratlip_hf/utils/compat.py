@@ -21,12 +21,8 @@ def for_diffusers(options: dict) -> dict:
 
 def validate_card(card: ModelCard) -> None:
     """Let the Hub check a card's metadata: before huggingface_hub 2.4 the card itself asks huggingface.co, also where
-    HF_ENDPOINT names another Hub.
-
-    Raises:
-        ValueError: with what the Hub says of metadata that it refuses.
-        HfHubHTTPError: when the Hub cannot be asked.
-    """
+    HF_ENDPOINT names another Hub. Raises ValueError with what the Hub says of metadata that it refuses, and
+    HfHubHTTPError when it cannot be asked."""
     body = {"repoType": card.repo_type, "content": str(card)}
     url = f"{constants.ENDPOINT}/api/validate-yaml"
     response = get_session().post(url, json=body, headers={"Accept": "text/plain"})

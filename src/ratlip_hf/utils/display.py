@@ -21,13 +21,8 @@ def as_markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def grid_image(images: list[Image.Image], columns: int, gap: int = 2, min_side: int = 0) -> Image.Image:
-    """Paste equally large images row by row on white, `gap` pixels apart.
-
-    Images smaller than `min_side` are enlarged by a whole factor to at least that side.
-
-    Raises:
-        ValueError: for no images or fewer than one column.
-    """
+    """Paste equally large images row by row on white, `gap` pixels apart; those smaller than `min_side` are enlarged
+    by a whole factor to at least that side. Raises ValueError for no images or fewer than one column."""
     if not images or columns < 1:
         raise ValueError("a grid needs at least one image and one column")
     factor = -(-min_side // min(images[0].size)) if min_side else 1
