@@ -63,7 +63,7 @@ def measure_speed(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "prepared"
-        prepare("birds", options.source, folder, storage=Storage(size=options.store_size), progress=False)
+        prepare("birds", options.source, folder, storage=Storage(size=options.store_size))
         loaders: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
             "original JPEGs, released transform (Pillow alone)": (lambda: original_rows(options.source), RELEASED),
             "original JPEGs": (lambda: original_rows(options.source), ANTIALIASED),

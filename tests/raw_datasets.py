@@ -55,8 +55,8 @@ def make_birds(root: Path, per_class: int = 4, newline: str = "\n") -> Path:
     tables["classes.txt"] = [f"{int(name[:3])} {name}" for name in CLASSES]
     for name, lines in tables.items():
         write(cub / name, newline.join(lines) + newline)
-    for split, wanted in (("test", CLASSES[:1]), ("train", CLASSES[1:])):
-        names = [stem for stem in files if stem.split("/")[0] in wanted]
+    for split, classes in (("test", CLASSES[:1]), ("train", CLASSES[1:])):
+        names = [stem for stem in files if stem.split("/")[0] in classes]
         write(root / split / "filenames.pickle", pickle.dumps(names, protocol=0))
     return root
 

@@ -92,6 +92,17 @@ def test_nothing_is_left_when_generating_fails(images, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["generate", "data", "data prepare", "data check", "data embed", "data push", "export hub", "export onnx"],
+)
+def test_every_help_says_in_a_sentence_what_the_command_does(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    sentence = capsys.readouterr().out.split("\n\n")[1]
+    assert sentence[0].isupper() and sentence.endswith(".")
+
+
 def test_an_unknown_model_is_one_line_in_a_real_process():
     """The libraries log to stderr by themselves, which only a process of its own shows."""
     command = [sys.executable, "-m", "ratlip_hf.cli.main", "generate", RED, "--model", "no-such-user/no-such-model"]

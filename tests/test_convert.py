@@ -437,8 +437,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["{tmp}/nowhere.pth", "{tmp}/out"], "nowhere.pth"),
-            (["{tmp}", "{tmp}/out"], "directory"),
+            (["{tmp}/nowhere.pth", "{tmp}/out"], "cannot read {tmp}/nowhere.pth: No such file"),
+            (["{tmp}", "{tmp}/out"], "cannot read {tmp}: Is a directory"),
             (["{tmp}/text.pth", "{tmp}/out"], "not a PyTorch checkpoint"),
             (["{tmp}/text.pth", "{tmp}/text.pth"], "exists already"),
             (["{tmp}/text.pth", "{tmp}/out", "--without_tower"], "--to_original only"),
@@ -452,7 +452,7 @@ class TestCommand:
         (tmp_path / "text.pth").write_text("hello")
         assert main(["convert", *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+        assert error.startswith("error: ") and error.count("\n") == 1 and message.format(tmp=tmp_path) in error
         assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
 
 

@@ -10,7 +10,9 @@ from ratlip_hf.utils.files import (
     atomic_directory,
     atomic_write,
     check_appendable,
+    is_free,
     link_files,
+    read_json,
     staged_files,
 )
 
@@ -119,3 +121,20 @@ def test_a_line_is_added_to_whatever_was_there(tmp_path):
     path.write_text("no end of line")
     append_line(path, "three")
     assert path.read_text() == "no end of line\nthree\n"
+
+
+def test_a_folder_may_be_made_where_nothing_or_an_empty_one_is(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert is_free(tmp_path / "new") and is_free(tmp_path / "empty") and not is_free(tmp_path)
+    for place in (tmp_path / "link", Path("/")):
+        with pytest.raises(UserError, match="a link or a mount point"):
+            is_free(place, UserError)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, b"\xff\xfe"])
+def test_what_is_no_json_is_a_value_error(text, tmp_path):
+    with pytest.raises(ValueError):
+        read_json(atomic_write(tmp_path / "damaged.json", text))
+    with pytest.raises(OSError):
+        read_json(tmp_path / "absent.json")

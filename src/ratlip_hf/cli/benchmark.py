@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..utils.errors import UserError
 from ..utils.files import append_line, check_appendable
+from .options import find_device, quiet_libraries
 
 PARTS = ("inference", "diffusion", "training", "start_up")
 # Not `ratlip-released`, whose recurrence couples the images of a batch, so that batch sizes do not compare.
@@ -16,22 +17,19 @@ _BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 16, 64, 256]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    parser.add_argument("--preset", choices=PRESETS, default="ratlip", help="random weights; default: %(default)s")
-    parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", metavar="N", help="of inference (default: 1 8, on GPUs more)"
-    )
-    parser.add_argument("--training_batch", type=int, default=4, metavar="N", help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each path, in turns (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="default: torch's choice")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument("--output_file", type=Path, help="file to which the record is added, a line of JSON")
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    add("--preset", choices=PRESETS, default="ratlip", help="random weights; default: %(default)s")
+    add("--batch_sizes", type=int, nargs="+", metavar="N", help="of inference (default: 1 8, on GPUs more)")
+    add("--training_batch", type=int, default=4, metavar="N", help="default: %(default)s")
+    add("--repetitions", type=int, default=5, help="of each path, in turns (default: %(default)s)")
+    add("--threads", type=int, help="default: torch's choice")
+    add("--device", help="torch device (default: cuda where there is one, else cpu)")
+    add("--output_file", type=Path, help="file to which the record is added, a line of JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     import torch
-
-    from .options import find_device, quiet_libraries
 
     device = find_device(options.device)
     sizes = options.batch_sizes or _BATCH_SIZES.get(device.type)

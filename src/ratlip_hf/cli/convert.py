@@ -4,28 +4,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import bundled
 from ..utils.errors import UserError, one_line
+from .options import find_pipeline, quiet_libraries
 
 _ONLY_FROM_ORIGINAL = ("clip", "family", "coupled", "sample_size", "prompt_layers", "feature_layers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="original .pth; with --to_original, folder or repository of a pipeline")
-    parser.add_argument("output", type=Path, help="folder to make; with --to_original, the .pth to make")
-    parser.add_argument("--to_original", action="store_true", help="write an original checkpoint from a pipeline")
-    parser.add_argument("--clip", help="folder or repository of the frozen CLIP (default: OpenAI's ViT-B/32)")
-    parser.add_argument("--family", choices=("auto", "ratlip", "galip"), help="insist on a family (default: auto)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", help="original .pth; with --to_original, folder or repository of a pipeline")
+    add("output", type=Path, help="folder to make; with --to_original, the .pth to make")
+    add("--to_original", action="store_true", help="write an original checkpoint from a pipeline")
+    add("--clip", help="folder or repository of the frozen CLIP (default: OpenAI's ViT-B/32)")
+    add("--family", choices=("auto", "ratlip", "galip"), help="insist on a family (default: auto)")
+    add(
         "--coupled",
         action="store_true",
         default=None,
         help="keep the released RATLIP's recurrence, in which the images of a batch influence each other",
     )
-    parser.add_argument("--sample_size", type=int, help="side of the images where shapes leave a choice (224)")
-    parser.add_argument("--prompt_layers", type=int, nargs="+", help="CLIP layers with a prompt token (1 2 ...)")
-    parser.add_argument("--feature_layers", type=int, nargs="+", help="CLIP layers the discriminator reads (1 4 8)")
-    parser.add_argument(
+    add("--sample_size", type=int, help="side of the images where shapes leave a choice (224)")
+    add("--prompt_layers", type=int, nargs="+", help="CLIP layers with a prompt token (1 2 ...)")
+    add("--feature_layers", type=int, nargs="+", help="CLIP layers the discriminator reads (1 4 8)")
+    add(
         "--without_tower",
         action="store_true",
         help="with --to_original: leave out the frozen CLIP tower, without which the originals do not load the file",
@@ -35,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..convert.folder import refuse_existing, save_conversion
     from ..convert.original import convert_original
-    from .options import quiet_libraries
 
     quiet_libraries()
     given = {name: value for name in _ONLY_FROM_ORIGINAL if (value := getattr(options, name)) is not None}
@@ -58,9 +58,7 @@ def _to_original(options: argparse.Namespace) -> int:
 
     from ..convert.folder import save_original
 
-    source = bundled.resolve(options.source)
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise UserError(f"{options.source} holds no pipeline: there is no model_index.json in it")
+    source = find_pipeline(options.source, options.source)
     try:
         remarks = save_original(source, options.output, with_tower=not options.without_tower)
     except (AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -7,24 +7,26 @@ from pathlib import Path
 
 from ..data.prepare.importers import DEFAULT_NUM_IMAGES, KINDS, WITHOUT_SOURCE
 from ..utils.errors import UserError
+from .options import add_subcommands
 
+_SUBCOMMANDS = {
+    "prepare": "write a dataset as Parquet shards with a card and a manifest",
+    "check": "count what is in a prepared dataset and what is wrong with it",
+    "embed": "store text embeddings, for training with --text_embeddings true",
+    "push": "publish a prepared dataset on the Hub",
+}
 _LINES = 24  # of problems: a screen, together with the counts
 _EXAMPLE_WIDTH = 44
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    subcommands = parser.add_subparsers(dest="data_subcommand", required=True, metavar="subcommand")
-    prepare = subcommands.add_parser("prepare", help="write a dataset as Parquet shards with a card and a manifest")
+    prepare, check, embed, push = add_subcommands(parser, "data_subcommand", "subcommand", _SUBCOMMANDS).values()
     _add_prepare_arguments(prepare)
-    check = subcommands.add_parser("check", help="count what is in a prepared dataset and what is wrong with it")
-    check.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
+    for subcommand in (check, embed, push):
+        subcommand.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of a screen")
-    embed = subcommands.add_parser("embed", help="store text embeddings, for training with --text_embeddings true")
-    embed.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     embed.add_argument("--clip", required=True, help="the CLIP of the training run: repository or folder")
     embed.add_argument("--clip_revision", help="branch, tag or commit of the CLIP repository")
-    push = subcommands.add_parser("push", help="publish a prepared dataset on the Hub")
-    push.add_argument("folder", type=Path, help="folder from `ratlip data prepare`")
     push.add_argument("repository", help="user/name of the dataset on the Hub")
     push.add_argument("--private", action="store_true", help="make a new repository private")
 
@@ -43,11 +45,7 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images_per_shard", type=int, default=1000, help="per Parquet file (default: 1000)")
     add("--workers", type=int, help="processes (default: one per core)")
     add("--captions", type=Path, help="folder of captions where it is not at its usual place")
-    add(
-        "--split",
-        default="stackgan",
-        help="birds: stackgan, reed (another class list) or official (default: stackgan)",
-    )
+    add("--split", default="stackgan", help="of birds: stackgan (default), reed (another class list) or official")
     add("--seed", type=int, default=0, help="of the sampling of faces and of synthetic-birds (default: 0)")
     defaults = ", ".join(f"{number} {kind}" for kind, number in DEFAULT_NUM_IMAGES.items())
     add(
@@ -81,20 +79,16 @@ def _prepare(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} {folder} is not a folder")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers must be at least 1, not {options.workers}")
+    original = options.store_size == "original"
+    if not (original or (options.store_size.isascii() and options.store_size.isdecimal())):
+        raise UserError(f"--store_size must be 'original' or a number of pixels, not {options.store_size!r}")
+    size = None if original else int(options.store_size)
     choices = {name: getattr(options, name) for name in SourceOptions.__dataclass_fields__}
-    storage = Storage(_store_size(options.store_size), options.quality, options.images_per_shard)
+    storage = Storage(size, options.quality, options.images_per_shard)
     workers = options.workers or os.cpu_count() or 1
     manifest = prepare(options.kind, options.source, options.output_dir, SourceOptions(**choices), storage, workers)
     print(prepared_screen(manifest, options.output_dir))
     return 0
-
-
-def _store_size(text: str) -> int | None:
-    if text == "original":
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 7):
-        raise UserError(f"--store_size must be 'original' or a number of pixels, not {text!r}")
-    return int(text)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@ The work is done in `evaluation`."""
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 from pathlib import Path
@@ -18,26 +19,23 @@ _LARGEST_SEED = 2**62  # image n has the seed + n, which must stay below 2^63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--model", help=f"folder or repository of a pipeline (default: {bundled.NAME}), or {REAL_RENDERS}"
-    )
+    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
+    model = f"folder or repository of a pipeline (default: {bundled.NAME}), or {REAL_RENDERS}"
+    what.add_argument("--model", help=model)
     what.add_argument("--images_dir", type=Path, help="images of any system, with a manifest.jsonl or not")
     what.add_argument("--compare", nargs=2, type=Path, metavar="RECORDS", help="two files; their last records")
     what.add_argument("--write_prompts", type=Path, help="write the prompts for the images of --images_dir, and end")
     protocols = ", ".join(PROTOCOL_NAMES)
-    parser.add_argument("--protocol", default=bundled.NAME, help=f"one of {protocols} (default: %(default)s)")
-    parser.add_argument("--data", default=bundled.NAME, help="dataset or prepared folder (default: %(default)s)")
-    parser.add_argument("--split", default="test", help="of the data (default: test)")
-    parser.add_argument("--output_file", type=Path, help="file to which the record is added, a line each")
-    parser.add_argument("--eval_clip", help="a CLIP the model was not trained with: repository or folder")
-    parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
-    parser.add_argument(
-        "--dinov2", default="facebook/dinov2-large", help="repository or folder (default: %(default)s)"
-    )
-    parser.add_argument("--max_images", type=int, help="only the first so many prompts and real images")
-    parser.add_argument("--batch_size", type=int, default=50, help="images at once (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and random choices (default: 0)")
+    add("--protocol", default=bundled.NAME, help=f"one of {protocols} (default: %(default)s)")
+    add("--data", default=bundled.NAME, help="dataset or prepared folder (default: %(default)s)")
+    add("--split", default="test", help="of the data (default: test)")
+    add("--output_file", type=Path, help="file to which the record is added, a line each")
+    add("--eval_clip", help="a CLIP the model was not trained with: repository or folder")
+    add("--inception", help="torch-fidelity's Inception weights, a file")
+    add("--dinov2", default="facebook/dinov2-large", help="repository or folder (default: %(default)s)")
+    add("--max_images", type=int, help="only the first so many prompts and real images")
+    add("--batch_size", type=int, default=50, help="images at once (default: 50)")
+    add("--seed", type=int, default=0, help="of noise and random choices (default: 0)")
     add_device_arguments(parser)
 
 
@@ -83,7 +81,8 @@ def _evaluate(options: argparse.Namespace, protocol, eval_data) -> int:
     sources = Sources(options.inception, options.dinov2, options.eval_clip)
     networks = load_networks(protocol, sources, device)
     with first_few(logging.getLogger("ratlip_hf.clip")):
-        evaluation = Evaluation(protocol, eval_data, networks, options.batch_size, _say)
+        say = functools.partial(print, flush=True)
+        evaluation = Evaluation(protocol, eval_data, networks, options.batch_size, say)
         record = evaluation.score(candidate)
     if state.is_main_process:
         if options.output_file:
@@ -103,10 +102,6 @@ def _candidate(options: argparse.Namespace, protocol, eval_data, device):
         return world.fresh_renders(eval_data)
     model = options.model or bundled.NAME
     return Model(model, load_pipeline(model, check_dtype(options.dtype)).to(device), eval_data.prompts, protocol)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _as_text(record) -> str:

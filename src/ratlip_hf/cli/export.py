@@ -6,21 +6,19 @@ from pathlib import Path
 
 from .. import bundled
 from ..utils.errors import UserError
+from .options import add_model_argument, add_subcommands, load_pipeline
 
-_SUMMARIES = {
+_TARGETS = {
     "hub": "write a folder that is ready for the Hub, on request with the code that loads it without ratlip_hf",
     "onnx": "write two ONNX graphs, text and images, that agree with PyTorch",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    targets = parser.add_subparsers(dest="export_target", required=True, metavar="target")
-    hub, onnx = (targets.add_parser(name, help=text, description=text) for name, text in _SUMMARIES.items())
+    hub, onnx = add_subcommands(parser, "export_target", "target", _TARGETS).values()
     for target in (hub, onnx):
         target.add_argument("folder", type=Path, help="folder to make; an earlier export in it is replaced")
-        target.add_argument(
-            "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
-        )
+        add_model_argument(target)
     hub.add_argument(
         "--with_code",
         action="store_true",
@@ -36,7 +34,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _hub(options: argparse.Namespace) -> int:
     from ..export.repository import CODE, export_hub, refuse_other_folders
-    from .options import load_pipeline
 
     refuse_other_folders(options.folder)  # before minutes of work
     repository = _repository(options)
@@ -70,7 +67,6 @@ def _repository(options: argparse.Namespace) -> str:
 def _onnx(options: argparse.Namespace) -> int:
     from ..export.onnx_export import PACKAGES, export_onnx
     from ..export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, refuse_other_folders, require
-    from .options import load_pipeline
 
     try:
         require(*PACKAGES)

@@ -5,27 +5,22 @@ import json
 import re
 from pathlib import Path
 
-from .. import bundled
 from ..utils.errors import UserError
 from ..utils.files import staged_files
+from .options import add_device_arguments, add_model_argument, check_dtype, find_device, load_pipeline
 
 _BATCH = 16  # images per forward pass: bounds memory, changes no image
 _GRID_SIDE = 192  # pixels; smaller images are enlarged in the grid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .options import add_device_arguments
-
-    parser.add_argument("prompts", nargs="*", metavar="prompt", help="what the images are to show")
-    parser.add_argument("--prompts_file", type=Path, help="text file with one prompt per line, added to the others")
-    parser.add_argument(
-        "--model", default=bundled.NAME, help="folder or repository of a pipeline (default: %(default)s, bundled)"
-    )
-    parser.add_argument("--num_images", type=int, default=1, help="images per prompt (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)"
-    )
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="prompt", help="what the images are to show")
+    add("--prompts_file", type=Path, help="text file with one prompt per line, added to the others")
+    add_model_argument(parser)
+    add("--num_images", type=int, default=1, help="images per prompt (default: 1)")
+    add("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
+    add("--output_dir", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
     add_device_arguments(parser)
 
 
@@ -33,7 +28,6 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from ..utils.display import grid_image
-    from .options import check_dtype, find_device, load_pipeline
 
     jobs, dtype = _jobs(options), check_dtype(options.dtype)
     with staged_files(options.output_dir) as folder:  # before loading, so that a failure to write is told at once

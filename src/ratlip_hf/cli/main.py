@@ -6,6 +6,7 @@ import sys
 
 from ..utils.errors import CommandParser, command_line
 from ..version import __version__
+from .options import add_subcommands
 
 SUBCOMMANDS = {
     "generate": "generate images from prompts: one PNG per image, a grid and a manifest",
@@ -23,13 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = CommandParser(prog="ratlip", description="Text-to-image with RATLIP.")
     parser.add_argument("--version", action="version", version=f"ratlip {__version__}")
-    subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="subcommand")
+    subparsers = add_subcommands(parser, "subcommand", "subcommand", SUBCOMMANDS)
     named = next((word for word in arguments if not word.startswith("-")), None)
-    for name, summary in SUBCOMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == named:  # the options of the others, and what they import, are not needed
-            module = importlib.import_module(f".{name}", __package__)
-            module.add_arguments(subparser)
+    if named in subparsers:  # the options of the others, and what they import, are not needed
+        module = importlib.import_module(f".{named}", __package__)
+        module.add_arguments(subparsers[named])
     options = parser.parse_args(arguments)
     return module.run(options)
 

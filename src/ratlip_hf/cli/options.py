@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import bundled
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from ..pipeline import RATLIPPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+def add_subcommands(parser: argparse.ArgumentParser, dest: str, metavar: str, summaries: dict[str, str]) -> dict:
+    """A parser for each name; its summary is a line of this parser's help, and a sentence at the top of its own."""
+    subparsers = parser.add_subparsers(dest=dest, required=True, metavar=metavar)
+    return {
+        name: subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for name, text in summaries.items()
+    }
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`."""
+    text = "folder or repository of a pipeline (default: %(default)s, bundled)"
+    parser.add_argument("--model", default=bundled.NAME, help=text)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,29 +56,31 @@ def find_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # fails for devices that are absent or hold no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name} is not available here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device {name} is not available here: {one_line(error)}") from error
     return device
 
 
 def load_pipeline(model: str, dtype: torch.dtype | None = None) -> RATLIPPipeline:
-    """The pipeline in a folder, a repository, or "synthetic-birds", in float32 or `dtype`.
-
-    Raises:
-        UserError: when it cannot be loaded; one line.
-    """
+    """The pipeline that `--model` names, in float32 or `dtype`. Raises UserError when it cannot be loaded."""
     import torch
     from safetensors import SafetensorError
 
     from ..pipeline import RATLIPPipeline
 
     quiet_libraries()
-    source = bundled.resolve(model)
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise UserError(f"--model {model} holds no pipeline: there is no model_index.json in it")
+    source = find_pipeline(model, f"--model {model}")
     try:
         return RATLIPPipeline.from_pretrained(source, dtype=dtype or torch.float32)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--model {model} cannot be loaded: {one_line(error)}") from error
+
+
+def find_pipeline(model: str, what: str) -> str | Path:
+    """Folder or repository of a pipeline given as such, or by its name if it is bundled; `what` is for the error."""
+    source = bundled.resolve(model)
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise UserError(f"{what} holds no pipeline: there is no model_index.json in it")
+    return source
 
 
 def quiet_libraries() -> None:

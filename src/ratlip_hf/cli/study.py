@@ -6,28 +6,28 @@ from pathlib import Path
 
 from ..study.plan import DATASETS, TABLES, Dataset, Table
 from ..utils.errors import UserError
+from .options import find_device, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=TABLES, help="variants: single runs that no table of the paper has")
-    parser.add_argument("--dataset", default=next(iter(DATASETS)), choices=DATASETS, help="default: %(default)s")
-    parser.add_argument("--data", help="prepared folder of the dataset (default: that of its configuration)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("table", choices=TABLES, help="variants: single runs that no table of the paper has")
+    add("--dataset", default=next(iter(DATASETS)), choices=DATASETS, help="default: %(default)s")
+    add("--data", help="prepared folder of the dataset (default: that of its configuration)")
+    add(
         "--output_dir",
         type=Path,
         default=Path("runs/study"),
         help="everything goes to OUTPUT_DIR/DATASET (default: runs/study)",
     )
-    parser.add_argument("--variants", nargs="+", help="only these models of the table")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each model for each (0 1 2)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time (default: 1)")
-    parser.add_argument(
-        "--images_dir", nargs="+", default=[], metavar="NAME=FOLDER", help="folders with images of other systems"
-    )
-    parser.add_argument("--print", action="store_true", help="print the commands and run nothing")
-    parser.add_argument("--eval_clip", help="a CLIP the models were not trained with: repository or folder")
-    parser.add_argument("--inception", help="torch-fidelity's Inception weights, a file")
-    parser.add_argument("--trainer_options", nargs=argparse.REMAINDER, default=[], help="passed to the trainer; last")
+    add("--variants", nargs="+", help="only these models of the table")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each model for each (0 1 2)")
+    add("--jobs", type=int, default=1, help="runs trained at the same time (default: 1)")
+    add("--images_dir", nargs="+", default=[], metavar="NAME=FOLDER", help="folders with images of other systems")
+    add("--print", action="store_true", help="print the commands and run nothing")
+    add("--eval_clip", help="a CLIP the models were not trained with: repository or folder")
+    add("--inception", help="torch-fidelity's Inception weights, a file")
+    add("--trainer_options", nargs=argparse.REMAINDER, default=[], help="passed to the trainer; last")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +40,6 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"studies need {error.name}: pip install 'ratlip_hf[train]'") from error
     from ..study.results import describe_table
-    from .options import find_device, quiet_libraries
 
     study, extra = options.output_dir / dataset.name, tuple(options.trainer_options)
     planned = [

@@ -13,8 +13,8 @@ from transformers import CLIPVisionModelWithProjection
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
-from ..utils.files import atomic_directory, staged_files
-from .layout import FIXED_DISCRIMINATOR, FIXED_GENERATOR, discriminator_key_map, generator_key_map, to_original
+from ..utils.files import atomic_directory, is_free, staged_files
+from . import layout
 from .original import Conversion, StateDict, original_tower
 
 RECORD = "conversion.json"
@@ -29,14 +29,10 @@ _NOT_SHOWN_BY_SHAPES = {
 
 
 def save_conversion(conversion: Conversion, folder: str | os.PathLike) -> None:
-    """Write a pipeline folder with `discriminator/` and `conversion.json` inside.
+    """Write a pipeline folder with `discriminator/` and `conversion.json` inside, which
+    `RATLIPPipeline.from_pretrained` loads and training can go on from (`--pretrained_model_name_or_path`).
 
-    `RATLIPPipeline.from_pretrained` loads it, and training can go on from it
-    (`--pretrained_model_name_or_path`).
-
-    Raises:
-        ValueError: when `folder` exists and is not empty.
-        OSError: when it cannot be written.
+    Raises ValueError when `folder` exists and is not empty, OSError when it cannot be written.
     """
     refuse_existing(folder)
     clip = conversion.clip
@@ -49,21 +45,12 @@ def save_conversion(conversion: Conversion, folder: str | os.PathLike) -> None:
 
 
 def save_original(source: str | os.PathLike, path: str | os.PathLike, with_tower: bool = True) -> list[str]:
-    """Write a pipeline (folder or repository), with the discriminator that comes with it, as an original checkpoint.
+    """Write a pipeline (folder or repository), with the discriminator that comes with it, as an original checkpoint:
+    a `.pth` of `{"model": {"netG", "netD", "netC"}}` in float32, without optimizers. `with_tower` repeats the frozen
+    CLIP tower inside `netG`: the originals load strictly and need it.
 
-    The file is `{"model": {"netG", "netD", "netC"}}` in float32, without optimizers.
-
-    Args:
-        source: the pipeline.
-        path: the `.pth` to write.
-        with_tower: repeat the frozen CLIP tower inside `netG`. The originals load strictly and need it.
-
-    Returns:
-        What the original programs must be told, line by line.
-
-    Raises:
-        ValueError: when `path` exists or the networks have no original form.
-        OSError: when there is no pipeline, or `path` cannot be written.
+    Returns what the original programs must be told, line by line. Raises ValueError when `path` exists or the networks
+    have no original form, OSError when there is no pipeline or `path` cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -85,33 +72,31 @@ def original_networks(
 ) -> dict[str, StateDict]:
     """{"netG", "netD", "netC"} as the original programs save them; the first alone without a discriminator.
 
-    `image_encoder` is repeated inside `netG`, which the originals' own loading needs.
-
-    Raises:
-        ValueError: for a network that the original programs cannot express; the option is named.
+    `image_encoder` is repeated inside `netG`, which the originals' own loading needs. ValueError names an option that
+    the original programs cannot express.
     """
-    _check_expressible(generator, FIXED_GENERATOR)
-    networks = {"netG": to_original(generator_key_map(generator), generator.state_dict())}
+    _check_expressible(generator, layout.FIXED_GENERATOR)
+    tensors = layout.to_original(layout.generator_key_map(generator), generator.state_dict())
     if image_encoder is not None:
-        networks["netG"] |= original_tower(image_encoder)
+        tensors |= original_tower(image_encoder)
+    networks = {"netG": tensors}
     if discriminator is not None:
-        _check_expressible(discriminator, FIXED_DISCRIMINATOR)
-        state_dict = discriminator.state_dict()
+        _check_expressible(discriminator, layout.FIXED_DISCRIMINATOR)
         networks |= {"netD": {}, "netC": {}}
-        for ours, (network, name) in discriminator_key_map(discriminator).items():
-            networks[network][name] = state_dict[ours]
-    return {network: _in_float32(tensors) for network, tensors in networks.items()}
+        tensors = layout.to_original(layout.discriminator_key_map(discriminator), discriminator.state_dict())
+        for name, value in tensors.items():
+            network, name = name.split(".", 1)
+            networks[network][name] = value
+    return {
+        network: {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        for network, tensors in networks.items()
+    }
 
 
 def refuse_existing(path: str | os.PathLike) -> None:
     """Raise ValueError if there is something at `path` other than an empty folder."""
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         raise ValueError(f"{path} exists already; choose a new name")
-
-
-def _in_float32(tensors: StateDict) -> StateDict:
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def _check_expressible(network: RATLIPModel, fixed: dict[str, object]) -> None:
@@ -125,10 +110,9 @@ def _check_expressible(network: RATLIPModel, fixed: dict[str, object]) -> None:
 
 def _remarks(generator: RATLIPGenerator, discriminator: RATLIPDiscriminator | None) -> list[str]:
     lines = [] if discriminator is not None else ["no discriminator came with the pipeline: netG alone was written"]
-    configs = [network.config for network in (generator, discriminator) if network is not None]
-    for config in configs:
+    for network in filter(None, (generator, discriminator)):
         for name, usual in _NOT_SHOWN_BY_SHAPES.items():
-            value = config.get(name, usual)
+            value = network.config.get(name, usual)
             value = tuple(value) if isinstance(value, list) else value
             if value != usual:
                 lines.append(f"{name} is {value}, the original programs have {usual}: change it there")

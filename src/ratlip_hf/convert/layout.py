@@ -46,16 +46,8 @@ def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]
 def generator_options(
     shapes: Shapes, sample_size: int | None = None, prompt_layers: Sequence[int] | None = None
 ) -> Options:
-    """Configuration of the generator with these tensors (without the CLIP tower), but for `recurrence`.
-
-    Args:
-        shapes: shapes by original name.
-        sample_size: side of the images, where the number of blocks leaves a choice (224 by default).
-        prompt_layers: layers of the CLIP tower that get a prompt (from layer 1 on by default).
-
-    Raises:
-        ValueError: when tensors are missing that tell the sizes, or the sizes fit nothing that can be built.
-    """
+    """Configuration of the generator with tensors of these shapes (without the CLIP tower), but for `recurrence`.
+    ValueError when tensors are missing that tell the sizes, or the sizes fit nothing that can be built."""
     options = Options(_told_by_generator(shapes), dict(_UNSEEN_GENERATOR))
     told = options.told
 
@@ -78,12 +70,8 @@ def generator_options(
 
 
 def discriminator_options(extractor: Shapes, head: Shapes, feature_layers: Sequence[int] | None = None) -> Options:
-    """Configuration of the discriminator with these tensors of `netD` and `netC`.
-
-    Raises:
-        ValueError: as [`generator_options`]; also when the number of layers is not the usual one and no
-            `feature_layers` are given.
-    """
+    """Configuration of the discriminator with tensors of these shapes in `netD` and `netC`. ValueError as for the
+    generator, and without `feature_layers` where their number is not the usual one."""
     (project,) = _needed(extractor, {"main.conv_r.0.weight": 4}, "discriminator")
     first, second = _needed(head, {"joint_conv.0.weight": 4, "joint_conv.2.weight": 4}, "discriminator's head")
     count = 1 + _count(extractor, r"DBlocks\.(\d+)\.")
@@ -102,11 +90,7 @@ def discriminator_options(extractor: Shapes, head: Shapes, feature_layers: Seque
 
 
 def family_of(options: Mapping[str, object], asked: str = "auto") -> str:
-    """ "ratlip" or "galip", told from a generator's configuration.
-
-    Raises:
-        ValueError: for an unknown family, or when `asked` is another than that of the file.
-    """
+    """ "ratlip" or "galip", told from a generator's configuration. ValueError if another one was `asked` for."""
     if asked not in ("auto", *FAMILIES):
         raise ValueError(f"family must be one of auto, {', '.join(FAMILIES)}, not {asked!r}")
     signs = {"LSTM states": options["fusion"] == "rat", "BatchNorm in the bridge": options["bridge_conv"] != "plain"}
@@ -220,19 +204,16 @@ _BROADCAST = ("cweight", "cbias", "sweight", "sbias")
 
 
 def generator_key_map(generator: RATLIPGenerator) -> dict[str, str]:
-    """{our name: name in the original `netG`} for every tensor of the generator.
-
-    Raises:
-        ValueError: when the configuration has no original counterpart (recurrence across layers).
-    """
+    """{our name: name in the original `netG`} for every tensor of the generator. ValueError for recurrence across
+    layers, which no original has."""
     config = generator.config
     if config.fusion == "rat" and config.recurrence == "across_layers":
         raise ValueError("recurrence='across_layers' does not occur in original checkpoints")
     return {name: _original_generator_name(name, config) for name in generator.state_dict()}
 
 
-def discriminator_key_map(discriminator: RATLIPDiscriminator) -> dict[str, tuple[str, str]]:
-    """{our name: ("netD" or "netC", original name)} for every tensor of the discriminator."""
+def discriminator_key_map(discriminator: RATLIPDiscriminator) -> dict[str, str]:
+    """{our name: original name, after "netD." or "netC."} for every tensor of the discriminator."""
     return {name: _original_discriminator_name(name) for name in discriminator.state_dict()}
 
 
@@ -280,10 +261,10 @@ def _original_generator_name(name: str, config) -> str:
     return f"{prefix}.{module}.{leaf}" if form == "plain" else f"{prefix}.{module}.conv.{leaf}"
 
 
-def _original_discriminator_name(name: str) -> tuple[str, str]:
+def _original_discriminator_name(name: str) -> str:
     if name.startswith("referee."):
         _, conv, leaf = name.split(".")
-        return "netC", f"joint_conv.{0 if conv == 'conv1' else 2}.{leaf}"
+        return f"netC.joint_conv.{0 if conv == 'conv1' else 2}.{leaf}"
     name = name.removeprefix("extractor.").replace("blocks.", "DBlocks.").replace("project.", "main.")
     name = name.replace(".conv1.", ".conv_r.0.").replace(".conv2.", ".conv_r.2.").replace(".shortcut.", ".conv_s.")
-    return "netD", name
+    return f"netD.{name}"

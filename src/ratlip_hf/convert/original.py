@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,18 +19,7 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..utils.errors import one_line
 from ..utils.files import file_sha256
-from .layout import (
-    Options,
-    check_layout,
-    discriminator_key_map,
-    discriminator_options,
-    family_of,
-    from_original,
-    generator_key_map,
-    generator_options,
-    shapes_of,
-    to_original,
-)
+from . import layout
 
 NETWORKS = ("netG", "netD", "netC")
 TOWER_PREFIX = "mapping.CLIP_ViT."
@@ -51,35 +40,25 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass
 class OriginalCheckpoint:
-    """The networks of an original checkpoint, under the names that they have without wrappers.
-
-    Args:
-        path: the file.
-        networks: state dicts by "netG", "netD" and "netC"; the last two may be absent.
-        ignored: entries of the file that are not networks, such as "optimizers" and "epoch".
-    """
+    """The networks of an original checkpoint, under the names that they have without wrappers."""
 
     path: Path
-    networks: dict[str, StateDict]
-    ignored: list[str] = field(default_factory=list)
+    networks: dict[str, StateDict]  # by "netG", "netD" and "netC"; the last two may be absent
+    ignored: list[str]  # entries of the file that are no networks, such as "optimizers" and "epoch"
 
 
 @dataclass
 class Conversion:
-    """The networks of an original checkpoint, and what was decided on the way.
-
-    `discriminator` is None where the file has none; `clip` is the frozen CLIP that they belong to; `assumed` maps
-    options that shapes cannot tell to the values taken; `warnings` are lines for the user.
-    """
+    """The networks of an original checkpoint, and what was decided on the way."""
 
     source: OriginalCheckpoint
     family: str
     generator: RATLIPGenerator
-    discriminator: RATLIPDiscriminator | None
-    clip: FrozenCLIP
+    discriminator: RATLIPDiscriminator | None  # where the file has none
+    clip: FrozenCLIP  # that they belong to
     tower_compared: bool
-    assumed: dict[str, object] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    assumed: dict[str, object]  # values taken for options that shapes cannot tell
+    warnings: list[str]  # lines for the user
 
     def describe(self) -> dict:
         """What is written next to the converted networks: where they come from and how to use them."""
@@ -102,18 +81,15 @@ class Conversion:
         sizes = f"{config.sample_size} px, noise {config.noise_dim}, text {config.text_dim}, "
         sizes += f"{config.bridge_blocks} bridge and {len(self.generator.blocks)} image blocks"
         forms = f"bridge {config.bridge_conv}, image {config.image_conv}"
-        rat = "none: the condition itself drives all layers"
-        if config.fusion == "rat":
-            rat = _RECURRENCES[config.recurrence]
-        compared = "equal to the tower in the file"
-        if not self.tower_compared:
-            compared = "the file holds no tower to compare with"
+        recurrent = config.fusion == "rat"
+        rat = _RECURRENCES[config.recurrence] if recurrent else "none: the condition itself drives all layers"
+        equal, absent = "equal to the tower in the file", "the file holds no tower to compare with"
         return [
             f"family         {self.family} ({config.fusion.upper()} fusion; convolutions: {forms})",
             f"generator      {sizes}",
             f"discriminator  {'converted' if self.discriminator is not None else 'none in the file'}",
             f"recurrence     {rat}",
-            f"CLIP           {self.clip.source}; {compared}",
+            f"CLIP           {self.clip.source}; {equal if self.tower_compared else absent}",
             "CLIP input     released: pixels normalised twice, resized by nearest neighbour, as these weights need it",
             f"assumed        {', '.join(f'{name} {value}' for name, value in self.assumed.items())}",
             f"left out       {', '.join(self.source.ignored) or 'nothing'}",
@@ -154,24 +130,25 @@ def convert_original(
     """
     source = read_original(path)
     tensors, tower = split_tower(source.networks["netG"])
-    options = generator_options(shapes_of(tensors), sample_size, prompt_layers)
-    family = family_of(options.told, family)
+    options = layout.generator_options(layout.shapes_of(tensors), sample_size, prompt_layers)
+    family = layout.family_of(options.told, family)
     recurrent = options.told["fusion"] == "rat"
     if recurrent:
         options.told["recurrence"] = "batch_as_time" if coupled else "per_layer"
-    networks = [_generator(options, tensors)]
-    assumed = options.assumed
+    generator = _built(RATLIPGenerator, options, layout.generator_key_map, tensors, "generator")
+    discriminator, assumed = None, options.assumed
     if with_discriminator and "netD" in source.networks:
-        shapes = [shapes_of(source.networks[name]) for name in ("netD", "netC")]
-        options = discriminator_options(*shapes, feature_layers)
-        networks.append(_discriminator(options, source.networks))
+        parts = {name: source.networks[name] for name in ("netD", "netC")}
+        options = layout.discriminator_options(*map(layout.shapes_of, parts.values()), feature_layers)
+        tensors = {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
+        discriminator = _built(RATLIPDiscriminator, options, layout.discriminator_key_map, tensors, "discriminator")
         assumed = {**assumed, **options.assumed}
 
     clip = _frozen(clip, tokenizer, clip_options)
-    _check_clip(clip, networks)
+    for network in filter(None, (generator, discriminator)):
+        _check_clip(clip, network)
     if tower:
         compare_tower(tower, clip.image_encoder, source.path, clip.source)
-    generator, discriminator = [*networks, None][:2]
     warnings = _warnings(source, recurrent, coupled)
     return Conversion(source, family, generator, discriminator, clip, bool(tower), assumed, warnings)
 
@@ -205,8 +182,11 @@ def read_original(path: str | os.PathLike) -> OriginalCheckpoint:
 
 
 def _load(path: Path):
-    with open(path, "rb"):  # a file that cannot be read is an OSError; torch would say other things of a folder
-        pass
+    try:
+        with open(path, "rb"):  # torch would say other things of a folder
+            pass
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from error
     try:
         # Mapped where the format allows it: optimizer states, twice as large as the weights, stay on the disk.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -257,31 +237,18 @@ def _other_entries(content: Mapping, place: tuple) -> list[str]:
 # Filling the networks
 
 
-def _generator(options: Options, tensors: StateDict) -> RATLIPGenerator:
-    generator = _unfilled(RATLIPGenerator, options)
-    return _filled(generator, generator_key_map(generator), tensors, "generator")
-
-
-def _discriminator(options: Options, networks: Mapping[str, StateDict]) -> RATLIPDiscriminator:
-    discriminator = _unfilled(RATLIPDiscriminator, options)
-    key_map = {ours: f"{net}.{name}" for ours, (net, name) in discriminator_key_map(discriminator).items()}
-    tensors = {f"{net}.{name}": value for net in ("netD", "netC") for name, value in networks[net].items()}
-    return _filled(discriminator, key_map, tensors, "discriminator")
-
-
-def _unfilled(kind: Callable[..., RATLIPModel], options: Options) -> RATLIPModel:
-    """A network without memory for its weights: a file that does not fit is refused before any is taken."""
+def _built(
+    kind: type[RATLIPModel], options: layout.Options, key_map_of: Callable, tensors: StateDict, what: str
+) -> RATLIPModel:
+    """A network with these tensors. It takes memory for weights only when they fit."""
     try:
         with torch.device("meta"):
-            return kind(**options.all())
+            network = kind(**options.all())
     except ValueError as error:
         raise ValueError(f"the file's sizes make no {kind.__name__}: {error}") from error
-
-
-def _filled(network: RATLIPModel, key_map: Mapping[str, str], tensors: StateDict, what: str) -> RATLIPModel:
-    like = network.state_dict()
-    check_layout(shapes_of(to_original(key_map, like)), tensors, what)
-    weights = from_original(key_map, tensors, like)
+    key_map, like = key_map_of(network), network.state_dict()
+    layout.check_layout(layout.shapes_of(layout.to_original(key_map, like)), tensors, what)
+    weights = layout.from_original(key_map, tensors, like)
     # Copies, because the file's tensors may be windows into the file itself.
     weights = {name: value.to(like[name].dtype, copy=True) for name, value in weights.items()}
     network.load_state_dict(weights, assign=True)
@@ -329,10 +296,8 @@ def split_tower(tensors: StateDict) -> tuple[StateDict, StateDict]:
 
 
 def original_tower(image_encoder: CLIPVisionModelWithProjection) -> StateDict:
-    """The part of a CLIP image tower that original generators repeat, under its names there.
-
-    That is all but post-LayerNorm and projection.
-    """
+    """The part of a CLIP image tower that original generators repeat, under its names there: all but the last
+    LayerNorm and the projection."""
     tower = {name.removeprefix("vision_model."): value for name, value in image_encoder.state_dict().items()}
     named = {theirs: tower[ours] for theirs, ours in _AROUND.items()}
     for index in range(image_encoder.config.num_hidden_layers):
@@ -345,22 +310,11 @@ def original_tower(image_encoder: CLIPVisionModelWithProjection) -> StateDict:
 
 
 def compare_tower(stored: StateDict, image_encoder: CLIPVisionModelWithProjection, path: Path, source: str) -> None:
-    """Compare the tower in a file with a given CLIP, tensor by tensor.
-
-    Equal up to rounding to half precision, in which OpenAI's weights are published.
-
-    Args:
-        stored: the tower's tensors under their original names, as [`split_tower`] gives them.
-        image_encoder: the given CLIP's image tower.
-        path: the file, for messages.
-        source: where the given CLIP comes from, for messages.
-
-    Raises:
-        ValueError: when layers, widths or values differ; the message counts and names tensors.
-    """
+    """Raise ValueError unless the tower stored in the file at `path` equals that of the CLIP from `source`, up to
+    rounding to half precision, in which OpenAI's weights are published. The message counts and names tensors."""
     given = original_tower(image_encoder)
     try:
-        check_layout(shapes_of(given), stored, "CLIP tower")
+        layout.check_layout(layout.shapes_of(given), stored, "CLIP tower")
     except ValueError as error:
         raise ValueError(f"the CLIP tower inside {path} is built otherwise than that of {source}: {error}") from error
     pairs = {name: (stored[name].float(), value.float().cpu()) for name, value in given.items()}
@@ -380,18 +334,17 @@ def _frozen(clip, tokenizer: CLIPTokenizer | None, options: dict) -> FrozenCLIP:
     return clip
 
 
-def _check_clip(clip: FrozenCLIP, networks: Sequence[RATLIPModel]) -> None:
-    """Raise ValueError for a CLIP of another activation than OpenAI's or of other sizes than the networks'."""
+def _check_clip(clip: FrozenCLIP, network: RATLIPModel) -> None:
+    """Raise ValueError for a CLIP of another activation than OpenAI's or of other sizes than the network's."""
     vision, width = clip.image_encoder.config, clip.text_encoder.config.projection_dim
     if vision.hidden_act != "quick_gelu":  # equal weights would mean something else
         raise ValueError(
             f"original checkpoints need a CLIP with quick_gelu, as OpenAI's are; that of {clip.source} has "
             f"{vision.hidden_act}"
         )
-    for network in networks:
-        network.check_tower(vision)
-        if network.config.text_dim != width:
-            raise ValueError(
-                f"the checkpoint reads text embeddings of width {network.config.text_dim}, but {clip.source} makes "
-                f"them {width} wide"
-            )
+    network.check_tower(vision)
+    if network.config.text_dim != width:
+        raise ValueError(
+            f"the checkpoint reads text embeddings of width {network.config.text_dim}, but {clip.source} makes them "
+            f"{width} wide"
+        )

@@ -43,25 +43,20 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def decode(content: bytes) -> Image.Image:
-    """A fully loaded image in the mode it is stored in.
-
-    Raises:
-        BadImage: for text, pointers to files, damaged or cut files, unknown formats, and sizes beyond `MAX_PIXELS`.
-    """
+    """A fully loaded image in the mode it is stored in. Raises BadImage for text, pointers to files, damaged or cut
+    files, unknown formats, and sizes beyond `MAX_PIXELS`."""
     _refuse_text(content)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged tags, and of bombs, for which the limit here is stricter
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels")
+                raise Image.DecompressionBombError  # as Pillow does beyond a limit of its own
             image.load()
     except Image.DecompressionBombError as error:
         raise BadImage(f"image of more than {MAX_PIXELS >> 20} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise BadImage("file in no known image format") from error
-    except BadImage:
-        raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadImage("damaged or cut image") from error
     return image
@@ -98,13 +93,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn: int) -> tuple[float, ...]:
-    """A box (left, top, width, height) in stored pixels, seen in the turned image.
-
-    Args:
-        box: in pixels of the file, as annotation tools that ignore EXIF give it.
-        size: width and height of the stored image.
-        turn: from `orientation`.
-    """
+    """A box (left, top, width, height) of the stored image, where annotation tools that ignore EXIF see it, in pixels
+    of the turned one. `size` is that of the stored image, `turn` its [`orientation`]."""
     left, top, width, height = box
     corners = [_TURNS[turn](x, y, *size) for x, y in ((left, top), (left + width, top + height))]
     (x0, x1), (y0, y1) = (sorted(values) for values in zip(*corners, strict=True))
@@ -112,14 +102,8 @@ def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn
 
 
 def store(content: bytes, image: Image.Image, size: int | None, quality: int) -> Stored:
-    """The bytes to keep of an image.
-
-    Args:
-        content: the file it came from.
-        image: the same, decoded.
-        size: None keeps the file as it is; a number scales the shorter side to it, uncropped, as RGB JPEG.
-        quality: of that JPEG, 1 to 100.
-    """
+    """The bytes to keep of an image, given encoded and decoded. A `size` scales the shorter side to it, uncropped, as
+    RGB JPEG of a `quality` from 1 to 100; None keeps the file as it is."""
     if size is None:
         suffix = ".jpg" if image.format == "JPEG" else f".{image.format.lower()}"
         return Stored(content, suffix, 1.0)

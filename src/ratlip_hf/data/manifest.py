@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..utils.errors import UserError
+from ..utils.files import read_json
 
 MANIFEST = "manifest.json"
 CLASS_NAMES = "cat_to_name.json"
@@ -13,17 +14,16 @@ CLASS_NAMES = "cat_to_name.json"
 
 def read_manifest(folder: Path) -> dict:
     """The manifest of a prepared dataset. Raises UserError if the folder has none, or a damaged one."""
-    path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         manifest["kind"]
         for split in manifest["splits"].values():
             for file in split["files"]:
                 folder / file["path"], file["rows"] + 0, file["sha256"]
     except OSError as error:
         raise UserError(f"{folder} is no prepared dataset: it has no {MANIFEST} (see ratlip data prepare)") from error
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged: {type(error).__name__}: {error}") from error
     return manifest
 
 

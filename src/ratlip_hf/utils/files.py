@@ -4,6 +4,7 @@ Everything in the package that leaves something on disk goes through here."""
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,14 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     return path
 
 
+def read_json(path: str | os.PathLike):
+    """The value in a JSON file. Raises OSError when it cannot be read, ValueError when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+
+
 def append_line(path: str | os.PathLike, line: str) -> None:
     """Add a line to a text file, which is created if there is none; a failure leaves the file as it was."""
     path = Path(path)
@@ -46,6 +55,15 @@ def check_appendable(path: str | os.PathLike) -> None:
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"{path} cannot be written: {nearest} is no folder that can be written to")
+
+
+def is_free(path: str | os.PathLike, error: type[Exception] = ValueError) -> bool:
+    """Whether a folder may be made at `path` as a whole: nothing is there, or an empty folder. Raises `error` for what
+    no folder can replace, a link or a mount point."""
+    path = Path(path)
+    if path.is_symlink() or path.is_mount():
+        raise error(f"{path} is a link or a mount point: choose a folder inside it")
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 @contextlib.contextmanager

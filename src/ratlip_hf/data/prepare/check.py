@@ -21,14 +21,11 @@ LONGEST = 75  # words and marks; CLIP reads 77 tokens, two of them mark start an
 
 
 def check(folder: Path) -> dict:
-    """Read every row, decode every image and compare every checksum.
+    """Read every row, decode every image and compare every checksum. Raises UserError when the folder is no prepared
+    dataset, or none of its shards can be read.
 
-    Returns:
-        {"folder", "kind", "splits": {name: {"images", "captions", "captions_per_image", "classes"}}, "problems"}:
-        counts, and kinds of problems with their number and examples. Nothing but plain values.
-
-    Raises:
-        UserError: when the folder is no prepared dataset, or none of its shards can be read.
+    Returns {"folder", "kind", "splits": {name: {"images", "captions", "captions_per_image", "classes"}}, "problems"}:
+    counts, and kinds of problems with their number and examples. Nothing but plain values.
     """
     manifest = read_manifest(folder)
     problems, splits = Tally(), {}

@@ -7,7 +7,7 @@ import datasets
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, HfApi
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, one_line
 from ..manifest import read_manifest
 from .source_dataset import Origin
 
@@ -118,16 +118,8 @@ def _problems(manifest: dict) -> str:
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:
-    """Upload a folder from `prepare` and return the address of the dataset.
-
-    Args:
-        folder: the prepared dataset.
-        repository: "user/name"; made if it is not there.
-        private: for a repository that is made now.
-
-    Raises:
-        UserError: for a folder that is incomplete, a bad name, a missing token, or a Hub that refuses or is not there.
-    """
+    """Upload a folder from `prepare` to "user/name" and return the dataset's address. `private` goes for a repository
+    that is made now. Raises UserError for an incomplete folder, a bad name, and a Hub that refuses or is not there."""
     if repository.count("/") != 1:
         raise UserError(f"the repository must be user/name, not {repository!r}")
     manifest = read_manifest(folder)
@@ -147,6 +139,5 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
             commit_message="Upload prepared captioned images",
         )
     except Exception as error:  # a refusal, a missing token, or whatever the HTTP client says of a Hub out of reach
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot publish {repository}: {reason}") from error
+        raise UserError(f"cannot publish {repository}: {one_line(error)}") from error
     return f"{api.endpoint}/datasets/{repository}"

@@ -66,10 +66,7 @@ def stem_id(path: Path, root: Path) -> str:
 
 
 def path_inside(root: Path, name: str) -> Path | None:
-    """The path that metadata calls `name`, seen from `root`; None if it would lie outside.
-
-    Backslashes of Windows count as slashes.
-    """
+    """The path that metadata calls `name`, seen from `root`; None if it would lie outside. Backslashes are slashes."""
     name = name.strip().replace("\\", "/")
     path = PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
@@ -186,11 +183,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def load_plain_pickle(path: Path) -> list | dict | str | int | float:
     """Read a pickle of lists, dicts, strings and numbers, such as the `filenames.pickle` of older projects.
 
-    No code of the pickle runs: whatever needs a class or function is refused before it is looked up.
-
-    Raises:
-        RefusedPickle: naming what else is in it, or saying that it is damaged.
-        OSError: when the file cannot be read.
+    No code of the pickle runs: whatever needs a class or function is refused before it is looked up. Raises
+    RefusedPickle, which names what else is in it or says that it is damaged.
     """
     with open(path, "rb") as file:
         try:

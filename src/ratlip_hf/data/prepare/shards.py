@@ -20,7 +20,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from ...utils.errors import UserError
-from ...utils.files import atomic_write, file_sha256
+from ...utils.files import atomic_write, file_sha256, is_free, read_json
 from ...version import __version__
 from ..images import BadImage, decode, orientation, remarks, store, turn_box
 from ..manifest import MANIFEST
@@ -34,17 +34,11 @@ _PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Storage:
-    """How images are kept.
+    """How images are kept."""
 
-    Attributes:
-        size: shorter side in pixels, or None for the original files.
-        quality: of the JPEGs that a size needs.
-        images_per_shard: images per Parquet file, before unusable ones are left out.
-    """
-
-    size: int | None = None
-    quality: int = 90
-    images_per_shard: int = 1000
+    size: int | None = None  # shorter side in pixels, or None for the original files
+    quality: int = 90  # of the JPEGs that a size needs
+    images_per_shard: int = 1000  # before unusable ones are left out
 
     def __post_init__(self):
         if self.size is not None and not 16 <= self.size <= 4096:
@@ -62,7 +56,6 @@ def prepare(
     options: SourceOptions | None = None,
     storage: Storage | None = None,
     workers: int = 1,
-    progress: bool | None = None,
 ) -> dict:
     """Write a dataset as Parquet shards, `manifest.json` and a dataset card into the new folder `output_dir`.
 
@@ -76,7 +69,6 @@ def prepare(
         options: choices of the importer.
         storage: how images are kept.
         workers: processes that write.
-        progress: show a bar; None shows it on a terminal only.
 
     Returns:
         The manifest.
@@ -89,14 +81,20 @@ def prepare(
     options, storage = options or SourceOptions(), storage or Storage()
     if options.num_images is None:
         options = dataclasses.replace(options, num_images=DEFAULT_NUM_IMAGES.get(kind))
-    output_dir = _new_folder(output_dir)
+    output_dir = Path(os.path.abspath(output_dir))
+    if not is_free(output_dir, UserError):
+        raise UserError(f"--output_dir {output_dir} exists already: choose another or remove it")
     read, origin = load_importer(kind)
     dataset = read(source, options)
     dataset.drop_repeated_names()
     features, working = dataset.features(), output_dir.with_name(f".{output_dir.name}.partial")
     tasks = _plan(dataset, features.arrow_schema, working, storage)
     _open_working_folder(working, _fingerprint(kind, dataset, storage))
-    outcomes = _run(tasks, workers, kind, progress)
+    outcomes = {}
+    with tqdm(total=len(dataset.records), unit=" images", desc=kind, disable=None) as bar:  # on a terminal only
+        for task, outcome in _finish(tasks, workers):
+            outcomes[task.path] = outcome
+            bar.update(len(task.records))
     for task in tasks:  # in their own order, whichever was finished first
         dataset.report.merge(outcomes[task.path]["report"])
     if not any(outcome["rows"] for outcome in outcomes.values()):
@@ -120,16 +118,6 @@ def prepare(
     os.rename(working, output_dir)
     (output_dir / _PLAN).unlink()
     return manifest
-
-
-def _new_folder(output_dir: Path) -> Path:
-    """The absolute path of a folder that can be made there; UserError for one that exists, a link or a mount point."""
-    output_dir = Path(os.path.abspath(output_dir))
-    if output_dir.is_symlink() or os.path.ismount(output_dir):
-        raise UserError(f"--output_dir {output_dir} is a link or a mount point: choose a folder inside it")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"--output_dir {output_dir} exists already: choose another or remove it")
-    return output_dir
 
 
 @dataclass(frozen=True)
@@ -170,7 +158,7 @@ def _fingerprint(kind: str, dataset: SourceDataset, storage: Storage) -> str:
 def _open_working_folder(working: Path, fingerprint: str) -> None:
     """Make the folder, or keep what an interrupted run of the same plan left in it."""
     plan = working / _PLAN
-    if plan.is_file() and json.loads(plan.read_text()) == fingerprint:
+    if plan.is_file() and read_json(plan) == fingerprint:
         return
     if working.exists():
         shutil.rmtree(working)
@@ -178,23 +166,12 @@ def _open_working_folder(working: Path, fingerprint: str) -> None:
     atomic_write(plan, json.dumps(fingerprint))
 
 
-def _run(tasks: list[ShardTask], workers: int, kind: str, progress: bool | None) -> dict[Path, dict]:
-    """Write all shards behind a progress bar; returns {"rows", "report"} by shard."""
-    outcomes = {}
-    total = sum(len(task.records) for task in tasks)
-    with tqdm(total=total, unit=" images", desc=kind, disable=None if progress is None else not progress) as bar:
-        for task, outcome in _finish(tasks, workers):
-            outcomes[task.path] = outcome
-            bar.update(len(task.records))
-    return outcomes
-
-
 def _finish(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask, dict]]:
-    """Write the shards that are not there yet, here or in several processes; yields tasks with their outcome."""
+    """Write the shards that are not there yet, here or in several processes; yields (task, {"rows", "report"})."""
     waiting = []
     for task in tasks:
         if task.outcome_path.is_file():
-            yield task, json.loads(task.outcome_path.read_text())
+            yield task, read_json(task.outcome_path)
         else:
             waiting.append(task)
     if workers == 1 or len(waiting) < 2:
@@ -226,10 +203,8 @@ def _clean_context() -> multiprocessing.context.BaseContext:
 
 
 def write_shard(task: ShardTask) -> dict:
-    """Write one shard, if any of its images is usable, and then its outcome, each as a whole. Returns the outcome.
-
-    An image that cannot be used is left out and counted in the report.
-    """
+    """Write one shard, if any of its images is usable, and then its outcome, each as a whole. Returns the outcome, in
+    whose report images that cannot be used are counted."""
     report = Report()
     rows = [row for record in task.records if (row := _row(record, task, report)) is not None]
     if rows:

@@ -41,23 +41,14 @@ class FileImage:
 
 @dataclass(frozen=True)
 class Record:
-    """One image with its captions.
+    """One image with its captions."""
 
-    Attributes:
-        split: "train", "test" or "validation".
-        image_id: name of the image, unique within the dataset.
-        image: where the image's bytes are.
-        captions: one or more, cleaned.
-        label: index into the dataset's label names, if there are any.
-        bbox: left, top, width, height of the object in pixels, if known.
-    """
-
-    split: str
-    image_id: str
+    split: str  # "train", "test" or "validation"
+    image_id: str  # unique within the dataset
     image: ImageSource
-    captions: tuple[str, ...]
-    label: int | None = None
-    bbox: tuple[float, float, float, float] | None = None
+    captions: tuple[str, ...]  # cleaned
+    label: int | None = None  # index into the dataset's label names
+    bbox: tuple[float, float, float, float] | None = None  # left, top, width, height of the object in pixels
 
 
 class Tally(defaultdict):
@@ -121,21 +112,20 @@ class Origin:
 
 @dataclass
 class SourceDataset:
-    """Everything that a source holds, images unread.
-
-    Attributes:
-        records: all usable images.
-        splits_from: who decided which image is in which split, for the card.
-        report: what was left out or repaired so far.
-        label_names: names of the classes, or None where there are no classes.
-        choices: what was chosen on the way (seeds, lists), for the manifest.
-    """
+    """Everything that a source holds, images unread."""
 
     records: list[Record]
-    splits_from: str
+    splits_from: str  # who decided which image is in which split, for the card
     report: Report
     label_names: list[str] | None = None
-    choices: dict = field(default_factory=dict)
+    choices: dict = field(default_factory=dict)  # what was chosen on the way (seeds, lists), for the manifest
+
+    def add(self, record: Record, reason: str = "image without captions", name: str | None = None) -> None:
+        """Take in an image; one without captions is counted as skipped instead, by its `name` in the source."""
+        if record.captions:
+            self.records.append(record)
+        else:
+            self.report.skip(reason, name or record.image_id)
 
     def drop_repeated_names(self) -> None:
         """Leave out images whose `image_id` an earlier one has."""
@@ -162,23 +152,14 @@ class SourceDataset:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Choices that some importers take; see `ratlip data prepare --help`.
+    """Choices that some importers take; see `ratlip data prepare --help`."""
 
-    Attributes:
-        split: which published split of birds.
-        captions: folder with captions, where it is not at its usual place.
-        seed: of the sampling of faces and of synthetic birds.
-        num_images: faces in all, or synthetic birds for training; None is the default of the kind.
-        num_test_images: how many of the faces are for testing.
-        image_size: side of synthetic birds in pixels.
-    """
-
-    split: str = "stackgan"
-    captions: Path | None = None
-    seed: int = 0
-    num_images: int | None = None
-    num_test_images: int = 2_000
-    image_size: int = 64
+    split: str = "stackgan"  # which published split of birds
+    captions: Path | None = None  # folder with captions, where it is not at its usual place
+    seed: int = 0  # of the sampling of faces and of synthetic birds
+    num_images: int | None = None  # faces in all, or synthetic birds for training; None is the default of the kind
+    num_test_images: int = 2_000  # how many of the faces are for testing
+    image_size: int = 64  # side of synthetic birds in pixels
 
     def __post_init__(self):
         if self.num_images is not None and self.num_images < 1:

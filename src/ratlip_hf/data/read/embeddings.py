@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ...utils.errors import UserError
-from ...utils.files import atomic_directory
+from ...utils.files import atomic_directory, read_json
 from ..manifest import read_manifest
 
 FOLDER = "text_embeddings"
@@ -21,13 +21,8 @@ _BATCH = 256
 
 
 def embed_captions(folder: Path, encode: Callable[[list[str]], torch.Tensor], clip_sha256: str) -> list[Path]:
-    """Encode all captions of a prepared dataset and return the folders written, one per split.
-
-    Args:
-        folder: the prepared dataset.
-        encode: captions to text embeddings [N, D].
-        clip_sha256: fingerprint of the CLIP behind `encode`.
-    """
+    """Encode all captions of a prepared dataset and return the folders written, one per split. `encode` turns N
+    captions into embeddings [N, D]; `clip_sha256` is the fingerprint of the CLIP behind it."""
     manifest = read_manifest(folder)
     written = []
     for split, entry in manifest["splits"].items():
@@ -37,20 +32,16 @@ def embed_captions(folder: Path, encode: Callable[[list[str]], torch.Tensor], cl
     return written
 
 
+class OtherFacts(Exception):
+    """The embeddings of a folder belong to another CLIP or to other captions."""
+
+
 class EmbeddingTable:
-    """Embeddings of every caption of every row, in one folder, read from disk as they are needed.
-
-    Args:
-        place: the folder.
-        facts: what must be written in it about the CLIP and the captions.
-
-    Raises:
-        OSError, ValueError: when there are none, or damaged ones.
-        OtherFacts: when they belong to another CLIP or to other captions.
-    """
+    """Embeddings of every caption of every row, in one folder, read from disk as they are needed. Raises OSError or
+    ValueError where there are none or damaged ones, OtherFacts where `facts` are not what is written with them."""
 
     def __init__(self, place: Path, facts: dict):
-        if json.loads((place / _FACTS).read_text()) != facts:
+        if read_json(place / _FACTS) != facts:
             raise OtherFacts(place)
         try:
             self._embeds = np.load(place / _EMBEDS, mmap_mode="r", allow_pickle=False)
@@ -63,21 +54,9 @@ class EmbeddingTable:
         return torch.from_numpy(np.array(self._embeds[self._starts[place] + caption]))
 
 
-class OtherFacts(Exception):
-    """The embeddings of a folder belong to another CLIP or to other captions."""
-
-
 class StoredEmbeddings(EmbeddingTable):
-    """Embeddings of a split that `ratlip data embed` has left next to its shards.
-
-    Args:
-        folder: the prepared dataset.
-        split: for example "train".
-        clip_sha256: fingerprint of the CLIP that training uses.
-
-    Raises:
-        UserError: when there are none for this CLIP, or the shards have changed since.
-    """
+    """Embeddings that `ratlip data embed` has left next to the shards of a split. Raises UserError when there are none
+    of this CLIP, or the shards have changed since."""
 
     def __init__(self, folder: Path, split: str, clip_sha256: str):
         place = _place(folder, split, clip_sha256)
@@ -92,16 +71,9 @@ class StoredEmbeddings(EmbeddingTable):
 def remembered_embeddings(
     place: Path, per_row: list[list[str]], encode: Callable[[list[str]], torch.Tensor], clip_sha256: str
 ) -> EmbeddingTable:
-    """Embeddings of any list of captions: those kept in `place`, or, if there are none that fit, computed and kept.
-
-    Of several processes with one file system, the first must finish before the others start.
-
-    Args:
-        place: folder of their own; what it held of another CLIP or of other captions is replaced.
-        per_row: captions of every row in the order of storage.
-        encode: captions to text embeddings [N, D].
-        clip_sha256: fingerprint of the CLIP behind `encode`.
-    """
+    """Embeddings of the captions of every row: those kept in the folder `place`, or, if they do not fit, computed (see
+    [`embed_captions`]) and kept instead. Of several processes with one file system, the first must finish before the
+    others start."""
     captions_sha256 = hashlib.sha256(json.dumps(per_row).encode()).hexdigest()
     facts = {"clip_sha256": clip_sha256, "captions_sha256": captions_sha256}
     try:
@@ -111,11 +83,9 @@ def remembered_embeddings(
 
 
 def _write(place: Path, per_row: list[list[str]], encode: Callable, facts: dict, what: str) -> Path:
-    starts = np.cumsum([0, *map(len, per_row)], dtype=np.int64)
-    every_caption = [caption for captions in per_row for caption in captions]
     with atomic_directory(place) as target:
-        _write_embeds(target / _EMBEDS, every_caption, encode, what)
-        np.save(target / _STARTS, starts)
+        _write_embeds(target / _EMBEDS, [caption for captions in per_row for caption in captions], encode, what)
+        np.save(target / _STARTS, np.cumsum([0, *map(len, per_row)], dtype=np.int64))
         (target / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     return place
 
@@ -137,10 +107,8 @@ def _captions(shard: Path) -> Iterator[list[str]]:
 
 
 def _write_embeds(path: Path, captions: list[str], encode: Callable, what: str) -> None:
-    """Batch after batch: the embeddings of a large dataset need not fit into memory.
-
-    Not through a memory map: on a full disk that kills the process instead of raising OSError.
-    """
+    """Batch after batch, as those of a large dataset need not fit into memory; not through a memory map, which on a
+    full disk kills the process instead of raising OSError."""
     with path.open("wb") as file:
         for start in tqdm(range(0, len(captions), _BATCH), desc=f"captions of {what}", disable=None):
             batch = encode(captions[start : start + _BATCH]).float().cpu().numpy()

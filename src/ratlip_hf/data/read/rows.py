@@ -68,16 +68,8 @@ class Rows(Protocol):
 
 
 class MapRows:
-    """Rows of a map-style dataset, each epoch in a random order of its own.
-
-    Args:
-        dataset: any `datasets.Dataset` with the columns.
-        columns: their names.
-        seed: of the order.
-
-    Raises:
-        UserError: for an empty dataset or missing columns.
-    """
+    """Rows of a map-style dataset, each epoch in a random order of its own. Raises UserError for an empty dataset or
+    missing columns."""
 
     def __init__(self, dataset: datasets.Dataset, columns: Columns, seed: int):
         names = columns.present(dataset.column_names)
@@ -110,24 +102,14 @@ class MapRows:
 
 
 class ShardRows:
-    """Rows of Parquet files, of which a window of a few is in memory at a time.
+    """Rows of Parquet files, given as paths or addresses (`hf://...`) in the order of storage. A `window` of a few is
+    in memory at a time. Raises UserError for files that cannot be read, no rows, or missing columns.
 
     Each epoch shuffles the shards and, within every window of consecutive ones, the rows. Any visit is reached by
     arithmetic on the row counts in the files' footers, so resuming reads no more than one window.
-
-    Args:
-        shards: paths or addresses (`hf://...`) of the files, in the order of storage.
-        columns: names of the columns.
-        seed: of the order.
-        window: shards that are in memory, and shuffled, together.
-
-    Raises:
-        UserError: for files that cannot be read, no rows, or missing columns.
     """
 
     def __init__(self, shards: list[str], columns: Columns, seed: int, window: int = 2):
-        if not shards:
-            raise UserError("there are no Parquet files to stream")
         self.shards, self.columns, self.seed, self.window = shards, columns, seed, window
         self.counts = np.array([self._open(shard, lambda file: file.metadata.num_rows) for shard in shards])
         self._names = columns.present(self._open(shards[0], lambda file: file.schema_arrow.names))
@@ -179,21 +161,14 @@ class ShardRows:
             with fsspec.open(shard, "rb") as handle, pyarrow.parquet.ParquetFile(handle) as file:
                 return use(file)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"cannot read the shard {shard}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"cannot read the shard {shard}: {one_line(error)}") from error
 
 
 class MixedRows:
-    """Rows of several readers in proportion to weights, each reader going through its own epochs.
+    """Rows of several readers in proportion to positive weights, each reader going through its own epochs.
 
-    In every block of 1,000 visits the shares are exact to a thousandth and their order is random.
-
-    Args:
-        parts: the readers.
-        weights: positive numbers, one per reader; only their ratios count.
-        seed: of the order.
-
-    Raises:
-        UserError: for weights that are not positive, or a share below a thousandth.
+    In every block of 1,000 visits the shares are exact to a thousandth and their order is random. Raises UserError for
+    weights that are not positive, or a share below a thousandth.
     """
 
     def __init__(self, parts: list[Rows], weights: list[float], seed: int):
@@ -293,11 +268,8 @@ def _as_list(captions: str | list[str] | None, place: int) -> list[str]:
 def load_captioned(
     source: str, split: str, caption_column: str = "captions", limit: int | None = None
 ) -> datasets.Dataset:
-    """One split of a dataset, the first `limit` rows of it; without captions, names of classes make them.
-
-    Raises:
-        UserError: when nothing loadable has that name, or it has no such split.
-    """
+    """One split of a dataset, the first `limit` rows of it; without captions, names of classes make them. Raises
+    UserError when nothing loadable has that name, or it has no such split."""
     try:
         dataset = datasets.load_dataset(str(source), split=split)
     except Exception as error:  # datasets raises many kinds; each means that the name or folder is wrong
@@ -316,25 +288,18 @@ def _with_captions(dataset: datasets.Dataset, source: str, caption_column: str) 
     label = dataset.features.get("label")
     if caption_column in dataset.column_names or not isinstance(label, datasets.ClassLabel):
         return dataset
-    names = _class_names(Path(source))
+    try:
+        names = parse_class_names((Path(source) / CLASS_NAMES).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        names = {}
     captions = [class_caption(names.get(name, name)) for name in label.names]
     logger.info("no captions in %s: they are made of class names, such as %r", source, captions[0])
     return dataset.add_column(caption_column, [captions[index] for index in dataset["label"]])
 
 
-def _class_names(folder: Path) -> dict[str, str]:
-    try:
-        return parse_class_names((folder / CLASS_NAMES).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return {}
-
-
 def find_shards(source: str, split: str = "train") -> list[str]:
-    """Parquet files of a split of a folder or a dataset on the Hub, by `datasets`' own rules.
-
-    Raises:
-        UserError: when there is no such dataset or split, or it does not consist of Parquet files.
-    """
+    """Parquet files of a split of a folder or a dataset on the Hub, by `datasets`' own rules. Raises UserError when
+    there is no such split or it is not of Parquet files; `datasets` raises its own errors for unknown names."""
     builder = datasets.load_dataset_builder(source)
     if "parquet" not in type(builder).__module__:
         raise UserError(f"{source} does not consist of Parquet files: see ratlip data prepare, or do not stream")
@@ -350,11 +315,7 @@ def find_shards(source: str, split: str = "train") -> list[str]:
 def row_pixels(
     row: Row, size: int, variant: str = ANTIALIASED, rng: np.random.Generator | None = None, mirror: bool = False
 ) -> np.ndarray:
-    """Pixels [size, size, 3] uint8 of a row's image, cut out as [`frame`] does it.
-
-    Raises:
-        UserError: for a damaged image, saying where it is.
-    """
+    """Pixels [size, size, 3] uint8 of a row's image, cut out by [`frame`]; a UserError says where a damaged one is."""
     with naming_damage(row):
         return frame(open_image(row.content), size, row.box, variant, rng, mirror)
 

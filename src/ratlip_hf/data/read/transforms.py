@@ -23,16 +23,12 @@ def frame(
     rng: np.random.Generator | None = None,
     mirror: bool = False,
 ) -> np.ndarray:
-    """Pixels [size, size, 3] uint8 of a square part of an image.
+    """Pixels [size, size, 3] uint8 of a square part of an RGB image, around the object in `box` (left, top, width,
+    height) if there is one. The crop is random with `rng`, else the largest in the middle.
 
-    Args:
-        image: in RGB. One that has the size already is used as it is if there is no box.
-        size: side of the result.
-        box: left, top, width, height of the object to crop to, if any.
-        variant: "antialiased" cuts the part out of the photograph and resamples it once, bicubic; "released" does what
-            the authors' code did: everything to 76/64 of the size, bilinear, then a crop. Both filter when shrinking.
-        rng: of the random crop; without it the part is the largest one in the middle.
-        mirror: exchange left and right.
+    "antialiased" cuts the part out of the photograph and resamples it once, bicubic; "released" does what the authors'
+    code did: everything to 76/64 of the size, bilinear, then a crop. Both filter when shrinking. Without a box, an
+    image that has the size already is used as it is.
     """
     if image.size == (size, size) and box is None:
         return np.asarray(_crop(image, (0, 0, size, size), mirror))

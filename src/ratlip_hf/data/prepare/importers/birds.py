@@ -6,21 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....utils.errors import UserError
-from ..raw_files import (
-    RefusedPickle,
-    captions_next_to,
-    clean_captions,
-    distinct_names,
-    first_folder,
-    image_files,
-    is_file,
-    load_plain_pickle,
-    natural_key,
-    need_folder,
-    path_inside,
-    read_lines,
-    stem_id,
-)
+from .. import raw_files as raw
 from ..source_dataset import TEST, TRAIN, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
 
 ORIGIN = Origin(
@@ -77,54 +63,45 @@ class _Metadata:
 
 
 def read(source: Path, options: SourceOptions) -> SourceDataset:
-    """Read birds from a folder.
-
-    Raises:
-        UserError: when there are no images or no captions at all, or `options.split` is unknown or needs a missing
-            table.
-    """
+    """Read birds from a folder. Raises UserError when there are no images or no captions at all, or `options.split` is
+    unknown or needs a missing table."""
     if options.split not in BIRD_SPLIT_NAMES:
         raise UserError(f"--split must be one of {', '.join(BIRD_SPLIT_NAMES)}, not {options.split!r}")
     report = Report()
-    cub = need_folder([source / "CUB_200_2011", source], "birds")
-    images = need_folder([cub / "images"], "the folder of bird photographs")
+    cub = raw.need_folder([source / "CUB_200_2011", source], "birds")
+    images = raw.need_folder([cub / "images"], "the folder of bird photographs")
     captions_root = _caption_folder(source, cub, options)
     metadata = _read_tables(cub, images, report)
     names = _class_names(cub, metadata, report)
-    indices = {name: index for index, name in enumerate(names)}
     by_number = {name.split(".")[0].lstrip("0"): name for name in names}
     split_of, splits_from = _splitter(source, cub, metadata, options.split, report)
-
-    records = []
+    dataset = SourceDataset([], splits_from, report, names, {"split": options.split})
     for number, file in metadata.files.items():
-        path = path_inside(images, file)
+        path = raw.path_inside(images, file)
         if path is None:
             report.skip("path in images.txt that leaves the source folder", file)
-        elif not is_file(path):
+        elif not raw.is_file(path):
             report.skip("image listed in images.txt that is not there", file)
         elif (name := _class_name(metadata, by_number, number, file)) is None:
             report.skip("image of unknown class", file)
-        elif (split := split_of(number, stem_id(path, images), name)) is None:
+        elif (split := split_of(number, raw.stem_id(path, images), name)) is None:
             report.skip("image that the split does not list", file)
         else:
-            image_id = stem_id(path, images)
-            captions = clean_captions(captions_next_to(captions_root / image_id, report), image_id, report)
-            if captions:
-                box = metadata.boxes.get(number)
-                records.append(Record(split, image_id, FileImage(path), captions, indices[name], box))
-            else:
-                report.skip("image without captions", image_id)
+            image_id = raw.stem_id(path, images)
+            captions = raw.clean_captions(raw.captions_next_to(captions_root / image_id, report), image_id, report)
+            box = metadata.boxes.get(number)
+            dataset.add(Record(split, image_id, FileImage(path), captions, names.index(name), box))
     _report_unlisted(images, metadata, report)
-    if empty := sorted(set(range(len(names))) - {record.label for record in records}):
+    if empty := sorted(set(range(len(names))) - {record.label for record in dataset.records}):
         report.notes.append(f"{len(empty)} of {len(names)} classes have no usable image, from {names[empty[0]]} on")
-    return SourceDataset(records, splits_from, report, names, {"split": options.split})
+    return dataset
 
 
 def _caption_folder(source: Path, cub: Path, options: SourceOptions) -> Path:
     if options.captions is not None:
-        return need_folder([options.captions], "--captions")
+        return raw.need_folder([options.captions], "--captions")
     places = [root / name for root in dict.fromkeys((source, cub)) for name in _CAPTION_FOLDERS]
-    found = first_folder(places)
+    found = raw.first_folder(places)
     if found is None:
         packed = next((f"; {zipped} has to be unpacked first" for zipped in source.glob("*text*.zip")), "")
         raise UserError(f"no captions: none of {', '.join(map(str, places[:4]))} is a folder{packed}; see --captions")
@@ -136,7 +113,7 @@ def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
     files = _table(cub / "images.txt", report)
     if files is None:
         report.notes.append("no images.txt: images are found by their suffix; boxes cannot be assigned")
-        tables.files = {str(i): path.relative_to(images).as_posix() for i, path in enumerate(image_files(images))}
+        tables.files = {str(i): path.relative_to(images).as_posix() for i, path in enumerate(raw.image_files(images))}
         return tables
     tables.files = files
     tables.training = _table(cub / "train_test_split.txt", report) or {}
@@ -152,9 +129,9 @@ def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
         else:
             tables.boxes[number] = box
     for name, table in (("image_class_labels.txt", labels), ("bounding_boxes.txt", boxes)):
-        for number in sorted((table or {}).keys() - files.keys(), key=natural_key):
+        for number in sorted((table or {}).keys() - files.keys(), key=raw.natural_key):
             report.skip(f"row of {name} without a row of images.txt", f"image {number}")
-        for number in sorted(files.keys() - (table or files).keys(), key=natural_key):
+        for number in sorted(files.keys() - (table or files).keys(), key=raw.natural_key):
             report.repair(f"image without a row of {name}", files[number])
     return tables
 
@@ -164,7 +141,7 @@ def _table(path: Path, report: Report) -> dict[str, str] | None:
     if not path.is_file():
         return None
     table = {}
-    for line in read_lines(path, report):
+    for line in raw.read_lines(path, report):
         number, _, value = line.partition(" ")
         if not (number.isascii() and number.isdecimal() and value):
             report.skip(f"line of {path.name} that is no number and value", line[:40])
@@ -185,10 +162,10 @@ def _box(text: str) -> tuple[float, float, float, float] | None:
 def _class_names(cub: Path, metadata: _Metadata, report: Report) -> list[str]:
     names = _table(cub / "classes.txt", report)
     if names is not None:
-        return distinct_names([names[number] for number in sorted(names, key=natural_key)], report)
+        return raw.distinct_names([names[number] for number in sorted(names, key=raw.natural_key)], report)
     report.notes.append("no classes.txt: classes are the folders that images.txt names, by their number")
     folders = {file.replace("\\", "/").split("/")[0] for file in metadata.files.values() if "/" in file}
-    return sorted(folders, key=natural_key)
+    return sorted(folders, key=raw.natural_key)
 
 
 def _class_name(metadata: _Metadata, by_number: dict[str, str], number: str, file: str) -> str | None:
@@ -208,9 +185,8 @@ def _splitter(source: Path, cub: Path, metadata: _Metadata, split: str, report: 
         return lambda number, image_id, name: by_number.get(number), "train_test_split.txt of the source"
     published = BIRD_SPLITS[split]
     if split == "stackgan" and (by_id := _pickled_split(source, report)):
-        return lambda number, image_id, name: by_id.get(
-            image_id
-        ), f"filenames.pickle of the source: {published.origin}"
+        origin = f"filenames.pickle of the source: {published.origin}"
+        return lambda number, image_id, name: by_id.get(image_id), origin
     if split == "reed" and (by_class := _listed_classes(source, report)):
         return lambda number, image_id, name: by_class.get(name), f"class lists of the source: {published.origin}"
 
@@ -230,8 +206,8 @@ def _pickled_split(source: Path, report: Report) -> dict[str, str] | None:
         if not path.is_file():
             return None
         try:
-            names = load_plain_pickle(path)
-        except RefusedPickle as error:
+            names = raw.load_plain_pickle(path)
+        except raw.RefusedPickle as error:
             report.notes.append(f"{split}/filenames.pickle was refused, {error}; the built-in class list is used")
             return None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -242,15 +218,15 @@ def _pickled_split(source: Path, report: Report) -> dict[str, str] | None:
 
 
 def _listed_classes(source: Path, report: Report) -> dict[str, str] | None:
-    folder = first_folder([source / "class_splits", source / "cvpr2016_cub", source])
+    folder = raw.first_folder([source / "class_splits", source / "cvpr2016_cub", source])
     files = {TRAIN: folder / "trainvalclasses.txt", TEST: folder / "testclasses.txt"}
     if not all(path.is_file() for path in files.values()):
         return None
-    return {name: split for split, path in files.items() for name in read_lines(path, report)}
+    return {name: split for split, path in files.items() for name in raw.read_lines(path, report)}
 
 
 def _report_unlisted(images: Path, metadata: _Metadata, report: Report) -> None:
     listed = {file.replace("\\", "/") for file in metadata.files.values()}
-    for path in image_files(images):
+    for path in raw.image_files(images):
         if (name := path.relative_to(images).as_posix()) not in listed:
             report.skip("image without a row of images.txt", name)

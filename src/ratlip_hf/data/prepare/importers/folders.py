@@ -6,19 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from ....utils.errors import UserError
 from ...images import SUFFIXES
-from ..raw_files import (
-    captions_from_json,
-    captions_next_to,
-    clean_captions,
-    decode_text,
-    image_files,
-    natural_key,
-    parse_json,
-    path_inside,
-    read_lines,
-    split_lines,
-    stem_id,
-)
+from .. import raw_files as raw
 from ..source_dataset import (
     TEST,
     TRAIN,
@@ -39,30 +27,25 @@ SPLIT_FOLDERS = {"train": TRAIN, "test": TEST, "val": VALIDATION, "valid": VALID
 
 def read_folder(source: Path, options: SourceOptions) -> SourceDataset:
     """Read a folder of images in any structure. Captions come from a row of a metadata.jsonl in it, or else from a
-    .txt (one per line) or .json next to the image.
-
-    Raises:
-        UserError: when there are no images.
-    """
+    .txt (one per line) or .json next to the image. Raises UserError when there are no images."""
     report = Report()
     captions_root = options.captions or source
     listed = _read_metadata(source, report)
-    paths = list(image_files(source))
+    paths = list(raw.image_files(source))
     if not paths:
         raise UserError(f"no images below {source}")
-    records = []
+    dataset = SourceDataset([], "no split in the source: all is train", report)
     for path in paths:
-        image_id = stem_id(path, source)
-        raw_captions = listed.pop(path, None) or captions_next_to(captions_root / image_id, report)
-        if captions := clean_captions(raw_captions, image_id, report):
-            records.append(Record(_folder_split(path, source), image_id, FileImage(path), captions))
-        else:
-            report.skip("image without captions or metadata row", path.relative_to(source).as_posix())
+        image_id = raw.stem_id(path, source)
+        captions = listed.pop(path, None) or raw.captions_next_to(captions_root / image_id, report)
+        captions = raw.clean_captions(captions, image_id, report)
+        record = Record(_folder_split(path, source), image_id, FileImage(path), captions)
+        dataset.add(record, "image without captions or metadata row", path.relative_to(source).as_posix())
     for path in listed:
         report.skip(f"row of {METADATA} whose image is not there", path.relative_to(source).as_posix())
-    by_folder = {record.split for record in records} != {TRAIN}
-    splits_from = "names of the folders train, test and val" if by_folder else "no split in the source: all is train"
-    return SourceDataset(records, splits_from, report)
+    if {record.split for record in dataset.records} != {TRAIN}:
+        dataset.splits_from = "names of the folders train, test and val"
+    return dataset
 
 
 def _folder_split(path: Path, source: Path) -> str:
@@ -74,17 +57,17 @@ def _read_metadata(source: Path, report: Report) -> dict[Path, list[str]]:
     """Captions by image, of every metadata.jsonl; its file names are relative to where it lies."""
     listed: dict[Path, list[str]] = {}
     for table in sorted(source.rglob(METADATA)):
-        for number, line in enumerate(read_lines(table, report), start=1):
+        for number, line in enumerate(raw.read_lines(table, report), start=1):
             where = f"{table.relative_to(source).as_posix()} line {number}"
-            row = parse_json(line, where, report)
+            row = raw.parse_json(line, where, report)
             name = row.get("file_name") if isinstance(row, dict) else None
             if not isinstance(name, str):
                 if row is not None:
                     report.skip(f"row of {METADATA} without a file_name", where)
-            elif (path := path_inside(table.parent, name)) is None:
+            elif (path := raw.path_inside(table.parent, name)) is None:
                 report.skip(f"path in {METADATA} that leaves the source folder", name)
             else:
-                listed.setdefault(path, []).extend(captions_from_json(row))
+                listed.setdefault(path, []).extend(raw.captions_from_json(row))
     return listed
 
 
@@ -119,21 +102,21 @@ class _Entry:
 
 def read_webdataset(source: Path, options: SourceOptions) -> SourceDataset:
     """Index the tar files of a folder. Raises UserError when it holds none."""
-    archives = sorted(source.rglob("*.tar"), key=lambda path: natural_key(path.relative_to(source).as_posix()))
+    archives = sorted(source.rglob("*.tar"), key=lambda path: raw.natural_key(path.relative_to(source).as_posix()))
     if not archives:
         raise UserError(f"no .tar files below {source} (compressed archives have to be unpacked to .tar first)")
-    report, records = Report(), []
+    report = Report()
+    dataset = SourceDataset([], "names of the tar files or their folders, else train", report)
     for archive in archives:
         name = archive.relative_to(source).with_suffix("").as_posix()
         for key, entry in _index(archive, report).items():
             image_id = as_text(f"{name}/{key}")
             if entry.image is None:
                 report.skip("captions without an image", image_id)
-            elif captions := clean_captions(entry.captions, image_id, report):
-                records.append(Record(_archive_split(name), image_id, entry.image, captions))
             else:
-                report.skip("image without captions", image_id)
-    return SourceDataset(records, "names of the tar files or their folders, else train", report)
+                captions = raw.clean_captions(entry.captions, image_id, report)
+                dataset.add(Record(_archive_split(name), image_id, entry.image, captions))
+    return dataset
 
 
 def _archive_split(name: str) -> str:
@@ -153,11 +136,11 @@ def _index(archive: Path, report: Report) -> dict[str, _Entry]:
                 if suffix in SUFFIXES:
                     entry.image = ArchivedImage(archive, member.offset_data, member.size)
                 elif suffix in (".txt", ".json"):
-                    text = decode_text(tar.extractfile(member).read(), member.name, report)
+                    text = raw.decode_text(tar.extractfile(member).read(), member.name, report)
                     if suffix == ".txt":
-                        entry.captions += split_lines(text)
+                        entry.captions += raw.split_lines(text)
                     else:
-                        entry.captions += captions_from_json(parse_json(text, member.name, report))
+                        entry.captions += raw.captions_from_json(raw.parse_json(text, member.name, report))
     except (tarfile.TarError, OSError) as error:
         report.skip(f"rest of a tar file that cannot be read ({error})", archive.name)
     return found

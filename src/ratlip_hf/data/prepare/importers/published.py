@@ -9,20 +9,7 @@ import numpy as np
 
 from ....utils.errors import UserError
 from ...manifest import CLASS_NAMES, class_caption, parse_class_names
-from ..raw_files import (
-    captions_next_to,
-    clean_captions,
-    distinct_names,
-    first_folder,
-    image_files,
-    is_file,
-    natural_key,
-    need_folder,
-    path_inside,
-    read_lines,
-    read_text,
-    stem_id,
-)
+from .. import raw_files as raw
 from ..source_dataset import TEST, TRAIN, VALIDATION, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
 
 # Oxford-102 flowers: numbered class folders, or the flat `jpg/` folder with imagelabels
@@ -38,44 +25,37 @@ _CLASS_LISTS = ("trainvalclasses.txt", "testclasses.txt")
 
 
 def read_flowers(source: Path, options: SourceOptions) -> SourceDataset:
-    """Read flowers from a folder; without captions, the class name makes one.
-
-    Raises:
-        UserError: when there are no images.
-    """
+    """Read flowers from a folder; without captions, the class name makes one. Raises UserError without images."""
     report = Report()
-    root = first_folder([source / "jpg", source / "images", source])
-    captions_root = options.captions or first_folder([source / name for name in _FLOWER_CAPTIONS]) or root
+    root = raw.first_folder([source / "jpg", source / "images", source])
+    captions_root = options.captions or raw.first_folder([source / name for name in _FLOWER_CAPTIONS]) or root
     by_stem = {path.stem: path.with_suffix("") for path in sorted(captions_root.rglob("image_*.txt"))}
     class_names = _class_names(source, report)
     classes = _flower_classes(source, root, captions_root, by_stem, report)
     if not classes:
         raise UserError(f"no images below {root}")
     numbers = _class_numbers(class_names, classes, report)
-    names = distinct_names([class_names.get(number, number) for number in numbers], report)
+    names = raw.distinct_names([class_names.get(number, number) for number in numbers], report)
     test_classes, splits_from = _test_classes(source, captions_root, report)
-
-    records = []
+    dataset = SourceDataset([], splits_from, report, names or None)
     for path, number in classes.items():
-        image_id = stem_id(path, root)
+        image_id = raw.stem_id(path, root)
         stem = by_stem.get(path.stem, captions_root / image_id)
-        captions = clean_captions(captions_next_to(stem, report), image_id, report)
+        captions = raw.clean_captions(raw.captions_next_to(stem, report), image_id, report)
         if not captions and number:
             captions = (class_caption(class_names.get(number, number)),)
             report.repair("image without captions: its class name made one", image_id)
-        if captions:
-            label = numbers.index(number) if number else None
-            split = TEST if number in test_classes else TRAIN
-            records.append(Record(split, image_id, FileImage(path), captions, label))
-        else:
-            report.skip("image without captions or class", image_id)
-    return SourceDataset(records, splits_from, report, names or None)
+        label = numbers.index(number) if number else None
+        split = TEST if number in test_classes else TRAIN
+        record = Record(split, image_id, FileImage(path), captions, label)
+        dataset.add(record, "image without captions or class")
+    return dataset
 
 
 def _class_names(source: Path, report: Report) -> dict[str, str]:
     """Class number to name; {} with a note if the file is missing or damaged."""
     try:
-        return parse_class_names(read_text(source / CLASS_NAMES, report))
+        return parse_class_names(raw.read_text(source / CLASS_NAMES, report))
     except FileNotFoundError:
         report.notes.append(f"no {CLASS_NAMES}: classes keep their folders' names")
     except ValueError:
@@ -89,7 +69,7 @@ def _flower_classes(
     """Class number (without leading zeros) of every image: from imagelabels, its folder, or the captions' folder."""
     labels = _image_labels(source, report)
     classes = {}
-    for path in image_files(root):
+    for path in raw.image_files(root):
         folder = path.parent if path.parent != root else by_stem.get(path.stem, path).parent
         by_folder = None if folder in (root, captions_root) else folder.name.removeprefix("class_").lstrip("0")
         classes[path] = labels.get(path.stem) or by_folder
@@ -99,7 +79,7 @@ def _flower_classes(
 def _image_labels(source: Path, report: Report) -> dict[str, str]:
     """`imagelabels.txt` or `.npy`: class of image_00001, image_00002, ... (`.mat` has to be converted)."""
     if (path := source / "imagelabels.txt").is_file():
-        numbers = " ".join(read_lines(path, report)).split()
+        numbers = " ".join(raw.read_lines(path, report)).split()
     elif (path := source / "imagelabels.npy").is_file():
         try:
             numbers = np.load(path, allow_pickle=False).ravel().tolist()
@@ -115,11 +95,11 @@ def _image_labels(source: Path, report: Report) -> dict[str, str]:
 
 def _class_numbers(class_names: dict[str, str], classes: dict[Path, str | None], report: Report) -> list[str]:
     """Numbers, or names of folders, of all classes in the order of their labels."""
-    folders = sorted({name for name in classes.values() if name}, key=natural_key)
+    folders = sorted({name for name in classes.values() if name}, key=raw.natural_key)
     if any(name.isdigit() for name in folders):
         report.notes.append("class folders are numbers: labels follow their numeric order, not the order of text")
     if class_names and all(name in class_names for name in folders):
-        return sorted(class_names, key=natural_key)
+        return sorted(class_names, key=raw.natural_key)
     return folders
 
 
@@ -129,7 +109,7 @@ def _test_classes(source: Path, captions_root: Path, report: Report) -> tuple[se
     for folder in (source, source / "class_splits", *next_to_captions):
         train, test = (folder / name for name in _CLASS_LISTS)
         if train.is_file() and test.is_file():
-            numbers = {line.removeprefix("class_").lstrip("0") for line in read_lines(test, report)}
+            numbers = {line.removeprefix("class_").lstrip("0") for line in raw.read_lines(test, report)}
             return numbers, f"{' and '.join(_CLASS_LISTS)} of the source"
     report.notes.append(f"no {' and '.join(_CLASS_LISTS)}: everything is in the train split")
     return set(), "no class lists in the source: everything is train"
@@ -149,20 +129,17 @@ _FACE_CAPTIONS = ("text/celeba-caption", "celeba-caption", "text", "captions")
 
 def read_faces(source: Path, options: SourceOptions) -> SourceDataset:
     """Sample faces that have captions; with fewer than asked for, all are used and the test share stays the same.
-
-    Raises:
-        UserError: when there is no folder of images or none of captions, or too many are to be for testing.
-    """
+    Raises UserError when there is no folder of images or none of captions, or too many are to be for testing."""
     total, test = options.num_images, options.num_test_images
     if not 0 <= test < total:
         raise UserError(f"--num_test_images must lie in [0, {total}), not {test}")
     report = Report()
-    images = need_folder([source / name for name in _FACE_IMAGES], "the folder of faces")
+    images = raw.need_folder([source / name for name in _FACE_IMAGES], "the folder of faces")
     places = [options.captions] if options.captions else [source / name for name in _FACE_CAPTIONS]
-    captions_root = need_folder(places, "the folder of captions")
+    captions_root = raw.need_folder(places, "the folder of captions")
     usable = {}
-    for path in image_files(images):
-        captions = clean_captions(captions_next_to(captions_root / path.stem, report), path.stem, report)
+    for path in raw.image_files(images):
+        captions = raw.clean_captions(raw.captions_next_to(captions_root / path.stem, report), path.stem, report)
         if captions:
             usable[path] = captions
         else:
@@ -171,14 +148,13 @@ def read_faces(source: Path, options: SourceOptions) -> SourceDataset:
     if len(usable) < total:
         report.notes.append(f"{len(usable):,} usable faces instead of {total:,}: all are used")
         total, test = len(usable), round(len(usable) * test / total)
-    paths = list(usable)
-    records = []
-    for place, index in enumerate(np.random.default_rng(options.seed).permutation(len(paths))[:total]):
-        path, split = paths[index], TRAIN if place < total - test else TEST
-        records.append(Record(split, stem_id(path, images), FileImage(path), usable[path]))
     splits_from = f"sampled here with seed {options.seed}: {total - test:,} train and {test:,} test of {len(usable):,}"
     choices = {"seed": options.seed, "num_images": total, "num_test_images": test}
-    return SourceDataset(records, splits_from, report, choices=choices)
+    dataset, paths = SourceDataset([], splits_from, report, choices=choices), list(usable)
+    for place, index in enumerate(np.random.default_rng(options.seed).permutation(len(paths))[:total]):
+        path, split = paths[index], TRAIN if place < total - test else TEST
+        dataset.add(Record(split, raw.stem_id(path, images), FileImage(path), usable[path]))
+    return dataset
 
 
 # COCO captions, 2014 or 2017: images in `train2017/` and so on, captions in `annotations/captions_*.json`
@@ -193,24 +169,28 @@ COCO = Origin(
 
 def read_coco(source: Path, options: SourceOptions) -> SourceDataset:
     """Read COCO from a folder. Raises UserError when it holds no captions file."""
-    report, records, used = Report(), [], []
-    annotations = options.captions or first_folder([source / "annotations", source])
+    report, files = Report(), {}
+    annotations = options.captions or raw.first_folder([source / "annotations", source])
     for split, short in ((TRAIN, "train"), (VALIDATION, "val")):
         names = [f"captions_{short}{year}.json" for year in (2017, 2014)]
         name = next((name for name in names if (annotations / name).is_file()), None)
         if name is None:
             report.notes.append(f"no {' or '.join(names)} in {annotations.name}")
         else:
-            used.append(name)
-            records += _read_coco_split(source, annotations / name, split, report)
-    if not used:
+            files[split] = annotations / name
+    if not files:
         raise UserError(f"no captions_train2017.json, captions_val2017.json or their 2014 versions in {annotations}")
-    return SourceDataset(records, f"by file: {', '.join(used)}", report, choices={"annotations": used})
+    used = [path.name for path in files.values()]
+    dataset = SourceDataset([], f"by file: {', '.join(used)}", report, choices={"annotations": used})
+    for split, path in files.items():
+        _read_coco_split(source, path, split, dataset)
+    return dataset
 
 
-def _read_coco_split(source: Path, path: Path, split: str, report: Report) -> list[Record]:
+def _read_coco_split(source: Path, path: Path, split: str, dataset: SourceDataset) -> None:
+    report = dataset.report
     try:
-        content = json.loads(read_text(path, report))
+        content = json.loads(raw.read_text(path, report))
         images = dict(_pairs(content["images"], "id", "file_name", path, report))
         captions_of = defaultdict(list)
         for number, caption in _pairs(content["annotations"], "image_id", "caption", path, report):
@@ -218,21 +198,18 @@ def _read_coco_split(source: Path, path: Path, split: str, report: Report) -> li
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no COCO captions file: {error}") from error
     name = path.stem.removeprefix("captions_")
-    folder = first_folder([source / name, source / "images" / name, source / "images"]) or source / name
-    records = []
-    for number, file_name in sorted(images.items(), key=lambda item: natural_key(item[0])):
-        image = path_inside(folder, file_name)
+    folder = raw.first_folder([source / name, source / "images" / name, source / "images"]) or source / name
+    for number, file_name in sorted(images.items(), key=lambda item: raw.natural_key(item[0])):
+        image = raw.path_inside(folder, file_name)
         if image is None:
             report.skip(f"path in {path.name} that leaves the source folder", file_name)
-        elif not is_file(image):
+        elif not raw.is_file(image):
             report.skip(f"image listed in {path.name} that is not there", file_name)
-        elif captions := clean_captions(captions_of.get(number, []), file_name, report):
-            records.append(Record(split, Path(file_name).stem, FileImage(image), captions))
         else:
-            report.skip("image without captions", file_name)
-    for number in sorted(captions_of.keys() - images.keys(), key=natural_key):
+            captions = raw.clean_captions(captions_of.get(number, []), file_name, report)
+            dataset.add(Record(split, Path(file_name).stem, FileImage(image), captions), name=file_name)
+    for number in sorted(captions_of.keys() - images.keys(), key=raw.natural_key):
         report.skip(f"captions in {path.name} of an image that it does not list", f"image {number}")
-    return records
 
 
 def _pairs(entries: list, key: str, value: str, path: Path, report: Report) -> Iterator[tuple[str, str]]:
