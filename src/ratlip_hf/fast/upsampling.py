@@ -15,10 +15,8 @@ MAX_PERIOD = 4  # inputs after which a resize may repeat; rarer patterns make to
 class Neighbours:
     """Neighbouring outputs of one axis that read the same inputs.
 
-    Attributes:
-        start: the first input that they read, relative to the period; negative before it.
-        first: the first output, relative to the period.
-        fold: [outputs, inputs read, 3]: which of the 3 taps of an output fall on which input.
+    `start` is the first input that they read and `first` the first output, both relative to the period and negative
+    before it; `fold` [outputs, inputs read, 3] has which of the 3 taps of an output fall on which input.
     """
 
     start: int
@@ -82,9 +80,7 @@ def upsampled_convolution(
 ) -> "Doubling | Periodic | Resizing":
     """Nearest resize from `size_in` to `size_out`, 3x3 convolution with padding 1 and LeakyReLU(`slope`), as one.
 
-    Args:
-        weight, bias: [C_out, C_in, 3, 3] and [C_out], float64.
-        slope: None for no LeakyReLU.
+    Weight [C_out, C_in, 3, 3] and bias [C_out] are float64; a slope of None means no LeakyReLU.
     """
     axis = plan_axis(size_in, size_out)
     if axis is None or (axis.outputs >= 2 * axis.inputs and size_out != 2 * size_in):  # the latter from tiny grids
@@ -94,7 +90,7 @@ def upsampled_convolution(
 
 
 class Resizing:
-    """The definition: for sizes without a short period."""
+    """The definition: for sizes without a short period, or that stay."""
 
     def __init__(self, weight, bias, slope, size_out: int, dtype: torch.dtype):
         self.size = size_out
