@@ -18,7 +18,7 @@ from ..clip import FrozenCLIP, image_features, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from .batch_norm import synchronize_batch_norm
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -104,16 +104,7 @@ def prepare(config: TrainingConfig) -> Run | None:
     if not found:
         fit_conditioning(fresh, clip, data, discriminator)
 
-    device = accelerator.device
-    ema = EMA(generator.to(device), config.ema_decay)
-    nets = Networks(
-        *wrap(generator, discriminator, clip.image_encoder, accelerator, config),
-        Optimization.adam(generator, config.generator_learning_rate, config, device.type),
-        Optimization.adam(discriminator, config.discriminator_learning_rate, config, device.type),
-        clip.image_encoder,
-        accelerator,
-        config,
-    )
+    nets, ema = set_in_motion(generator, discriminator, clip.image_encoder, accelerator, config)
     pipeline = RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, ema.module)
     pipeline.set_progress_bar_config(disable=True)
     best = Best(Path(config.output_dir))
@@ -161,7 +152,7 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
     try:
         generator = RATLIPGenerator.from_pretrained(str(source), subfolder="generator", **where)
     except OSError as error:
-        raise UserError(f"no pipeline to fine-tune at {source}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no pipeline to fine-tune at {source}: {one_line(error)}") from error
     if (discriminator := RATLIPDiscriminator.of_pipeline(source, **where)) is not None:
         return generator, discriminator, []
     logger.warning("no discriminator comes with %s: a fresh one of the preset %s is used", source, config.preset)
@@ -229,6 +220,23 @@ def fit_conditioning(
         with torch.no_grad():
             features = image_features(clip.image_encoder, images, reads.feature_layers, reads.clip_input)
         discriminator.feature_scale.fit(features.cpu())
+
+
+def set_in_motion(
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    image_encoder: nn.Module,
+    accelerator: Accelerator,
+    config: TrainingConfig,
+) -> tuple[Networks, EMA]:
+    """What a step needs, on the device, and the average of the generator's weights."""
+    device = accelerator.device
+    ema = EMA(generator.to(device), config.ema_decay)
+    wrapped = wrap(generator, discriminator, image_encoder, accelerator, config)
+    rates = (config.generator_learning_rate, config.discriminator_learning_rate)
+    moved = zip((generator, discriminator), rates, strict=True)
+    optimizations = [Optimization.adam(network, rate, config, device.type) for network, rate in moved]
+    return Networks(*wrapped, *optimizations, image_encoder, accelerator, config), ema
 
 
 def wrap(
