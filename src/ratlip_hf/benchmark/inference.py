@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def measure(what: Inference) -> dict:
     for batch in what.batch_sizes:
         inputs = inputs_of(networks[0], batch)
         plain = calls[PLAIN](*inputs)
-        bound = {path: _bound(call, inputs) for path, call in calls.items()}
+        bound = {path: partial(call, *inputs) for path, call in calls.items()}
         seconds = measuring.interleaved(bound, what.repetitions, what.device)
         times = {path: measuring.summary(taken) for path, taken in seconds.items()}
         for path, row in times.items():
@@ -87,7 +88,7 @@ def measure(what: Inference) -> dict:
         "matrix_product_rate": rates,
         "multiply_adds_per_image": work,
         "rows": rows,
-        "operations": {path: operations(_bound(call, one)) for path, call in calls.items()},
+        "operations": {path: operations(partial(call, *one)) for path, call in calls.items()},
     }
 
 
@@ -207,10 +208,8 @@ def operations(call: Callable[[], object]) -> dict[str, float]:
     with _silent_stderr(), profile(acc_events=True) as trace:
         call()
     events = trace.key_averages()
-    clock = (
-        "self_device_time_total" if any(event.self_device_time_total for event in events) else "self_cpu_time_total"
-    )
-    times = Counter({event.key: getattr(event, clock) for event in events})
+    on_gpu = any(event.self_device_time_total for event in events)
+    times = Counter({each.key: each.self_device_time_total if on_gpu else each.self_cpu_time_total for each in events})
     shares = {name: spent / times.total() for name, spent in times.most_common(_SHOWN_OPERATIONS)}
     return shares | {"others": 1 - sum(shares.values())}
 
@@ -228,10 +227,6 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _bound(call: Callable, inputs: tuple) -> Callable[[], torch.Tensor]:
-    return lambda: call(*inputs)
-
-
 # One-step diffusion of like resolution: SD-Turbo's shapes with random weights
 
 
@@ -243,7 +238,7 @@ def measure_diffusion(preset: str, repetitions: int, device: torch.device) -> di
     for precision, dtype in DTYPES.items():
         ours, other = f"{preset}, {kind} {precision}", f"one-step diffusion {precision}"
         denoiser, decoder = build_diffusion(device, dtype)
-        calls[ours] = _bound(image_function(f"{kind} {precision}", *networks), inputs)
+        calls[ours] = partial(image_function(f"{kind} {precision}", *networks), *inputs)
         calls[other] = diffusion_sampler(denoiser, decoder)
         facts[ours] = {"size": networks[0].config.sample_size, "parameters": parameters_of(*networks)}
         # The encoder half of the autoencoder takes no part.
