@@ -230,12 +230,10 @@ def set_in_motion(
     config: TrainingConfig,
 ) -> tuple[Networks, EMA]:
     """What a step needs, on the device, and the average of the generator's weights."""
-    device = accelerator.device
-    ema = EMA(generator.to(device), config.ema_decay)
+    ema = EMA(generator.to(accelerator.device), config.ema_decay)
     wrapped = wrap(generator, discriminator, image_encoder, accelerator, config)
-    rates = (config.generator_learning_rate, config.discriminator_learning_rate)
-    moved = zip((generator, discriminator), rates, strict=True)
-    optimizations = [Optimization.adam(network, rate, config, device.type) for network, rate in moved]
+    rates = {generator: config.generator_learning_rate, discriminator: config.discriminator_learning_rate}
+    optimizations = [Optimization.adam(network, rate, config) for network, rate in rates.items()]
     return Networks(*wrapped, *optimizations, image_encoder, accelerator, config), ema
 
 

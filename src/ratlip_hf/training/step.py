@@ -84,14 +84,7 @@ def training_step(nets: Networks, batches: Sequence[StepInputs], penalise: bool 
 
     With one micro-batch, one generator forward serves both phases. With several, the discriminator phase generates
     without a graph, and the generator phase generates the same images again, so that one graph at a time is in memory.
-
-    Args:
-        nets: everything that takes part.
-        batches: the micro-batches of this process, on the device.
-        penalise: whether this step has a gradient penalty.
-
-    Returns:
-        Detached scalars by name, for the log.
+    The micro-batches are this process's, on the device. Returns detached scalars by name, for the log.
     """
     fakes = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
     return {**discriminator_phase(nets, batches, fakes, penalise), **generator_phase(nets, batches, fakes)}
