@@ -37,9 +37,8 @@ def machine(device: torch.device) -> dict:
 def describe_machine(machine: Mapping) -> str:
     """One line of what [`machine`] returns: date, device, threads, versions."""
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "diffusers"))
-    return (
-        f"{machine['date']}, {machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {versions}"
-    )
+    processors = f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores"
+    return f"{machine['date']}, {processors}, {versions}"
 
 
 def device_name(device: torch.device | str) -> str:

@@ -17,7 +17,7 @@ from ..training import run
 from ..training.config import TrainingConfig
 from ..training.optimization import EMA
 from ..training.samples import StepInputs
-from ..training.step import Networks, mean_over_processes, training_step
+from ..training.step import Networks, gradient_penalty, mean_over_processes, training_step
 from . import measuring
 from .inference import image_tower
 
@@ -47,12 +47,8 @@ class Training:
     def config(self, path: str) -> TrainingConfig:
         """The configuration of a run with such steps."""
         options = {"mixed_precision": "no", **_OPTIONS.get(path, {})}
-        return TrainingConfig(
-            preset=self.preset,
-            dataset_name=bundled.NAME,  # must be given, and is not read
-            train_batch_size=self.batch,
-            **options,
-        ).validate()
+        options |= {"preset": self.preset, "train_batch_size": self.batch}
+        return TrainingConfig(dataset_name=bundled.NAME, **options).validate()  # data must be named, and are not read
 
 
 def measure(what: Training) -> dict:
@@ -156,13 +152,7 @@ def released_step(
     fake_features, embeds = _read(nets, fakes)
     fake_features = discriminator.condition(fake_features, text)[0]
     fake = _logits(discriminator, fake_features.detach(), condition)
-    penalty = losses.matching_aware_gradient_penalty(
-        losses.input_gradients(real, [features, condition]),
-        config.penalty_weight,
-        config.penalty_power,
-        config.penalty_form,
-    )
-    d_loss = losses.discriminator_hinge(real, fake, mismatched) + penalty
+    d_loss = losses.discriminator_hinge(real, fake, mismatched) + gradient_penalty(config, real, features, condition)
     nets.discriminator_optimization.backward(d_loss)
     nets.discriminator_optimization.step()
 

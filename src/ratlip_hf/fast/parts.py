@@ -220,8 +220,9 @@ class FastAttention:
 
     def __init__(self, attention: ShuffleAttention, channels: int, dtype: torch.dtype):
         self.half, self.dtype = channels // 2, dtype
-        position = _within_group(rows_before_attention(channels, attention.groups), channels, attention.groups)
-        first, second = position[: self.half], position[self.half :] - channels // (2 * attention.groups)
+        width = channels // attention.groups
+        position = rows_before_attention(channels, attention.groups) % width  # within its group
+        first, second = position[: self.half], position[self.half :] - width // 2
         kind = torch.promote_types(dtype, torch.float32)  # the gates' arguments are never formed in half precision
         vectors = {name: vector.detach().to(kind) for name, vector in attention.named_parameters()}
         self.channel_weight = vectors["channel_weight"][first]
@@ -260,8 +261,8 @@ def channel_order(channels: int, groups: int) -> torch.Tensor:
 
     First come all channels that are gated as a whole, then all that are gated place by place.
     """
-    source = _source(channels)
-    by_place = _within_group(source, channels, groups) >= channels // (2 * groups)
+    width = channels // groups
+    by_place = _source(channels) % width >= width // 2
     return torch.argsort(by_place.long(), stable=True)
 
 
@@ -273,10 +274,6 @@ def rows_before_attention(channels: int, groups: int) -> torch.Tensor:
 def _source(channels: int) -> torch.Tensor:
     """Channel that the shuffle moves to each position: the two halves of all channels are interleaved."""
     return torch.arange(channels).reshape(2, channels // 2).T.reshape(-1)
-
-
-def _within_group(channel: torch.Tensor, channels: int, groups: int) -> torch.Tensor:
-    return channel % (channels // groups)
 
 
 def modulate(x: torch.Tensor, pair: Pair, out: torch.Tensor | None = None) -> torch.Tensor:

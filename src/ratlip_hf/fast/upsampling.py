@@ -1,6 +1,7 @@
 """Nearest resize followed by a 3x3 convolution, computed on the small map.
 Neighbouring outputs see the same few inputs, so their nine taps fold into fewer; borders are exact."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -141,15 +142,12 @@ class Periodic:
         self.axis, self.channels = axis, len(bias)
         self.before = -min(group.start for group in axis.groups)
         self.side = self.before + size_in
-        self.parts = [
-            (rows, columns, self._convolution(_fold(weight, rows, columns), bias, slope, dtype))
-            for rows in axis.groups
-            for columns in axis.groups
-        ]
-
-    def _convolution(self, kernels, bias, slope, dtype: torch.dtype) -> Convolution:
-        bias = bias.repeat(len(kernels) // len(bias))
-        return Convolution(kernels, bias, dtype, self.side, stride=self.axis.inputs, slope=slope)
+        self.parts = []
+        for rows, columns in itertools.product(axis.groups, repeat=2):
+            kernels = _fold(weight, rows, columns)
+            biases = bias.repeat(len(kernels) // len(bias))
+            convolution = Convolution(kernels, biases, dtype, self.side, stride=axis.inputs, slope=slope)
+            self.parts.append((rows, columns, convolution))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[B, h, h, C_in] -> [B, size, size, C_out]."""

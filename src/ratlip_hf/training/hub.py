@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 _SAMPLES = 4  # sample grids that are kept in the repository, the latest
 _STAGE = ".upload-"
+_ADVICE = {  # by HTTP status
+    401: "the token is not valid: log in with `hf auth login`",
+    403: "the token may not write there: take one with write permission, or another hub_model_id",
+}
 _WIDGETS = 3  # example prompts on the card
 _INTRODUCTION = """ {origin};
 these are the EMA weights of the generator. The discriminator lies in `discriminator/`, the files of the training
@@ -175,12 +179,7 @@ def _refusals_as_user_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a refusal, or whatever the HTTP client says of a Hub out of reach
         status = error.response.status_code if isinstance(error, utils.HfHubHTTPError) else None
-        if status == 401:
-            advice = "the token is not valid: log in with `hf auth login`"
-        elif status == 403:
-            advice = "the token may not write there: take one with write permission, or another hub_model_id"
-        else:
-            advice = "correct it or leave out push_to_hub"
+        advice = _ADVICE.get(status, "correct it or leave out push_to_hub")
         raise UserError(f"cannot publish {name}: {advice} ({one_line(error)})") from error
 
 

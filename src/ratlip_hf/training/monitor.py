@@ -96,7 +96,8 @@ class Log:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in self._kept(step)))
+            kept = [record for record in self.read() if record["step"] <= step]
+            atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def write(self, record: dict) -> None:
         """Append a line; values may be nested objects."""
@@ -104,17 +105,12 @@ class Log:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
     def read(self) -> list[dict]:
-        """All lines."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
-
-    def _kept(self, step: int) -> list[dict]:
-        kept = []
-        for line in self.path.read_text().splitlines():
-            # A kill may have cut the last line short; like all lines after `step` it is written again.
+        """All lines, without a last one that a kill has cut short: a run that resumes writes it again."""
+        records = []
+        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
             with contextlib.suppress(json.JSONDecodeError):
-                record = json.loads(line)
-                kept += [record] if record["step"] <= step else []
-        return kept
+                records.append(json.loads(line))
+        return records
 
 
 def tracker_arguments(config: TrainingConfig) -> dict:

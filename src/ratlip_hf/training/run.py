@@ -74,8 +74,7 @@ class Run:
 def prepare(config: TrainingConfig) -> Run | None:
     """Put a run together and restore its checkpoint, if it has one; None after a dry run, which leaves nothing.
 
-    Raises:
-        UserError, ValueError: when configuration, surroundings, CLIP and data do not fit together.
+    Raises UserError or ValueError when configuration, surroundings, CLIP and data do not fit together.
     """
     accelerator = start_accelerator(config)
     check_surroundings(config, accelerator.num_processes, accelerator.device)
@@ -139,10 +138,8 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
     """Generator and discriminator, fresh or to be fine-tuned, and which of them are fresh.
 
     A pipeline that is fine-tuned brings its discriminator in a folder of that name: inside, as on the Hub, or next to
-    it, as the trainer leaves it. Without one the discriminator starts anew, with a warning.
-
-    Raises:
-        UserError: when there is no pipeline to fine-tune.
+    it, as the trainer leaves it. Without one the discriminator starts anew, with a warning; without a pipeline,
+    UserError is raised.
     """
     if config.pretrained_model_name_or_path is None:
         generator = RATLIPGenerator.from_preset(config.preset, **config.generator)

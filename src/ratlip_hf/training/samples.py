@@ -68,12 +68,7 @@ class CaptionedImages:
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        config: TrainingConfig,
-        size: int,
-        noise_dim: int,
-        embeddings: list[EmbeddingTable] | None = None,
+        self, rows: Rows, config: TrainingConfig, size: int, noise_dim: int, embeddings: Sequence[EmbeddingTable] = ()
     ):
         self.rows, self.config, self.size, self.noise_dim = rows, config, size, noise_dim
         self.embeddings = embeddings
@@ -198,8 +193,8 @@ def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
 
 def caption_embeddings(
     config: TrainingConfig, sources: list[str], parts: list[Rows], clip: FrozenCLIP | None
-) -> list[EmbeddingTable] | None:
-    """Embeddings of all captions, one table per part of a mixture; None without `text_embeddings` or in a dry run.
+) -> list[EmbeddingTable]:
+    """Embeddings of all captions, one table per part of a mixture; none without `text_embeddings` or in a dry run.
 
     Stored ones of this CLIP are used (`ratlip data embed`); of other map-style data the captions are encoded here and
     kept in `<output_dir>/text_embeddings/<part>`, where a resumed run finds them. Of several processes the main one
@@ -207,7 +202,7 @@ def caption_embeddings(
     raise UserError. `sources` are names or folders of the parts, `parts` their rows.
     """
     if not config.text_embeddings:
-        return None
+        return []
     fingerprint = clip.describe()["weights_sha256"]
     tables = []
     for index, (source, rows) in enumerate(zip(sources, parts, strict=True)):
@@ -216,7 +211,7 @@ def caption_embeddings(
             folder = Path(config.output_dir) / FOLDER / str(index)
             table = remembered_embeddings(folder, list(rows.captions(len(rows))), clip.encode, fingerprint)
         tables.append(table)
-    return None if config.dry_run else tables
+    return [] if config.dry_run else tables
 
 
 def _stored_table(config: TrainingConfig, source: str, streamed: bool, fingerprint: str) -> StoredEmbeddings | None:

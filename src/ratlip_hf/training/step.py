@@ -140,15 +140,16 @@ def discriminator_loss(
     metrics = {"d_loss": hinge, "d_real": real.mean(), "d_fake": fake.mean(), "d_mismatch": mismatch.mean()}
     if not penalise:
         return hinge, metrics
-    penalty = losses.matching_aware_gradient_penalty(
-        losses.input_gradients(real, [real_features, text]),
-        config.penalty_weight,
-        config.penalty_power,
-        config.penalty_form,
-    )
+    penalty = gradient_penalty(config, real, real_features, text)
     # A lazy penalty stands for the steps without one; what is logged does not depend on the interval.
     loss = hinge + config.penalty_interval * penalty
     return loss, {**metrics, "d_loss": hinge + penalty, "d_penalty": penalty}
+
+
+def gradient_penalty(config: TrainingConfig, logits: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    """The last term of L_D of Eq. 8 as configured, by the gradients of real matching pairs' logits."""
+    gradients, form = losses.input_gradients(logits, inputs), config.penalty_form
+    return losses.matching_aware_gradient_penalty(gradients, config.penalty_weight, config.penalty_power, form)
 
 
 def generator_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated | None) -> Metrics:
