@@ -224,8 +224,9 @@ def model_card(
     sections = _TRAINING.format(facts=facts, config=config.to_json().strip())
     if evaluation:
         protocol, scores = f"quick evaluation, {json.dumps(evaluation['protocol'])}", evaluation["scores"]
-        if results := [_result(config, *score, protocol) for score in scores.items() if math.isfinite(score[1])]:
-            data.model_name, data.eval_results = repository.split("/")[-1], results
+        if finite := {name: value for name, value in scores.items() if math.isfinite(value)}:
+            data.model_name = repository.split("/")[-1]
+            data.eval_results = [_result(config, name, value, protocol) for name, value in finite.items()]
         rows = [f"| {_cell(name)} | {value:.4g} | {_cell(protocol)} |" for name, value in scores.items()]
         sections += _METRICS.format(rows="\n".join(rows))
     return compose(data, repository, sections, prompts[0] if prompts else PROMPT, more)
