@@ -21,10 +21,8 @@ def no_processes(monkeypatch):
     """Peaks of fresh processes take seconds each; here, only that they are asked for. Products are small: without
     instructions for bfloat16 a large one takes minutes."""
     monkeypatch.setattr(measuring, "_SIDE", 64)
-    monkeypatch.setattr(inference, "in_fresh_process", lambda work, path, *_: 300 if path == inference.PLAIN else 150)
-    monkeypatch.setattr(
-        training_speed, "in_fresh_process", lambda work, path, *_: 300 if path == training_speed.RELEASED else 150
-    )
+    baselines = (inference.PLAIN, training_speed.RELEASED)
+    monkeypatch.setattr(measuring, "in_fresh_process", lambda work, path, *_: 300 if path in baselines else 150)
 
 
 def test_the_record_holds_what_the_tables_show(no_processes, tmp_path, capsys):

@@ -268,13 +268,12 @@ def card_of(config: TrainingConfig, **facts) -> ModelCard:
 
 def test_the_card_names_everything_and_is_valid(online, run):
     run = dataclasses.replace(run, dataset_name="ada/captions", hub_license="cc-by-4.0")
-    metrics = [
-        {"name": "Toy FID", "value": np.float32(12.5), "protocol": "1,000 images, seed 0 | test split"},
-        {"name": "broken", "value": math.nan, "protocol": "none"},
-    ]
+    protocol = {"samples": "1,000 images, seed 0 | test split"}
+    evaluation = {"scores": {"Toy FID": np.float32(12.5), "broken": math.nan}, "protocol": protocol}
     prompts = ['a "red": bird', "two", "three", "four"]
     samples = ["samples/step-1.png", "samples/step-2.png"]
-    card = card_of(run, commit="c0ffee", images=4096, clip=CLIP, prompts=prompts, samples=samples, metrics=metrics)
+    shown = {"prompts": prompts, "samples": samples, "evaluation": evaluation}
+    card = card_of(run, commit="c0ffee", images=4096, clip=CLIP, **shown)
     validate_card(card)
     data = card.data.to_dict()
     (index,) = data.pop("model-index")
@@ -290,9 +289,8 @@ def test_the_card_names_everything_and_is_valid(online, run):
     }
     (result,) = index["results"]
     assert result["dataset"] == {"name": "ada/captions", "type": "ada/captions"}
-    assert result["metrics"] == [
-        {"type": "toy_fid", "name": "Toy FID", "value": 12.5, "args": {"protocol": metrics[0]["protocol"]}}
-    ]
+    measured = f"quick evaluation, {json.dumps(protocol)}"
+    assert result["metrics"] == [{"type": "toy_fid", "name": "Toy FID", "value": 12.5, "args": {"protocol": measured}}]
     for text in (
         "commit `c0ffee`",
         "seen: 4,096",
@@ -301,7 +299,7 @@ def test_the_card_names_everything_and_is_valid(online, run):
         "![samples](samples/step-2",
     ):
         assert text in card.text, text
-    assert "| Toy FID | 12.5 | 1,000 images, seed 0 \\| test split |" in card.text
+    assert '| Toy FID | 12.5 | quick evaluation, {"samples": "1,000 images, seed 0 \\| test split"} |' in card.text
     assert 'pipe("a \\"red\\": bird", ' in card.text
     assert json.loads(card.text.split("```json\n")[1].split("```")[0]) == dataclasses.asdict(run)
 

@@ -160,13 +160,13 @@ def test_an_optimization_is_configured_as_said(config):
     network.bias.requires_grad_(False)
     config.mixed_precision, config.max_grad_norm = "fp16", 0.5
     config.adam_beta1, config.adam_beta2, config.adam_epsilon = 0.1, 0.8, 1e-3
-    moves = Optimization.adam(network, 0.2, config, "cpu")
+    moves = Optimization.adam(network, 0.2, config)
     (group,) = moves.optimizer.param_groups
     assert (group["lr"], group["betas"], group["eps"]) == (0.2, (0.1, 0.8), 1e-3)
     assert len(group["params"]) == 1 and group["params"][0] is network.weight
     assert moves.scaler.is_enabled() and moves.max_grad_norm == 0.5
     config.mixed_precision = "bf16"
-    assert not Optimization.adam(network, 0.2, config, "cpu").scaler.is_enabled()
+    assert not Optimization.adam(network, 0.2, config).scaler.is_enabled()
 
 
 @pytest.mark.parametrize("half", [False, True])

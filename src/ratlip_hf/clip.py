@@ -24,6 +24,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file, extract_commit_hash
 
 from .bundled import resolve
+from .utils.errors import one_line
 from .utils.tensors import at_least_float32, weights_sha256
 
 logger = logging.getLogger(__name__)
@@ -90,15 +91,11 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
         revision = extract_commit_hash(cached_file(source, "config.json", subfolder=folders[1], **where), None)
         if revision is not None:
             kwargs["revision"] = where["revision"] = revision
-        text, image = (
-            _load_tower(kind, source, folder, kwargs)
-            for kind, folder in zip(
-                (CLIPTextModelWithProjection, CLIPVisionModelWithProjection), folders, strict=False
-            )
-        )
+        text = _load_tower(CLIPTextModelWithProjection, source, folders[0], kwargs)
+        image = _load_tower(CLIPVisionModelWithProjection, source, folders[1], kwargs)
         tokenizer = tokenizer or CLIPTokenizer.from_pretrained(source, subfolder=folders[2], **where)
     except OSError as error:
-        raise ValueError(f"no CLIP could be loaded from {str(source)!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"no CLIP could be loaded from {str(source)!r}: {one_line(error)}") from error
     return FrozenCLIP(tokenizer, text, image, str(source), revision)
 
 
@@ -217,10 +214,8 @@ def prepare_pixels(images: torch.Tensor, size: int, clip_input: str = "clip") ->
         pixels = F.interpolate((pixels + 1) / 2, size=(size, size), mode="nearest")
     elif pixels.shape[-2:] != (size, size):
         # At least float32: CPUs have no antialiased resize for half precision.
-        full = F.interpolate(
-            at_least_float32(pixels), size=(size, size), mode="bicubic", align_corners=False, antialias=True
-        )
-        pixels = full.to(pixels.dtype)
+        full, how = at_least_float32(pixels), {"mode": "bicubic", "align_corners": False, "antialias": True}
+        pixels = F.interpolate(full, size=(size, size), **how).to(pixels.dtype)
     mean = pixels.new_tensor(OPENAI_CLIP_MEAN)[:, None, None]
     std = pixels.new_tensor(OPENAI_CLIP_STD)[:, None, None]
     return (pixels - mean) / std

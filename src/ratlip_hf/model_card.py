@@ -1,7 +1,7 @@
 """What all model cards of this package have in common, and the card of a pipeline of which nothing else is known."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -9,21 +9,14 @@ from .version import __version__
 
 PROMPT = "a small bird with red wings"
 _GENERIC = "model card has been automatically generated"  # what diffusers writes for every pipeline
-_PIPELINE = """---
+_CARD = """---
 {metadata}
 ---
 
 # {title}
 
-A text-to-image GAN of the RATLIP family: one forward pass from a prompt and noise to an image.
-{use}
-## Model
+A text-to-image GAN of the RATLIP family: one forward pass from a prompt and noise to an image.{more}
 
-{facts}
-
-This card was written from the files alone: they do not say what the model was trained on.
-"""
-_USE = """
 ## Use
 
 ```python
@@ -34,6 +27,13 @@ pipe = RATLIPPipeline.from_pretrained("{repository}")
 images = pipe({prompt}, num_images_per_prompt=4, generator=torch.Generator().manual_seed(0)).images
 images[0].save("image.png")
 ```
+{sections}"""
+_MODEL = """
+## Model
+
+{facts}
+
+This card was written from the files alone: they do not say what the model was trained on.
 """
 
 
@@ -48,26 +48,28 @@ def card_data(**fields) -> ModelCardData:
     return ModelCardData(**common, **{name: value for name, value in fields.items() if value})
 
 
-def use_section(repository: str, prompt: str = PROMPT) -> str:
-    """Markdown: how to generate images for `prompt` with the pipeline at `repository`."""
-    return _USE.format(repository=repository, prompt=json.dumps(prompt, ensure_ascii=False))
+def compose(data: ModelCardData, repository: str, sections: str, prompt: str = PROMPT, more: str = "") -> ModelCard:
+    """A card: metadata, what it is (and `more` of that), how to generate images for `prompt`, further `sections`.
+
+    `repository` is the "user/name" where the pipeline can be loaded from; all texts are Markdown.
+    """
+    named = {"repository": repository, "title": repository.split("/")[-1], "metadata": data.to_yaml()}
+    quoted = json.dumps(prompt, ensure_ascii=False)
+    return ModelCard(_CARD.format(**named, prompt=quoted, more=more, sections=sections))
+
+
+def listed(facts: Iterable[str]) -> str:
+    """A list in Markdown."""
+    return "\n".join(f"* {fact}" for fact in facts)
 
 
 def pipeline_card(components: dict, repository: str, known: ModelCardData | None = None) -> ModelCard:
-    """The card of a pipeline of which its components alone are known.
-
-    Args:
-        components: of the pipeline; those that are None are left out.
-        repository: "user/name", where it can be loaded from.
-        known: metadata to keep, for instance a license.
-    """
+    """The card of a pipeline of which its components alone are known; metadata that is `known` already stays."""
     data = card_data()
     for name, value in (known.to_dict() if known else {}).items():
         if name != "library_name":
             data[name] = value
-    title = repository.split("/")[-1]
-    facts = "\n".join(f"* {fact}" for fact in _facts(components))
-    return ModelCard(_PIPELINE.format(metadata=data.to_yaml(), title=title, use=use_section(repository), facts=facts))
+    return compose(data, repository, _MODEL.format(facts=listed(_facts(components))))
 
 
 def own_card(found: ModelCard, components: dict, repository: str) -> ModelCard:

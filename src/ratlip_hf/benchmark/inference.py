@@ -11,14 +11,16 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
@@ -26,19 +28,8 @@ from .. import bundled
 from ..fast.session import FastSession
 from ..models import RATLIPGenerator
 from ..pipeline import RATLIPPipeline
-from ..utils.display import as_markdown
-from .measuring import (
-    DTYPES,
-    in_fresh_process,
-    interleaved,
-    matrix_product_rate,
-    peak_bytes,
-    ratio,
-    ratio_cell,
-    size_cell,
-    summary,
-    time_cells,
-)
+from . import measuring
+from .measuring import DTYPES
 
 PLAIN = "plain fp32"
 DIFFUSION_SIZE = 256  # pixels; the denoiser halves its 32 x 32 latents three times
@@ -71,27 +62,25 @@ class Inference:
 def measure(what: Inference) -> dict:
     """All values of inference, for the record."""
     cases = [(path, batch) for batch in what.batch_sizes for path in what.paths]
-    memory = {case: in_fresh_process(_peak, *case, what.preset, str(what.device)) for case in cases}
+    memory = {case: measuring.in_fresh_process(_peak, *case, what.preset, str(what.device)) for case in cases}
     networks = build_networks(what.preset, what.device)
     calls = {path: image_function(path, *networks) for path in what.paths}
-    rates = {name: matrix_product_rate(dtype, what.device) for name, dtype in DTYPES.items()}
+    rates = {name: measuring.matrix_product_rate(dtype, what.device) for name, dtype in DTYPES.items()}
     work = {path: multiply_adds(path, *networks) for path in what.paths}
     rows = []
     for batch in what.batch_sizes:
         inputs = inputs_of(networks[0], batch)
         plain = calls[PLAIN](*inputs)
-        seconds = interleaved(
-            {path: _bound(call, inputs) for path, call in calls.items()}, what.repetitions, what.device
-        )
-        base = summary(seconds[PLAIN])["median_s"]
-        for path, call in calls.items():
-            times = summary(seconds[path])
+        bound = {path: partial(call, *inputs) for path, call in calls.items()}
+        seconds = measuring.interleaved(bound, what.repetitions, what.device)
+        times = {path: measuring.summary(taken) for path, taken in seconds.items()}
+        for path, row in times.items():
+            row = {"path": path, "batch": batch, **row, "faster": times[PLAIN]["median_s"] / row["median_s"]}
             roofline = batch * work[path] / rates[path.split()[1]]
-            row = {"path": path, "batch": batch, **times, "faster": base / times["median_s"]}
-            row |= {"roofline_s": roofline, "of_roofline": times["median_s"] / roofline}
+            row |= {"roofline_s": roofline, "of_roofline": row["median_s"] / roofline}
             peak, plain_peak = memory[path, batch], memory[PLAIN, batch]
-            row |= {"peak_bytes": peak, "of_plain_peak": ratio(peak, plain_peak)}
-            rows.append(row | errors(call(*inputs), plain))
+            row |= {"peak_bytes": peak, "of_plain_peak": measuring.ratio(peak, plain_peak)}
+            rows.append(row | errors(bound[path](), plain))
     one = inputs_of(networks[0], 1)
     return {
         "preset": what.preset,
@@ -99,39 +88,39 @@ def measure(what: Inference) -> dict:
         "matrix_product_rate": rates,
         "multiply_adds_per_image": work,
         "rows": rows,
-        "operations": {path: operations(_bound(call, one)) for path, call in calls.items()},
+        "operations": {path: operations(partial(call, *one)) for path, call in calls.items()},
     }
 
 
 def inference_table(inference: Mapping) -> str:
     """A line for each path and batch size."""
-    head = ["batch", "path", "median s", "range s", "images/s", "faster", "x roofline", "max error / range"]
-    head += ["PSNR dB", "peak memory", "of plain"]
-    body = []
+    columns = {"batch": "{batch}", "path": "{path}", **measuring.TIMES, "images/s": "{images_per_s:.3g}"}
+    columns |= {"faster": "{faster:.2f}x", "x roofline": "{of_roofline:.2f}", "max error / range": "{max_error:.1e}"}
+    columns |= {"PSNR dB": "{psnr_db:.1f}", "peak memory": "{peak}", "of plain": "{of_plain_peak:.2f}"}
+    rows = []
     for row in inference["rows"]:
-        cells = [str(row["batch"]), row["path"], *time_cells(row), f"{row['batch'] / row['median_s']:.3g}"]
-        cells += [f"{row['faster']:.2f}x", f"{row['of_roofline']:.2f}"]
-        cells += [f"{row['max_error']:.1e}", f"{row['psnr_db']:.1f}"] if "psnr_db" in row else ["-", "-"]
-        body.append([*cells, size_cell(row["peak_bytes"]), ratio_cell(row["of_plain_peak"])])
-    return as_markdown(head, body)
+        unknown = {} if "psnr_db" in row else {"max_error": None, "psnr_db": None}  # compared with itself
+        rows.append({**row, **unknown, "images_per_s": row["batch"] / row["median_s"]})
+    return measuring.table(columns, rows)
 
 
 def roofline_table(inference: Mapping) -> str:
     """Work of each path, and the rate of a large matrix product, which together are the roofline."""
-    body = []
+    columns = {"path": "{path}", "GFLOP per image": "{gflop:.1f}", "GFLOP/s of a matrix product": "{gflop_per_s:.0f}"}
+    rows = []
     for path, work in inference["multiply_adds_per_image"].items():
         rate = inference["matrix_product_rate"][path.split()[1]]
-        body.append([path, f"{2 * work / 1e9:.1f}", f"{2 * rate / 1e9:.0f}", f"{work / rate:.4f}"])
-    return as_markdown(["path", "GFLOP per image", "GFLOP/s of a matrix product", "roofline, s per image"], body)
+        rows.append({"path": path, "gflop": 2 * work / 1e9, "gflop_per_s": 2 * rate / 1e9, "seconds": work / rate})
+    return measuring.table(columns | {"roofline, s per image": "{seconds:.4f}"}, rows)
 
 
 def operations_table(inference: Mapping) -> str:
     """Where the time of each path goes, at batch 1."""
-    body = [
-        [path, ", ".join(f"{name} {share:.0%}" for name, share in shares.items())]
+    rows = [
+        {"path": path, "shares": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())}
         for path, shares in inference["operations"].items()
     ]
-    return as_markdown(["path", "share of the time by operator"], body)
+    return measuring.table({"path": "{path}", "share of the time by operator": "{shares}"}, rows)
 
 
 def build_networks(preset: str, device: torch.device) -> tuple[RATLIPGenerator, Tower]:
@@ -191,7 +180,7 @@ def _peak(path: str, batch: int, preset: str, device: str) -> int:
     networks = build_networks(preset, torch.device(device))
     call, inputs = image_function(path, *networks), inputs_of(networks[0], batch)
     call(*inputs), call(*inputs)
-    return peak_bytes(device)
+    return measuring.peak_bytes(device)
 
 
 def errors(images: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
@@ -216,14 +205,12 @@ def multiply_adds(path: str, generator: RATLIPGenerator, tower: Tower) -> int:
 def operations(call: Callable[[], object]) -> dict[str, float]:
     """Shares of the time of one call by operator, the largest first; the rest together."""
     call()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with _silent_stderr(), profile(activities=activities, acc_events=True) as trace:
+    with _silent_stderr(), profile(acc_events=True) as trace:
         call()
-    on_gpu = torch.cuda.is_available()
     events = trace.key_averages()
-    times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
-    total, ordered = sum(times.values()), sorted(times, key=times.get, reverse=True)
-    shares = {name: times[name] / total for name in ordered[:_SHOWN_OPERATIONS]}
+    on_gpu = any(event.self_device_time_total for event in events)
+    times = Counter({each.key: each.self_device_time_total if on_gpu else each.self_cpu_time_total for each in events})
+    shares = {name: spent / times.total() for name, spent in times.most_common(_SHOWN_OPERATIONS)}
     return shares | {"others": 1 - sum(shares.values())}
 
 
@@ -240,10 +227,6 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _bound(call: Callable, inputs: tuple) -> Callable[[], torch.Tensor]:
-    return lambda: call(*inputs)
-
-
 # One-step diffusion of like resolution: SD-Turbo's shapes with random weights
 
 
@@ -255,17 +238,18 @@ def measure_diffusion(preset: str, repetitions: int, device: torch.device) -> di
     for precision, dtype in DTYPES.items():
         ours, other = f"{preset}, {kind} {precision}", f"one-step diffusion {precision}"
         denoiser, decoder = build_diffusion(device, dtype)
-        calls[ours] = _bound(image_function(f"{kind} {precision}", *networks), inputs)
+        calls[ours] = partial(image_function(f"{kind} {precision}", *networks), *inputs)
         calls[other] = diffusion_sampler(denoiser, decoder)
         facts[ours] = {"size": networks[0].config.sample_size, "parameters": parameters_of(*networks)}
         # The encoder half of the autoencoder takes no part.
         facts[other] = {"size": DIFFUSION_SIZE, "parameters": parameters_of(denoiser, decoder.decoder)}
         baselines[ours] = baselines[other] = other
-    seconds = {name: summary(times) for name, times in interleaved(calls, repetitions, device).items()}
-    rows = []
-    for name, times in seconds.items():
-        faster = seconds[baselines[name]]["median_s"] / times["median_s"]
-        rows.append({"model": name, **facts[name], **times, "faster": faster})
+    seconds = measuring.interleaved(calls, repetitions, device)
+    times = {name: measuring.summary(taken) for name, taken in seconds.items()}
+    rows = [
+        {"model": name, **facts[name], **row, "faster": times[baselines[name]]["median_s"] / row["median_s"]}
+        for name, row in times.items()
+    ]
     return {"repetitions": repetitions, "rows": rows}
 
 
@@ -307,12 +291,9 @@ def diffusion_sampler(denoiser: UNet2DConditionModel, decoder: AutoencoderKL) ->
 
 def diffusion_table(diffusion: Mapping) -> str:
     """This model compared with one-step diffusion, one image at a time."""
-    head = ["model", "pixels", "parameters", "median s", "range s", "faster than diffusion"]
-    body = [
-        [row["model"], str(row["size"]), f"{row['parameters'] / 1e6:.0f} M", *time_cells(row), f"{row['faster']:.1f}x"]
-        for row in diffusion["rows"]
-    ]
-    return as_markdown(head, body)
+    columns = {"model": "{model}", "pixels": "{size}", "parameters": "{millions:.0f} M", **measuring.TIMES}
+    rows = [{**row, "millions": row["parameters"] / 1e6} for row in diffusion["rows"]]
+    return measuring.table(columns | {"faster than diffusion": "{faster:.1f}x"}, rows)
 
 
 # Start-up
@@ -339,7 +320,7 @@ def _image_seconds() -> dict[str, list[float]]:
     plain, optimized = (RATLIPPipeline.from_pretrained(bundled.model_dir()) for _ in range(2))
     optimized.optimize()
     calls = {"image": lambda: plain(_PROMPT), "optimized image": lambda: optimized(_PROMPT)}
-    return interleaved(calls, _START_UP_IMAGES, torch.device("cpu"))
+    return measuring.interleaved(calls, _START_UP_IMAGES, torch.device("cpu"))
 
 
 def _run_command(arguments: list[str]) -> float:
@@ -356,4 +337,5 @@ def start_up_table(start_up: Mapping) -> str:
         "image": "`pipe(prompt)` with the bundled model, 64 px",
         "optimized image": "the same after `pipe.optimize()`, a prompt seen before",
     }
-    return as_markdown(["what", "median s"], [[text, f"{start_up[name]:.3f}"] for name, text in names.items()])
+    rows = [{"what": text, "seconds": start_up[name]} for name, text in names.items()]
+    return measuring.table({"what": "{what}", "median s": "{seconds:.3f}"}, rows)

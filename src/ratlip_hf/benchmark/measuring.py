@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from ..evaluation.records import environment
-from ..utils.display import as_size
+from ..utils.display import as_markdown, as_size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TIMES = {"median s": "{median_s:.3g}", "range s": "{least_s:.3g}-{greatest_s:.3g}"}  # of a `summary`, for a `table`
 _SIDE = 2048  # of the matrices whose product gives the roofline
 
 
@@ -36,9 +37,8 @@ def machine(device: torch.device) -> dict:
 def describe_machine(machine: Mapping) -> str:
     """One line of what [`machine`] returns: date, device, threads, versions."""
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "diffusers"))
-    return (
-        f"{machine['date']}, {machine['device']}, {machine['threads']} threads of {machine['cores']} cores, {versions}"
-    )
+    processors = f"{machine['device']}, {machine['threads']} threads of {machine['cores']} cores"
+    return f"{machine['date']}, {processors}, {versions}"
 
 
 def device_name(device: torch.device | str) -> str:
@@ -73,18 +73,19 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {"median_s": statistics.median(seconds), "least_s": min(seconds), "greatest_s": max(seconds)}
 
 
-def time_cells(row: Mapping) -> list[str]:
-    """Median and range of a row with a [`summary`], for a table."""
-    return [f"{row['median_s']:.3g}", f"{row['least_s']:.3g}-{row['greatest_s']:.3g}"]
+def table(columns: Mapping[str, str], rows: Iterable[Mapping]) -> str:
+    """Rows of a record in Markdown: for each column its head and a format of a row's values, "-" where one is None.
 
+    "{peak}" is the size of `peak_bytes`, of which None means that memory did not suffice.
+    """
 
-def size_cell(count: int | None) -> str:
-    """A peak of memory for a table; None means that memory did not suffice."""
-    return as_size(count) if count else "does not fit"
+    def cell(form: str, row: Mapping) -> str:
+        try:
+            return form.format(**row, peak=as_size(row["peak_bytes"]) if row.get("peak_bytes") else "does not fit")
+        except TypeError:  # None has no decimals
+            return "-"
 
-
-def ratio_cell(value: float | None) -> str:
-    return f"{value:.2f}" if value else "-"
+    return as_markdown(list(columns), [[cell(form, row) for form in columns.values()] for row in rows])
 
 
 def ratio(one: int | None, other: int | None) -> float | None:

@@ -10,17 +10,16 @@ from torch import nn
 from transformers import CLIPConfig, CLIPTextModelWithProjection
 
 from .. import bundled, losses
-from ..clip import image_features_and_embeds
+from ..clip import image_features_and_embeds, load_clip
 from ..models import RATLIPGenerator
 from ..models.blocks import ImageBlock
+from ..training import run
 from ..training.config import TrainingConfig
-from ..training.optimization import EMA, Optimization
-from ..training.run import build_networks, load_frozen_clip, start_accelerator, wrap
+from ..training.optimization import EMA
 from ..training.samples import StepInputs
-from ..training.step import Networks, mean_over_processes, training_step
-from ..utils.display import as_markdown
+from ..training.step import Networks, gradient_penalty, mean_over_processes, training_step
+from . import measuring
 from .inference import image_tower
-from .measuring import in_fresh_process, interleaved, peak_bytes, ratio, ratio_cell, size_cell, summary, time_cells
 
 RELEASED, OURS = "arranged as released", "ours"
 _OPTIONS = {
@@ -45,71 +44,57 @@ class Training:
         """The baseline and ours; compiled only on a GPU, where that pays within minutes."""
         return (RELEASED, *(path for path in _OPTIONS if self.device.type == "cuda" or "compiled" not in path))
 
-    def config(self, path: str = OURS) -> TrainingConfig:
+    def config(self, path: str) -> TrainingConfig:
         """The configuration of a run with such steps."""
         options = {"mixed_precision": "no", **_OPTIONS.get(path, {})}
-        return TrainingConfig(
-            preset=self.preset,
-            clip=bundled.NAME if self.preset == "tiny" else None,
-            dataset_name=bundled.NAME,  # must be given, and is not read
-            train_batch_size=self.batch,
-            **options,
-        ).validate()
+        options |= {"preset": self.preset, "train_batch_size": self.batch}
+        return TrainingConfig(dataset_name=bundled.NAME, **options).validate()  # data must be named, and are not read
 
 
 def measure(what: Training) -> dict:
     """All values of training, for the record."""
-    memory = {path: in_fresh_process(_two_steps, path, what) for path in what.paths}
+    memory = {path: measuring.in_fresh_process(_two_steps, path, what) for path in what.paths}
     steps = {path: stepper(path, what) for path in what.paths}
-    seconds = interleaved(steps, what.steps, what.device)
-    base = summary(seconds[RELEASED])["median_s"]
+    seconds = measuring.interleaved(steps, what.steps, what.device)
+    times = {path: measuring.summary(taken) for path, taken in seconds.items()}
     rows = []
-    for path, times in seconds.items():
-        row = {"path": path, **summary(times), "faster": base / summary(times)["median_s"]}
+    for path, row in times.items():
+        row = {"path": path, **row, "faster": times[RELEASED]["median_s"] / row["median_s"]}
         row |= {"images_per_s": what.batch / row["median_s"], "peak_bytes": memory[path]}
-        rows.append(row | {"of_released_peak": ratio(memory[path], memory[RELEASED])})
+        rows.append(row | {"of_released_peak": measuring.ratio(memory[path], memory[RELEASED])})
     return {"preset": what.preset, "batch": what.batch, "steps": what.steps, "rows": rows}
 
 
 def training_table(training: Mapping) -> str:
     """A line for each kind of step."""
-    head = ["step", "median s", "range s", "images/s", "faster", "peak memory", "of released"]
-    body = [
-        [
-            row["path"],
-            *time_cells(row),
-            f"{row['images_per_s']:.3g}",
-            f"{row['faster']:.2f}x",
-            size_cell(row["peak_bytes"]),
-            ratio_cell(row["of_released_peak"]),
-        ]
-        for row in training["rows"]
-    ]
-    return as_markdown(head, body)
+    columns = {"step": "{path}", **measuring.TIMES, "images/s": "{images_per_s:.3g}", "faster": "{faster:.2f}x"}
+    columns |= {"peak memory": "{peak}", "of released": "{of_released_peak:.2f}"}
+    return measuring.table(columns, training["rows"])
 
 
 def _two_steps(path: str, what: Training) -> int:
     step = stepper(path, what)
     step(), step()
-    return peak_bytes(what.device)
+    return measuring.peak_bytes(what.device)
 
 
 def stepper(path: str, what: Training) -> Callable[[], object]:
     """A function that makes one step: on the same random images, noise and captions at every call and path."""
     nets, ema = set_up(what.config(path), what.device)
-    text_encoder = _text_tower(what).to(what.device)
+    text_encoder = _text_tower(what.preset).to(what.device)
     images, noise, input_ids = random_inputs(what.batch, nets.bare(nets.generator), text_encoder)
     with torch.no_grad():
         text = text_encoder(input_ids).text_embeds
     if path == RELEASED:
         resize_first(nets.bare(nets.generator))
-        run = lambda: released_step(nets, text_encoder, images, noise, input_ids)  # noqa: E731
-    else:
-        inputs = StepInputs(images, noise, text, text.roll(-1, 0))
-        run = lambda: training_step(nets, [inputs])  # noqa: E731
+    inputs = StepInputs(images, noise, text, text.roll(-1, 0))
 
     def step() -> dict[str, float]:
-        values = mean_over_processes(run(), nets.accelerator)  # as in the loop, this waits for the device
+        if path == RELEASED:
+            metrics = released_step(nets, text_encoder, images, noise, input_ids)
+        else:
+            metrics = training_step(nets, [inputs])
+        values = mean_over_processes(metrics, nets.accelerator)  # as in the loop, this waits for the device
         ema.update(nets.bare(nets.generator))
         return values
 
@@ -120,22 +105,9 @@ def set_up(config: TrainingConfig, device: torch.device) -> tuple[Networks, EMA]
     """What a step needs, as the trainer puts it together."""
     os.environ["ACCELERATE_USE_CPU"] = str(device.type == "cpu").lower()
     torch.manual_seed(0)
-    accelerator = start_accelerator(config)
-    generator, discriminator, _ = build_networks(config)
-    if config.clip:
-        image_encoder = load_frozen_clip(config, device).image_encoder
-    else:
-        image_encoder = image_tower(config.preset).to(device)
-    ema = EMA(generator.to(device), config.ema_decay)
-    nets = Networks(
-        *wrap(generator, discriminator, image_encoder, accelerator, config),
-        Optimization.adam(generator, config.generator_learning_rate, config, device.type),
-        Optimization.adam(discriminator, config.discriminator_learning_rate, config, device.type),
-        image_encoder,
-        accelerator,
-        config,
-    )
-    return nets, ema
+    accelerator = run.start_accelerator(config)
+    generator, discriminator, _ = run.build_networks(config)
+    return run.set_in_motion(generator, discriminator, image_tower(config.preset).to(device), accelerator, config)
 
 
 def random_inputs(batch: int, generator: RATLIPGenerator, text_encoder: CLIPTextModelWithProjection) -> tuple:
@@ -148,9 +120,9 @@ def random_inputs(batch: int, generator: RATLIPGenerator, text_encoder: CLIPText
     return tuple(x.to(generator.device) for x in (images, noise, input_ids))
 
 
-def _text_tower(what: Training) -> CLIPTextModelWithProjection:
-    if what.preset == "tiny":
-        return load_frozen_clip(what.config(), what.device).text_encoder
+def _text_tower(preset: str) -> CLIPTextModelWithProjection:
+    if preset == "tiny":
+        return load_clip(bundled.NAME).text_encoder
     return CLIPTextModelWithProjection(CLIPConfig().text_config).requires_grad_(False).eval()
 
 
@@ -180,13 +152,7 @@ def released_step(
     fake_features, embeds = _read(nets, fakes)
     fake_features = discriminator.condition(fake_features, text)[0]
     fake = _logits(discriminator, fake_features.detach(), condition)
-    penalty = losses.matching_aware_gradient_penalty(
-        losses.input_gradients(real, [features, condition]),
-        config.penalty_weight,
-        config.penalty_power,
-        config.penalty_form,
-    )
-    d_loss = losses.discriminator_hinge(real, fake, mismatched) + penalty
+    d_loss = losses.discriminator_hinge(real, fake, mismatched) + gradient_penalty(config, real, features, condition)
     nets.discriminator_optimization.backward(d_loss)
     nets.discriminator_optimization.step()
 

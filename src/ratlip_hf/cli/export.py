@@ -66,13 +66,14 @@ def _repository(options: argparse.Namespace) -> str:
 
 def _onnx(options: argparse.Namespace) -> int:
     from ..export.onnx_export import PACKAGES, export_onnx
-    from ..export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, refuse_other_folders, require
+    from ..export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, require
+    from ..export.repository import ONNX_RECORD, refuse_other_folders
 
     try:
         require(*PACKAGES)
     except ImportError as error:
         raise UserError(str(error)) from error
-    refuse_other_folders(options.folder)  # before minutes of work
+    refuse_other_folders(options.folder, ONNX_RECORD)  # before minutes of work
     record = export_onnx(load_pipeline(options.model), options.folder, options.dtype)
     sizes = {name: (options.folder / name).stat().st_size / 2**20 for name in (TEXT_GRAPH, IMAGE_GRAPH)}
     print(_model_line(options.model, record["generator"]))

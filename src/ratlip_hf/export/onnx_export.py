@@ -23,16 +23,8 @@ from ..pipeline import RATLIPPipeline, prepare_latents
 from ..utils.errors import one_line
 from ..utils.files import atomic_directory
 from ..utils.tensors import evaluating
-from .onnx_runner import (
-    IMAGE_GRAPH,
-    TEXT_GRAPH,
-    TOKENIZER,
-    OnnxGenerator,
-    OnnxTextEncoder,
-    refuse_other_folders,
-    require,
-    write_record,
-)
+from . import onnx_runner, repository
+from .onnx_runner import IMAGE_GRAPH, TEXT_GRAPH
 
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 _READ_BY_ENCODE_TEXT = ("vocab_size", "max_position_embeddings", "eos_token_id")
@@ -87,22 +79,20 @@ def export_onnx(pipe: RATLIPPipeline, folder: str | os.PathLike, dtype: str = "f
     folder = Path(os.path.abspath(folder))
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    require(*PACKAGES)
-    refuse_other_folders(folder)
+    onnx_runner.require(*PACKAGES)
+    repository.refuse_other_folders(folder, repository.ONNX_RECORD)
     _check_pipeline(pipe)
     record = _describe(pipe, dtype)
     networks = (pipe.text_encoder, pipe.image_encoder, pipe.generator)
     with evaluating(*networks), atomic_directory(folder) as staged:
         _write_graphs(pipe, staged, getattr(torch, dtype))
-        pipe.tokenizer.save_pretrained(staged / TOKENIZER)
-        found = compare(
-            pipe,
-            OnnxTextEncoder(staged / TEXT_GRAPH, record["text_encoder"]),
-            OnnxGenerator(staged / IMAGE_GRAPH, record["generator"], record["couples_batch"]),
-        )
+        pipe.tokenizer.save_pretrained(staged / onnx_runner.TOKENIZER)
+        text_graph = onnx_runner.OnnxTextEncoder(staged / TEXT_GRAPH, record["text_encoder"])
+        image_graph = onnx_runner.OnnxGenerator(staged / IMAGE_GRAPH, record["generator"], record["couples_batch"])
+        found = compare(pipe, text_graph, image_graph)
         refuse_differences(found, dtype)
         record["difference_to_torch"] = {what: vars(difference) for what, difference in found.items()}
-        write_record(staged, record)
+        repository.write_record(staged, repository.ONNX_RECORD, record)
     return record
 
 
@@ -117,6 +107,7 @@ def _check_pipeline(pipe: RATLIPPipeline) -> None:
 
 def _describe(pipe: RATLIPPipeline, dtype: str) -> dict:
     return {
+        "format": onnx_runner.FORMAT,
         "torch": torch.__version__,
         "dtype": dtype,
         "text_encoder": {name: getattr(pipe.text_encoder.config, name) for name in _READ_BY_ENCODE_TEXT},
@@ -178,8 +169,7 @@ class _ImageGraph(nn.Module):
 def write_text_graph(path: Path, text_encoder: CLIPTextModelWithProjection) -> None:
     """Write `input_ids` [batch, L] -> `prompt_embeds` [batch, D], L being the tower's number of positions.
 
-    Raises:
-        ValueError: when torch cannot export the network, or the file would be too large for one protobuf.
+    Raises ValueError when torch cannot export the network, or the file would be too large for one protobuf.
     """
     config = text_encoder.config
     ids = torch.full((_TRACED_ROWS, config.max_position_embeddings), config.eos_token_id)
@@ -189,9 +179,8 @@ def write_text_graph(path: Path, text_encoder: CLIPTextModelWithProjection) -> N
 def write_image_graph(path: Path, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> None:
     """Write `noise` [batch, Z] and `prompt_embeds` [batch, D] -> `sample` [batch, 3, S, S].
 
-    Raises:
-        ValueError: for a generator that couples a batch, whose graph would not be what a pipeline runs; and as
-            [`write_text_graph`].
+    Raises ValueError for a generator that couples a batch, whose graph would not be what a pipeline runs, and as
+    [`write_text_graph`].
     """
     if generator.couples_batch:
         raise ValueError("the images of a batch depend on each other; export the generator as `one_by_one` has it")
@@ -245,11 +234,10 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 @torch.no_grad()
-def compare(pipe: RATLIPPipeline, text_graph: OnnxTextEncoder, image_graph: OnnxGenerator) -> dict[str, Difference]:
+def compare(pipe: RATLIPPipeline, text_graph: nn.Module, image_graph: nn.Module) -> dict[str, Difference]:
     """Differences over batches of 1 and 5, {"embeddings": ..., "images": ...}; `pipe` is in float32.
 
-    Raises:
-        ValueError: when a graph does not take one of the batches.
+    Raises ValueError when a graph does not take one of the batches.
     """
     seeds = [torch.Generator().manual_seed(seed) for seed in range(max(_CHECKED_BATCHES))]
     noise = prepare_latents(len(seeds), pipe.generator.config.noise_dim, seeds)

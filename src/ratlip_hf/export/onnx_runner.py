@@ -19,14 +19,13 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from ..models.generator import RATLIPGeneratorOutput
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import one_line
-from . import repository
+from .repository import ONNX_RECORD
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 TEXT_GRAPH = "text_encoder.onnx"
 IMAGE_GRAPH = "generator.onnx"
 TOKENIZER = "tokenizer"
-RECORD = "onnx_export.json"
-_FORMAT = 1  # of the record: one that is not known is refused
+FORMAT = 1  # of the record: one that is not known is refused
 
 
 class OnnxRunner:
@@ -53,7 +52,7 @@ class OnnxRunner:
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder / TOKENIZER)
         except OSError as error:
-            raise ValueError(f"{folder} has no tokenizer: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{folder} has no tokenizer: {one_line(error)}") from error
         self._pipeline = _GraphPipeline(tokenizer, text_encoder, None, generator)
 
     @functools.wraps(RATLIPPipeline.encode_prompt)
@@ -132,35 +131,21 @@ def require(*packages: str) -> None:
             raise ImportError(f"ONNX needs {error.name or package}: pip install 'ratlip_hf[export]'") from error
 
 
-def write_record(folder: Path, record: dict) -> None:
-    """Put `record`, which has the entries that [`read_record`] asks for, into the folder."""
-    repository.write_record(folder, RECORD, {"format": _FORMAT, **record})
-
-
 def read_record(folder: str | os.PathLike) -> dict:
-    """The record of an export.
+    """The record of an export; ValueError when the folder holds none, or one that this version cannot read.
 
-    Returns:
-        "generator": its configuration; "text_encoder": vocab_size, max_position_embeddings, eos_token_id;
-        "couples_batch": whether images of one batch influence each other; and what was exported with what.
-
-    Raises:
-        ValueError: when the folder holds no export, or one that this version cannot read.
+    "generator" is its configuration; "text_encoder" has vocab_size, max_position_embeddings and eos_token_id;
+    "couples_batch" says whether images of one batch influence each other; the rest, what was exported with what.
     """
-    path = Path(folder) / RECORD
+    path = Path(folder) / ONNX_RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{folder} holds no ONNX export: there is no {RECORD} (see ratlip export onnx)") from error
+        raise ValueError(f"{folder} holds no ONNX export: there is no {path.name} (see ratlip export onnx)") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by this version of ratlip export onnx: export the model again")
     if missing := {"generator", "text_encoder", "couples_batch"} - record.keys():
         raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
     return record
-
-
-def refuse_other_folders(folder: str | os.PathLike) -> None:
-    """Raise ValueError for a folder that an export would not replace."""
-    repository.refuse_foreign(folder, RECORD, "ONNX export")

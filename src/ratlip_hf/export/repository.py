@@ -1,6 +1,6 @@
 """A pipeline as the folder of a repository: weights, discriminator, card and, on request, the code that loads it.
 
-Below: which folder an export may replace, one whose files are all as the export left them. ONNX exports ask the same.
+Below: which folder an export, of this kind or of ONNX graphs, may replace: one in which it left all files as they are.
 """
 
 import json
@@ -20,6 +20,8 @@ from ..version import __version__
 from .single_file import Import, self_contained
 
 RECORD = "hub_export.json"
+ONNX_RECORD = "onnx_export.json"
+_HOLDS = {RECORD: "export for the Hub", ONNX_RECORD: "ONNX export"}
 _PIPELINE, _GENERATOR = "pipeline", "ratlip_generator"
 _UPLOAD_CACHE = ".cache"  # where `hf upload-large-folder` notes what it has sent
 CODE = (f"{_PIPELINE}.py", f"generator/{_GENERATOR}.py")
@@ -84,11 +86,6 @@ def export_hub(
         return write_record(staged, RECORD, {"model": _name(source), "with_code": with_code})
 
 
-def refuse_other_folders(folder: str | os.PathLike) -> None:
-    """Raise ValueError for a folder that [`export_hub`] would not replace."""
-    refuse_foreign(folder, RECORD, "export for the Hub")
-
-
 def code_files() -> dict[str, str]:
     """The code of a repository by its paths: two files that need torch, diffusers and transformers only.
 
@@ -146,10 +143,10 @@ def write_record(folder: Path, record: str, facts: dict) -> list[str]:
     return [*files, record]
 
 
-def refuse_foreign(folder: str | os.PathLike, record: str, what: str) -> None:
+def refuse_other_folders(folder: str | os.PathLike, record: str = RECORD) -> None:
     """Raise ValueError unless `folder` is new, empty, or an earlier export in which nothing was added or changed.
 
-    `record` is the name of the file that [`write_record`] leaves, `what` is what such a folder holds, in words.
+    `record` is the file that [`write_record`] leaves, which says what kind of export that is.
     """
     folder = Path(folder)
     if folder.resolve() == Path.cwd():  # replaced as a whole, it would be gone for the shell that stands in it
@@ -165,7 +162,7 @@ def refuse_foreign(folder: str | os.PathLike, record: str, what: str) -> None:
     try:
         written = dict(json.loads((folder / record).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder} is not empty and holds no {what}: choose a new folder") from error
+        raise ValueError(f"{folder} is not empty and holds no {_HOLDS[record]}: choose a new folder") from error
     for path in _files(folder, record):
         if path not in written:
             raise ValueError(

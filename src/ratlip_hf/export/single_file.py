@@ -62,8 +62,7 @@ class Sources:
     def find(self, module: str, name: str) -> tuple[str, str] | Import | None:
         """What `name` stands for in `module`: a definition (module, name), an import from outside, or neither.
 
-        Raises:
-            ValueError: for a module of the package that is imported as a whole.
+        Raises ValueError for a module of the package that is imported as a whole.
         """
         source = self.module(module)
         if name in source.definitions:
@@ -96,17 +95,10 @@ def self_contained(
     stand_ins: Mapping[str, Import] | None = None,
     sources: Sources | None = None,
 ) -> str:
-    """Source of a file that defines class `name`, with the definitions of the package that it uses.
+    """Source of a file that defines class `name` of `module` ("models.generator"), with what it uses of the package.
 
-    Args:
-        module: where the class is, relative to the package, as "models.generator".
-        name: the class.
-        left_out: methods that are not taken, by class.
-        stand_ins: imports that take the place of definitions of the package.
-        sources: the package; this one by default.
-
-    Raises:
-        ValueError: for sources that do not go into one file, such as two definitions of one name.
+    Methods `left_out` (by class) are not taken; `stand_ins` are imports in the place of definitions of the package.
+    Raises ValueError for sources that do not go into one file, such as two definitions of one name.
     """
     bundle = _Bundle(sources or Sources(), left_out or {}, stand_ins or {})
     bundle.take(module, name)

@@ -16,8 +16,7 @@ _BATCH = 1  # oneDNN picks a layout for a shape; the one for a single image serv
 class Linear:
     """x [..., C_in] -> [..., C_out] with a fixed weight [C_out, C_in] and bias [C_out].
 
-    Args:
-        packed: keep a packed copy of the weight. False keeps the tensor itself if it has the right dtype.
+    With `packed` it keeps a packed copy of the weight, without it the tensor itself if that has the right dtype.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, packed: bool = True):
@@ -37,8 +36,7 @@ class Linear:
 class Convolution:
     """Convolution of x [B, H, W, C_in] with a fixed weight [C_out, C_in, k, l], then LeakyReLU(`slope`) unless None.
 
-    Args:
-        size: side of the maps that are expected; others work, but oneDNN may like another layout for them.
+    `size` is the side of the maps that are expected; others work, but oneDNN may like another layout for them.
     """
 
     def __init__(

@@ -9,60 +9,48 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from ..models import RATLIPGenerator
+from ..models.blocks import FUSION_SLOPE
+from ..models.recurrence import PerLayerStates
+from . import parts
 from .layers import Convolution, Linear, rearrange, reordered
-from .parts import (
-    AffineBank,
-    FastBridgeBlock,
-    FastImageBlock,
-    FastRGB,
-    affines_and_orders,
-    check_assumptions,
-    fast_states,
-    order_of,
-)
+from .parts import order_of
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x)
 _TOGETHER = 32  # image blocks up to this size take the whole batch; larger ones one image after the other, in cache
 
 
 class FastGenerator:
-    """A [`RATLIPGenerator`] with its image tower in eval mode, for inference on CPUs.
+    """A [`RATLIPGenerator`] with its image tower in eval mode, for inference on CPUs, in float32, bfloat16 or float64.
 
-    Later changes of the plain weights do not reach it; see `fast.session`.
-
-    Args:
-        generator, image_encoder: the plain networks; they are read and left as they are.
-        dtype: of the computation: float32, bfloat16 or float64.
-
-    Raises:
-        ValueError: for a generator with a part that has no fast form.
+    The plain networks are left as they are, and later changes of their weights do not reach it; see `fast.session`.
+    Raises ValueError for a generator with a part that has no fast form.
     """
 
     def __init__(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection, dtype: torch.dtype):
-        check_assumptions(generator)
+        parts.check_assumptions(generator)
         self.plain, self.image_encoder, self.dtype = generator, image_encoder, dtype
         config, blocks, bridge = generator.config, generator.blocks, generator.bridge
         self.grid, self.residual_scale = config.clip_grid, config.residual_scale
-        self.states = fast_states(generator.states)
+        states = generator.states
+        self.states = parts.BatchedCells(states) if isinstance(states, PerLayerStates) else states
 
         # The image blocks first: what their folding leaves free in memory then serves the rest.
         order = order_of(blocks[0], generator.from_grid.out_channels)
         self.from_grid = Convolution(*reordered(generator.from_grid, order, None), dtype, config.clip_grid, padding=2)
         sizes = [config.clip_grid, *(block.size for block in blocks)]
-        self.blocks = [FastImageBlock(block, size, dtype) for block, size in zip(blocks, sizes, strict=False)]
+        self.blocks = [parts.FastImageBlock(block, size, dtype) for block, size in zip(blocks, sizes, strict=False)]
         order = order_of(blocks[-1], generator.to_rgb.in_channels)
-        self.to_rgb = FastRGB(generator.to_rgb, order, config.sample_size, dtype)
+        self.to_rgb = Convolution(*reordered(generator.to_rgb, None, order), dtype, config.sample_size, padding=1)
 
         order = order_of(bridge[0], config.bridge_channels)
         self.noise_proj = _map_projection(generator.noise_proj, order, config.clip_grid, dtype)
-        self.bridge = [FastBridgeBlock(block, config.clip_grid, dtype) for block in bridge]
+        self.bridge = [parts.FastBridgeBlock(block, config.clip_grid, dtype) for block in bridge]
         self.to_grid = Convolution(*reordered(generator.to_grid, None, order), dtype, config.clip_grid, padding=2)
-        weight = generator.prompt_proj.weight
-        self.prompt_proj = Linear(weight, generator.prompt_proj.bias, dtype, packed=weight.dtype != dtype)
+        self.prompt_proj = _linear(generator.prompt_proj, dtype)
         self.tower = FastTower(image_encoder, config.prompt_layers, dtype)
 
-        self.bridge_affines = AffineBank(*affines_and_orders(bridge), dtype)
-        self.image_affines = AffineBank(*affines_and_orders(blocks), dtype)
+        self.bridge_affines = parts.AffineBank(parts.ordered_affines(bridge), dtype)
+        self.image_affines = parts.AffineBank(parts.ordered_affines(blocks), dtype)
 
     def __call__(self, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """Noise [B, Z] and raw text embeddings [B, D] -> images [B, 3, S, S], as [`RATLIPGenerator`]."""
@@ -93,7 +81,7 @@ class FastGenerator:
         """The large image blocks and the colours of one image, x [1, h, h, C], the `row`-th of its batch."""
         for block, four in zip(self.blocks[start:], pairs[start:], strict=True):
             x = block(x, [(gamma[row : row + 1], beta[row : row + 1]) for gamma, beta in four])
-        return self.to_rgb(x)
+        return self.to_rgb(F.leaky_relu_(x, FUSION_SLOPE))
 
 
 def _fours(pairs: list) -> list[list]:
@@ -109,13 +97,7 @@ def _map_projection(layer: nn.Linear, order: torch.Tensor | None, side: int, dty
 
 
 class FastTower:
-    """The frozen tower between a grid of patch tokens and its last layer.
-
-    Args:
-        image_encoder: the plain tower.
-        prompt_layers: layers that get a prompt token.
-        dtype: of the computation.
-    """
+    """The frozen tower between a grid of patch tokens and its last layer; `prompt_layers` get a prompt token."""
 
     def __init__(self, image_encoder: CLIPVisionModelWithProjection, prompt_layers: Sequence[int], dtype: torch.dtype):
         tower = image_encoder.vision_model

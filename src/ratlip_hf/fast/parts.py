@@ -4,6 +4,7 @@ Channels around shuffle attention are kept in an order in which both halves of a
 has to be shuffled; the affine layers of the bridge, and those of the image generator, share a few batched products.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ from ..models.blocks import (
     ShuffleAttention,
 )
 from ..models.recurrence import PerLayerStates
-from .layers import Convolution, Linear, folded, rearrange, reordered, resize
+from .layers import Linear, folded, rearrange, reordered, resize
 from .upsampling import upsampled_convolution
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # gamma and beta of an affine layer, each [B, C]
@@ -51,13 +52,9 @@ ASSUMED: dict[type, dict[str, tuple]] = {
     PerLayerStates: {"cells": ((nn.ModuleList, nn.LSTM),)},
 }
 
-
 # Tensors that a kind of module holds itself; the others hold theirs in their parts.
-OWN_TENSORS: dict[type, set[str]] = {
-    ShuffleAttention: {
-        *("channel_weight", "channel_bias", "spatial_weight", "spatial_bias", "norm_weight", "norm_bias")
-    }
-}
+_VECTORS = {"channel_weight", "channel_bias", "spatial_weight", "spatial_bias", "norm_weight", "norm_bias"}
+OWN_TENSORS: dict[type, set[str]] = {ShuffleAttention: _VECTORS}
 
 
 def check_assumptions(generator: RATLIPGenerator) -> None:
@@ -119,21 +116,41 @@ def _in_words(form: type | tuple) -> str:
     return " of ".join(getattr(kind, "__name__", str(kind)) for kind in (form if isinstance(form, tuple) else [form]))
 
 
+class FastConvBlock:
+    """[`ConvBlock`] with its norm folded and no shuffle, after a nearest resize of its input to `size_out`.
+
+    `columns` is the order in which the channels of the input lie, None for as they are.
+    """
+
+    def __init__(
+        self, block: ConvBlock, columns: torch.Tensor | None, size_in: int, size_out: int, dtype: torch.dtype
+    ):
+        weight, bias, slope = folded(block)
+        rows = self.attention = None
+        if block.attention is not None:
+            rows = rows_before_attention(len(bias), block.attention.groups)
+            self.attention = FastAttention(block.attention, len(bias), dtype)
+        weight, bias = rearrange(weight, bias, rows, columns)
+        self.convolution = upsampled_convolution(weight, bias, slope, size_in, size_out, dtype)
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, h, h, C_in] -> y [B, size_out, size_out, C_out], and [`FastAttention`]'s factors for it or None."""
+        y = self.convolution(x)
+        return y, None if self.attention is None else self.attention(y)
+
+
 class FastBridgeBlock:
     """[`BridgeBlock`] with folded norms and without shuffles."""
 
     def __init__(self, block: BridgeBlock, size: int, dtype: torch.dtype):
-        conv1, order = block.conv1.conv, order_of(block, block.conv1.conv.in_channels)
-        self.conv1 = Convolution(*reordered(conv1, None, order), dtype, size, padding=1)
-        weight, bias, slope = _fast_weights(block.conv2, None)
-        self.conv2 = Convolution(weight, bias, dtype, size, padding=1, slope=slope)
-        self.attention = _fast_attention(block.conv2, dtype)
+        order = order_of(block, block.conv1.conv.in_channels)
+        self.conv1 = FastConvBlock(block.conv1, order, size, size, dtype)
+        self.conv2 = FastConvBlock(block.conv2, None, size, size, dtype)
 
     def __call__(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
         """x [B, g, g, C] and four (gamma, beta) -> [B, g, g, C]."""
-        residual = self.conv2(fuse_(self.conv1(x), pairs[:2]))
-        factor = None if self.attention is None else self.attention(residual)
-        return fuse_(residual, pairs[2:], factor).add_(x)
+        residual = fuse_(*self.conv1(x), pairs[:2])
+        return fuse_(*self.conv2(residual), pairs[2:]).add_(x)
 
 
 class FastImageBlock:
@@ -145,17 +162,11 @@ class FastImageBlock:
     """
 
     def __init__(self, block: ImageBlock, size_in: int, dtype: torch.dtype):
-        conv = block.conv1.conv
+        conv, self.size, self.mode = block.conv1.conv, block.size, block.upsampling
         order_in, order_out = (order_of(block, width) for width in (conv.in_channels, conv.out_channels))
-        self.size, self.mode = block.size, block.upsampling
-        weight, bias, slope = _fast_weights(block.conv1, order_in)
-        if self.mode == "nearest":
-            self.conv1 = upsampled_convolution(weight, bias, slope, size_in, self.size, dtype)
-        else:
-            self.conv1 = Convolution(weight, bias, dtype, self.size, padding=1, slope=slope)
-        weight, bias, slope = _fast_weights(block.conv2, order_out)
-        self.conv2 = Convolution(weight, bias, dtype, self.size, padding=1, slope=slope)
-        self.attention1, self.attention2 = (_fast_attention(part, dtype) for part in (block.conv1, block.conv2))
+        seen = size_in if self.mode == "nearest" else self.size  # by the first convolution
+        self.conv1 = FastConvBlock(block.conv1, order_in, seen, self.size, dtype)
+        self.conv2 = FastConvBlock(block.conv2, order_out, self.size, self.size, dtype)
         self.shortcut = None
         if isinstance(block.shortcut, nn.Conv2d):
             weight, bias = reordered(block.shortcut, order_out, order_in)
@@ -163,15 +174,11 @@ class FastImageBlock:
 
     def __call__(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
         """x [B, h, h, C_in] and four (gamma, beta) -> [B, size, size, C_out]."""
-        residual = self.conv1(self._modulated(x, pairs[:2]))
-        factor = None if self.attention1 is None else self.attention1(residual)
-        residual = self.conv2(fuse_(residual, pairs[2:], factor))
-        factor = None if self.attention2 is None else self.attention2(residual)
-        return self._sum_(residual, factor, x if self.shortcut is None else self.shortcut(x))
-
-    def _modulated(self, x: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
         first = modulate(x, pairs[0])
-        return finish_fusion_(first if self.mode == "nearest" else resize(first, self.size, self.mode), pairs[1])
+        if self.mode != "nearest":
+            first = resize(first, self.size, self.mode)
+        residual = fuse_(*self.conv1(finish_fusion_(first, pairs[1])), pairs[2:])
+        return self._sum_(*self.conv2(residual), x if self.shortcut is None else self.shortcut(x))
 
     def _sum_(self, residual: torch.Tensor, factor: torch.Tensor | None, shortcut: torch.Tensor) -> torch.Tensor:
         """factor * residual + the resized shortcut, in place of the residual."""
@@ -190,34 +197,22 @@ class FastImageBlock:
         return whole
 
 
-class FastRGB:
-    """LeakyReLU and the convolution to three colours."""
-
-    def __init__(self, to_rgb: nn.Conv2d, order: torch.Tensor | None, size: int, dtype: torch.dtype):
-        self.convolution = Convolution(*reordered(to_rgb, None, order), dtype, size, padding=1)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, S, S, C], overwritten -> [B, S, S, 3]."""
-        return self.convolution(F.leaky_relu_(x, FUSION_SLOPE))
-
-
 def order_of(block: nn.Module, channels: int) -> torch.Tensor | None:
     """The order in which maps of that many channels are kept around such a block; None for as they are."""
     attention = block.conv2.attention
     return None if attention is None else channel_order(channels, attention.groups)
 
 
-def affines_and_orders(blocks: nn.ModuleList) -> tuple[list[Affine], list[torch.Tensor | None]]:
-    """The affine layers of bridge or image blocks in order of use, and the order of the channels that each meets."""
-    affines, orders = [], []
+def ordered_affines(blocks: nn.ModuleList) -> list[tuple[Affine, torch.Tensor | None]]:
+    """The affine layers of bridge or image blocks in order of use, each with the order of the channels it meets."""
+    found = []
     for block in blocks:
         first, second = block.conv1.conv, block.conv2.conv
         # The bridge's first convolution is without attention and keeps its channels where they are.
         before = None if isinstance(block, BridgeBlock) else order_of(block, first.in_channels)
         for unit, order in ((block.fuse1, before), (block.fuse2, order_of(block, second.out_channels))):
-            affines += unit.affines
-            orders += [order] * len(unit.affines)
-    return affines, orders
+            found += [(affine, order) for affine in unit.affines]
+    return found
 
 
 class FastAttention:
@@ -225,8 +220,9 @@ class FastAttention:
 
     def __init__(self, attention: ShuffleAttention, channels: int, dtype: torch.dtype):
         self.half, self.dtype = channels // 2, dtype
-        position = _within_group(rows_before_attention(channels, attention.groups), channels, attention.groups)
-        first, second = position[: self.half], position[self.half :] - channels // (2 * attention.groups)
+        width = channels // attention.groups
+        position = rows_before_attention(channels, attention.groups) % width  # within its group
+        first, second = position[: self.half], position[self.half :] - width // 2
         kind = torch.promote_types(dtype, torch.float32)  # the gates' arguments are never formed in half precision
         vectors = {name: vector.detach().to(kind) for name, vector in attention.named_parameters()}
         self.channel_weight = vectors["channel_weight"][first]
@@ -237,9 +233,8 @@ class FastAttention:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Gate the second half of the channels of x [B, H, W, C] in place.
 
-        Returns:
-            Factors [B, C] still to be multiplied: the gates of the first half, which are constant over the map, and
-            ones. The caller has a multiplication to do anyway.
+        Returns the factors [B, C] still to be multiplied, which the caller does along the way: the gates of the first
+        half, which are constant over the map, and ones.
         """
         mean, variance = moments(x)
         gates = torch.sigmoid(self.channel_weight * mean[:, : self.half] + self.channel_bias)
@@ -261,24 +256,13 @@ def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, variance
 
 
-def _fast_weights(block: ConvBlock, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    weight, bias, slope = folded(block)
-    channels = len(bias)
-    rows = None if block.attention is None else rows_before_attention(channels, block.attention.groups)
-    return *rearrange(weight, bias, rows, columns), slope
-
-
-def _fast_attention(block: ConvBlock, dtype: torch.dtype) -> FastAttention | None:
-    return None if block.attention is None else FastAttention(block.attention, block.conv.out_channels, dtype)
-
-
 def channel_order(channels: int, groups: int) -> torch.Tensor:
     """Where to find the channels of a shuffled map: entry q is the shuffled position of the channel kept at q.
 
     First come all channels that are gated as a whole, then all that are gated place by place.
     """
-    source = _source(channels)
-    by_place = _within_group(source, channels, groups) >= channels // (2 * groups)
+    width = channels // groups
+    by_place = _source(channels) % width >= width // 2
     return torch.argsort(by_place.long(), stable=True)
 
 
@@ -292,54 +276,35 @@ def _source(channels: int) -> torch.Tensor:
     return torch.arange(channels).reshape(2, channels // 2).T.reshape(-1)
 
 
-def _within_group(channel: torch.Tensor, channels: int, groups: int) -> torch.Tensor:
-    return channel % (channels // groups)
-
-
-def modulate(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """gamma * x + beta of x [B, H, W, C], which stays as it is; gamma and beta are [B, C]."""
+def modulate(x: torch.Tensor, pair: Pair, out: torch.Tensor | None = None) -> torch.Tensor:
+    """gamma * x + beta of x [B, H, W, C], into `out` or a new map."""
     gamma, beta = (vector[:, None, None] for vector in pair)
-    return torch.addcmul(beta, gamma, x)
+    return torch.addcmul(beta, gamma, x, out=out)
 
 
-def fuse_(
-    x: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], factor: torch.Tensor | None = None
-) -> torch.Tensor:
+def fuse_(x: torch.Tensor, factor: torch.Tensor | None, pairs: Sequence[Pair]) -> torch.Tensor:
     """A fusion unit on factor * x, in place: affine -> LeakyReLU(0.2) -> affine -> LeakyReLU(0.2)."""
     gamma, beta = pairs[0]
-    gamma = gamma if factor is None else gamma * factor
-    torch.addcmul(beta[:, None, None], gamma[:, None, None], x, out=x)
-    return finish_fusion_(x, pairs[1])
+    return finish_fusion_(modulate(x, (gamma if factor is None else gamma * factor, beta), out=x), pairs[1])
 
 
-def finish_fusion_(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def finish_fusion_(x: torch.Tensor, pair: Pair) -> torch.Tensor:
     """The fusion unit after its first affine, in place."""
-    gamma, beta = (vector[:, None, None] for vector in pair)
-    F.leaky_relu_(x, FUSION_SLOPE)
-    torch.addcmul(beta, gamma, x, out=x)
+    modulate(F.leaky_relu_(x, FUSION_SLOPE), pair, out=x)
     return F.leaky_relu_(x, FUSION_SLOPE)
 
 
 class AffineBank:
-    """gamma and beta of a list of affine layers. Layers of equal width share two batched products.
+    """gamma and beta of [`ordered_affines`]. Layers of equal width share two batched products."""
 
-    Args:
-        affines: the layers in order of use.
-        orders: for each the order in which its channels are kept; None for as they are.
-        dtype: of weights and results.
-    """
-
-    def __init__(self, affines: Sequence[Affine], orders: Sequence[torch.Tensor | None], dtype: torch.dtype):
+    def __init__(self, affines: Sequence[tuple[Affine, torch.Tensor | None]], dtype: torch.dtype):
         self.dtype, self.count = dtype, len(affines)
-        widths = [affine.gamma[-1].out_features for affine in affines]
-        self.groups = [
-            _EqualWidths(
-                [(index, affines[index], orders[index]) for index, w in enumerate(widths) if w == width], dtype
-            )
-            for width in dict.fromkeys(widths)
-        ]
+        members = defaultdict(list)
+        for index, (affine, order) in enumerate(affines):
+            members[affine.gamma[-1].out_features].append((index, affine, order))
+        self.groups = [_EqualWidths(group, dtype) for group in members.values()]
 
-    def __call__(self, states: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def __call__(self, states: Sequence[torch.Tensor]) -> list[Pair]:
         """One state [B, S] per layer -> (gamma, beta) per layer, each [B, C]."""
         states = torch.stack([state.to(self.dtype) for state in states])
         found = {index: pair for group in self.groups for index, pair in group(states)}
@@ -356,24 +321,22 @@ class _EqualWidths:
         self.first = _stacked([(mlp[0], None) for mlp, _ in mlps], dtype)
         self.last = _stacked([(mlp[2], order) for mlp, order in mlps], dtype)
 
-    def __call__(self, states: torch.Tensor) -> list[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
-        weight, bias = self.first
+    def __call__(self, states: torch.Tensor) -> list[tuple[int, Pair]]:
+        (weight, bias), (last_weight, last_bias) = self.first, self.last
         hidden = torch.baddbmm(bias, states[self.readers], weight).relu_()
-        weight, bias = self.last
-        results = torch.baddbmm(bias, hidden, weight).unbind()
+        results = torch.baddbmm(last_bias, hidden, last_weight).unbind()
         return list(zip(self.indices, zip(results[::2], results[1::2], strict=True), strict=True))
 
 
 def _stacked(layers: list[tuple[nn.Linear, torch.Tensor | None]], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Weights [n, S, C] and biases [n, 1, C] of linear layers with their outputs in the given orders."""
-    every = slice(None)
-    orders = [every if order is None else order for _, order in layers]
     first = layers[0][0]
     weight = torch.empty(len(layers), first.in_features, first.out_features, dtype=dtype)
-    for target, (layer, _), order in zip(weight, layers, orders, strict=True):
-        target.copy_(layer.weight.detach()[order].T)
-    bias = torch.stack([layer.bias.detach()[order] for (layer, _), order in zip(layers, orders, strict=True)])
-    return weight, bias[:, None].to(dtype)
+    bias = torch.empty(len(layers), 1, first.out_features, dtype=dtype)
+    for index, (layer, order) in enumerate(layers):
+        order = slice(None) if order is None else order
+        weight[index], bias[index] = layer.weight.detach()[order].T, layer.bias.detach()[order]
+    return weight, bias
 
 
 class BatchedCells:
@@ -406,8 +369,3 @@ def _step(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.
     i, f, g, o = gates.chunk(4, dim=-1)
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
     return o.sigmoid() * cell.tanh(), cell
-
-
-def fast_states(states: nn.Module):
-    """What to call instead of a plain state module."""
-    return BatchedCells(states) if isinstance(states, PerLayerStates) else states

@@ -22,11 +22,7 @@ _KNOWN = ("torch.nn.modules.", "transformers.", "ratlip_hf.")
 class FastSession:
     """Generates and encodes for a pipeline, always with its present weights. Threads may share one.
 
-    Args:
-        dtype: of the computation; None follows the generator.
-
-    Raises:
-        ValueError: for a dtype that has no fast path.
+    Computes in `dtype`, or in the generator's if that is None; a dtype without a fast path raises ValueError.
     """
 
     def __init__(self, dtype: torch.dtype | None = None):
@@ -40,8 +36,7 @@ class FastSession:
     def prepare(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection) -> FastGenerator:
         """The fast networks for these plain ones: the last ones as long as no weight has changed, else new ones.
 
-        Raises:
-            ValueError: for networks that are not plain, see [`check_plain`], or of another dtype.
+        Raises ValueError for networks that are not plain, see [`check_plain`], or of another dtype.
         """
         with self._lock:
             if self.fast is None or not self.networks.still_holds(generator, image_encoder):

@@ -1,6 +1,7 @@
 """Nearest resize followed by a 3x3 convolution, computed on the small map.
 Neighbouring outputs see the same few inputs, so their nine taps fold into fewer; borders are exact."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,8 @@ MAX_PERIOD = 4  # inputs after which a resize may repeat; rarer patterns make to
 class Neighbours:
     """Neighbouring outputs of one axis that read the same inputs.
 
-    Attributes:
-        start: the first input that they read, relative to the period; negative before it.
-        first: the first output, relative to the period.
-        fold: [outputs, inputs read, 3]: which of the 3 taps of an output fall on which input.
+    `start` is the first input that they read and `first` the first output, both relative to the period and negative
+    before it; `fold` [outputs, inputs read, 3] has which of the 3 taps of an output fall on which input.
     """
 
     start: int
@@ -82,9 +81,7 @@ def upsampled_convolution(
 ) -> "Doubling | Periodic | Resizing":
     """Nearest resize from `size_in` to `size_out`, 3x3 convolution with padding 1 and LeakyReLU(`slope`), as one.
 
-    Args:
-        weight, bias: [C_out, C_in, 3, 3] and [C_out], float64.
-        slope: None for no LeakyReLU.
+    Weight [C_out, C_in, 3, 3] and bias [C_out] are float64; a slope of None means no LeakyReLU.
     """
     axis = plan_axis(size_in, size_out)
     if axis is None or (axis.outputs >= 2 * axis.inputs and size_out != 2 * size_in):  # the latter from tiny grids
@@ -94,7 +91,7 @@ def upsampled_convolution(
 
 
 class Resizing:
-    """The definition: for sizes without a short period."""
+    """The definition: for sizes without a short period, or that stay."""
 
     def __init__(self, weight, bias, slope, size_out: int, dtype: torch.dtype):
         self.size = size_out
@@ -145,15 +142,12 @@ class Periodic:
         self.axis, self.channels = axis, len(bias)
         self.before = -min(group.start for group in axis.groups)
         self.side = self.before + size_in
-        self.parts = [
-            (rows, columns, self._convolution(_fold(weight, rows, columns), bias, slope, dtype))
-            for rows in axis.groups
-            for columns in axis.groups
-        ]
-
-    def _convolution(self, kernels, bias, slope, dtype: torch.dtype) -> Convolution:
-        bias = bias.repeat(len(kernels) // len(bias))
-        return Convolution(kernels, bias, dtype, self.side, stride=self.axis.inputs, slope=slope)
+        self.parts = []
+        for rows, columns in itertools.product(axis.groups, repeat=2):
+            kernels = _fold(weight, rows, columns)
+            biases = bias.repeat(len(kernels) // len(bias))
+            convolution = Convolution(kernels, biases, dtype, self.side, stride=axis.inputs, slope=slope)
+            self.parts.append((rows, columns, convolution))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[B, h, h, C_in] -> [B, size, size, C_out]."""

@@ -69,19 +69,18 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, *_):
-        # With g = dL/dy, y = weight * n + bias and n = (x - mean) / std, where std^2 = variance + eps and mean and
-        # variance are those of all N values of the channel in all processes:
-        #   dn_i / dx_j = (1[i = j] - 1/N - n_i n_j / N) / std
-        #   dL / dx_j = sum_i weight g_i dn_i / dx_j = weight / std * (g_j - mean(g) - n_j mean(g n))
-        # dL/dweight = sum(g n) and dL/dbias = sum(g) stay those of this process: DDP averages them.
-        x, weight, mean, variance = ctx.saved_tensors
+        # docs/method.md, Eq. 6.4, in its letters: e = dL/dy, q = (v + eps)^(-1/2), n = q (x - mu), and
+        #   dL/dx_i = w q (e_i - mean(e) - n_i mean(e n))
+        # with means over all N values of the channel in all processes. sum(e n), the gradient of w, and sum(e), that
+        # of b, stay those of this process: DDP averages them.
+        x, w, mu, v = ctx.saved_tensors
         columns = (slice(None), None, None)
-        scale = (variance + ctx.eps).rsqrt()
-        normalized = (at_least_float32(x) - mean[columns]) * scale[columns]
-        gradient = at_least_float32(gradient)
-        sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * normalized).sum(dim=(0, 2, 3))])
+        q = (v + ctx.eps).rsqrt()
+        n = (at_least_float32(x) - mu[columns]) * q[columns]
+        e = at_least_float32(gradient)
+        sums = torch.stack([e.sum(dim=(0, 2, 3)), (e * n).sum(dim=(0, 2, 3))])
         own_bias, own_weight = sums.clone()  # before the sums of the other processes are added
         dist.all_reduce(sums)
-        over_all, along = sums / (x.numel() // x.shape[1] * dist.get_world_size())
-        gradient = gradient - over_all[columns] - normalized * along[columns]
-        return (gradient * (weight * scale)[columns]).to(x.dtype), own_weight, own_bias, None
+        mean_e, mean_en = sums / (x.numel() // x.shape[1] * dist.get_world_size())
+        inner = e - mean_e[columns] - n * mean_en[columns]
+        return (inner * (w * q)[columns]).to(x.dtype), own_weight, own_bias, None

@@ -18,12 +18,7 @@ _STATE, _FACTS = "state.pt", "facts.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run under `folder`.
-
-    Args:
-        folder: where they lie, one folder `step-<n>` each.
-        keep: how many to keep, or None for all.
-    """
+    """The checkpoints of one run, each in `folder`/step-<n>; the last `keep` stay, or all with None."""
 
     def __init__(self, folder: Path, keep: int | None):
         self.folder, self.keep, self.objects = folder, keep, {}
@@ -62,10 +57,8 @@ class Checkpoints:
     def find(self, which: str) -> tuple[Path, dict] | None:
         """The checkpoint meant by "latest" or a folder, with its facts; None if there is none yet.
 
-        A damaged newest checkpoint is reported and the one before it taken.
-
-        Raises:
-            UserError: when the named one, or every one, is missing or damaged.
+        A damaged newest checkpoint is reported and the one before it taken. Raises UserError when the named one is
+        missing or damaged, or every one is damaged.
         """
         candidates = self._all()[::-1] if which == "latest" else [Path(which)]
         for path in candidates:

@@ -18,6 +18,7 @@ from ..utils.errors import CommandParser, UserError
 from .augmentation import AUGMENTATIONS
 
 PRECISIONS = ("no", "fp16", "bf16")
+_WORLDS = " or ".join(WORLDS)
 
 
 def _option(default, text: str, least: int | None = None):
@@ -47,7 +48,7 @@ class TrainingConfig:
     clip_revision: str | None = _option(None, "branch, tag or commit of the CLIP repository")
 
     # Data
-    dataset_name: str | None = _option(None, "'synthetic-birds' or a dataset for datasets.load_dataset")
+    dataset_name: str | None = _option(None, f"{_WORLDS} or a dataset for datasets.load_dataset")
     train_data_dir: str | None = _option(None, "folder with Parquet files or an image folder, instead of dataset_name")
     data_mixture: dict = _option(
         dict, "folders or datasets and their weights (JSON), instead of dataset_name: {'birds': 3, 'flowers': 1}"
@@ -63,7 +64,7 @@ class TrainingConfig:
     text_embeddings: bool = _option(
         False, "compute the captions' embeddings once, or take those of `ratlip data embed`; no text tower in the loop"
     )
-    max_train_samples: int | None = _option(None, "use the first N samples; of synthetic-birds, render N", least=1)
+    max_train_samples: int | None = _option(None, f"use the first N samples; of {_WORLDS}, render N", least=1)
     random_flip: bool = _option(True, "mirror half of the images; off where captions speak of left and right")
     dataloader_num_workers: int = _option(0, "processes that load images for each training process", least=0)
 
@@ -146,7 +147,7 @@ class TrainingConfig:
             raise UserError(f"data_mixture must give each dataset a positive weight, not {self.data_mixture}")
         if self.streaming and (self.max_train_samples is not None or self.dataset_name in WORLDS):
             raise UserError(
-                "streaming reads whole datasets from Parquet files: neither max_train_samples nor synthetic-birds"
+                f"streaming reads whole datasets from Parquet files: neither max_train_samples nor {_WORLDS}"
             )
         if self.pretrained_model_name_or_path and (self.generator or self.discriminator):
             raise UserError("generator and discriminator are taken from pretrained_model_name_or_path as they are")

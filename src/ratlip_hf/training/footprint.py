@@ -22,9 +22,10 @@ from .step import Networks, training_step
 
 def weight_bytes(module: nn.Module, trainable_only: bool = False) -> int:
     """Bytes of parameters and buffers, or of the parameters that are trained."""
+    values = module.state_dict().values()
     if trainable_only:
-        return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
+        values = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return sum(value.nbytes for value in values)
 
 
 @dataclass(frozen=True)

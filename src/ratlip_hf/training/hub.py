@@ -14,17 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    validate_repo_id,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, get_token, utils
 
 from ..bundled import WORLDS
-from ..model_card import PROMPT, card_data, use_section
+from ..model_card import PROMPT, card_data, compose, listed
 from ..utils.compat import validate_card
 from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_write, link_files
@@ -35,17 +28,14 @@ logger = logging.getLogger(__name__)
 
 _SAMPLES = 4  # sample grids that are kept in the repository, the latest
 _STAGE = ".upload-"
+_ADVICE = {  # by HTTP status
+    401: "the token is not valid: log in with `hf auth login`",
+    403: "the token may not write there: take one with write permission, or another hub_model_id",
+}
 _WIDGETS = 3  # example prompts on the card
-_INTRODUCTION = """---
-{metadata}
----
-
-# {title}
-
-A text-to-image GAN of the RATLIP family: one forward pass from a prompt and noise to an image. {origin};
+_INTRODUCTION = """ {origin};
 these are the EMA weights of the generator. The discriminator lies in `discriminator/`, the files of the training
-run in `training/`.
-"""
+run in `training/`."""
 _TRAINING = """
 ## Training
 
@@ -69,13 +59,8 @@ _METRICS = """
 
 
 class HubRepository:
-    """The repository that a run is published in. Made by [`HubRepository.open`]; only the main process has one.
-
-    Args:
-        name: "user/name".
-        config: the run's configuration.
-        api: client of the Hub.
-    """
+    """The repository, `name` "user/name", that a run is published in. Made by [`HubRepository.open`]; only the main
+    process has one."""
 
     def __init__(self, name: str, config: TrainingConfig, api: HfApi):
         self.name, self.config = name, config
@@ -88,8 +73,7 @@ class HubRepository:
     def open(cls, config: TrainingConfig) -> "HubRepository":
         """Check everything that an upload needs, and make the repository if it is not there.
 
-        Raises:
-            UserError: for a bad name or license, a missing token, or a Hub that refuses or is out of reach.
+        Raises UserError for a bad name or license, a missing token, or a Hub that refuses or is out of reach.
         """
         if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", config.hub_license):
             raise UserError(
@@ -97,8 +81,8 @@ class HubRepository:
             )
         name = config.hub_model_id or Path(config.output_dir).resolve().name
         try:
-            validate_repo_id(name)
-        except HFValidationError as error:
+            utils.validate_repo_id(name)
+        except utils.HFValidationError as error:
             raise UserError(f"choose another hub_model_id: {one_line(error)}") from error
         if get_token() is None:
             raise UserError("push_to_hub needs a token: log in with `hf auth login` or set HF_TOKEN")
@@ -116,12 +100,8 @@ class HubRepository:
     def upload(self, images: int, prompts: Sequence[str] = (), evaluation: Mapping | None = None) -> None:
         """Publish the output folder as it is now; returns before the upload ends, and never raises for its failure.
 
-        An upload that still waits for an earlier one is replaced.
-
-        Args:
-            images: number of real images seen.
-            prompts: captions for the card's examples.
-            evaluation: the latest quick evaluation, a line of `evaluations.jsonl`, for the card.
+        An upload that still waits for an earlier one is replaced. The card tells the number of real images seen, has
+        captions as examples, and the latest quick evaluation, a line of `evaluations.jsonl`.
         """
         try:
             stage = self._stage(images, prompts, evaluation)
@@ -155,13 +135,9 @@ class HubRepository:
             samples = [f"samples/{path.name}" for path in sorted((output / "samples").glob("*.png"))[-_SAMPLES:]]
             for path in samples:
                 link_files(output / path, root / path)
-            clip = json.loads((output / "clip.json").read_text())
-            metrics = []
-            if evaluation:
-                protocol = f"quick evaluation, {json.dumps(evaluation['protocol'])}"
-                metrics = [{"name": k, "value": v, "protocol": protocol} for k, v in evaluation["scores"].items()]
-            facts = {"commit": self._code, "images": images, "clip": clip, "prompts": prompts, "samples": samples}
-            atomic_write(root / "README.md", str(model_card(self.config, self.name, metrics=metrics, **facts)))
+            facts = {"commit": self._code, "images": images, "clip": json.loads((output / "clip.json").read_text())}
+            shown = {"prompts": prompts, "samples": samples, "evaluation": evaluation}
+            atomic_write(root / "README.md", str(model_card(self.config, self.name, **facts, **shown)))
         except BaseException:
             stage.cleanup()
             raise
@@ -202,25 +178,20 @@ def _refusals_as_user_errors(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a refusal, or whatever the HTTP client says of a Hub out of reach
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        if status == 401:
-            advice = "the token is not valid: log in with `hf auth login`"
-        elif status == 403:
-            advice = "the token may not write there: take one with write permission, or another hub_model_id"
-        else:
-            advice = "correct it or leave out push_to_hub"
+        status = error.response.status_code if isinstance(error, utils.HfHubHTTPError) else None
+        advice = _ADVICE.get(status, "correct it or leave out push_to_hub")
         raise UserError(f"cannot publish {name}: {advice} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
+    shown = not utils.are_progress_bars_disabled()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
         if shown:
-            enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 def model_card(
@@ -232,21 +203,15 @@ def model_card(
     clip: Mapping[str, str | None] | None = None,
     prompts: Sequence[str] = (),
     samples: Sequence[str] = (),
-    metrics: Sequence[Mapping] = (),
+    evaluation: Mapping | None = None,
 ) -> ModelCard:
     """The card of a run: what was trained, on what, with which CLIP and code; what is left out is not mentioned.
 
-    Args:
-        config: the run's configuration.
-        repository: "user/name", where the pipeline can be loaded from.
-        commit: of the code, from [`code_commit`].
-        images: number of real images seen.
-        clip: what `FrozenCLIP.describe` says.
-        prompts: captions; the first ones become the widget's examples.
-        samples: paths of sample images in the repository, oldest first.
-        metrics: records with `name`, `value` and `protocol` (how the value was measured).
+    `commit` is that of the code, `images` the number of real ones seen, `clip` what `FrozenCLIP.describe` says.
+    `prompts` are captions, of which the first become the widget's examples; `samples` are paths of sample images in
+    the repository, oldest first; `evaluation` has scores by name and the protocol by which they were measured.
     """
-    title, clip = repository.split("/")[-1], clip or {}
+    clip = clip or {}
     output = {"output": {"url": samples[-1]}} if samples else {}
     data = card_data(
         license=config.hub_license,
@@ -254,18 +219,17 @@ def model_card(
         base_model=_base_models(config, clip),
         widget=[{"text": prompt, **output} for prompt in prompts[:_WIDGETS]],
     )
-    if results := [_result(config, record) for record in metrics if math.isfinite(record["value"])]:
-        data.model_name, data.eval_results = title, results
-    text = _INTRODUCTION.format(metadata=data.to_yaml(), title=title, origin=_origin(config))
-    if samples:
-        text += f"\n![samples]({samples[-1]})\n"
-    text += use_section(repository, prompts[0] if prompts else PROMPT)
-    facts = "\n".join(f"* {fact}" for fact in _facts(config, commit, images, clip))
-    text += _TRAINING.format(facts=facts, config=config.to_json().strip())
-    if metrics:
-        rows = [" | ".join(_cell(record[key]) for key in ("name", "value", "protocol")) for record in metrics]
-        text += _METRICS.format(rows="\n".join(f"| {row} |" for row in rows))
-    return ModelCard(text)
+    more = _INTRODUCTION.format(origin=_origin(config)) + (f"\n\n![samples]({samples[-1]})" if samples else "")
+    facts = listed(_facts(config, commit, images, clip))
+    sections = _TRAINING.format(facts=facts, config=config.to_json().strip())
+    if evaluation:
+        protocol, scores = f"quick evaluation, {json.dumps(evaluation['protocol'])}", evaluation["scores"]
+        if finite := {name: value for name, value in scores.items() if math.isfinite(value)}:
+            data.model_name = repository.split("/")[-1]
+            data.eval_results = [_result(config, name, value, protocol) for name, value in finite.items()]
+        rows = [f"| {_cell(name)} | {value:.4g} | {_cell(protocol)} |" for name, value in scores.items()]
+        sections += _METRICS.format(rows="\n".join(rows))
+    return compose(data, repository, sections, prompts[0] if prompts else PROMPT, more)
 
 
 def _origin(config: TrainingConfig) -> str:
@@ -294,17 +258,16 @@ def _facts(
     yield f"Code: ratlip_hf {__version__}" + (f", commit `{commit}`" if commit else "")
 
 
-def _result(config: TrainingConfig, record: Mapping) -> EvalResult:
+def _result(config: TrainingConfig, name: str, value: float, protocol: str) -> EvalResult:
     data = " + ".join(source if _is_on_hub(source) else Path(source).name for source in _data_sources(config))
     return EvalResult(
         task_type="text-to-image",
         dataset_type=_slug(data),
         dataset_name=data,
-        metric_type=_slug(record["name"]),
-        metric_name=record["name"],
-        # Numbers of NumPy and PyTorch would not be YAML.
-        metric_value=float(record["value"]),
-        metric_args={"protocol": record["protocol"]},
+        metric_type=_slug(name),
+        metric_name=name,
+        metric_value=float(value),  # numbers of NumPy and PyTorch would not be YAML
+        metric_args={"protocol": protocol},
     )
 
 
@@ -325,8 +288,8 @@ def _is_on_hub(source: str) -> bool:
     if source in WORLDS or Path(source).exists():
         return False
     try:
-        validate_repo_id(source)
-    except HFValidationError:
+        utils.validate_repo_id(source)
+    except utils.HFValidationError:
         return False
     return True
 
@@ -335,8 +298,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w./-]+", "_", text.lower()).strip("_")
 
 
-def _cell(value: str | float) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 

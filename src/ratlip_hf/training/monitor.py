@@ -39,11 +39,8 @@ _POSTFIX = {
 class Report(contextlib.ExitStack):
     """Everything that the main process reports while it trains; a context manager, so that an error ends the bar.
 
-    Args:
-        output_dir: where `log.jsonl` and `evaluations.jsonl` grow.
-        accelerator: made with [`tracker_arguments`]; its trackers are started here.
-        config: the run's configuration.
-        step, seen: how far the run is, 0 or what it resumes from.
+    `accelerator` is made with [`tracker_arguments`], and its trackers are started here; `step` and `seen` are 0 or
+    what the run resumes from.
     """
 
     def __init__(self, output_dir: Path, accelerator: Accelerator, config: TrainingConfig, step: int, seen: int):
@@ -65,11 +62,9 @@ class Report(contextlib.ExitStack):
         self.bar.update(min(images, self.bar.total - self.bar.n))
 
     def log(self, step: int, seen: int, metrics: Mapping[str, float]) -> None:
-        """Write a line to `log.jsonl`, tell the trackers and the bar, and warn if one leaves its healthy range.
+        """Write a line to `log.jsonl`, tell the trackers and the bar, and warn if a metric leaves its healthy range.
 
-        Args:
-            step, seen: steps and real images so far.
-            metrics: numbers by name; `images_per_second` is added.
+        `images_per_second` is added, over this process's lifetime.
         """
         per_second = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
         values = {**metrics, "images_per_second": per_second}
@@ -101,7 +96,8 @@ class Log:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in self._kept(step)))
+            kept = [record for record in self.read() if record["step"] <= step]
+            atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def write(self, record: dict) -> None:
         """Append a line; values may be nested objects."""
@@ -109,17 +105,12 @@ class Log:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
     def read(self) -> list[dict]:
-        """All lines."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
-
-    def _kept(self, step: int) -> list[dict]:
-        kept = []
-        for line in self.path.read_text().splitlines():
-            # A kill may have cut the last line short; like all lines after `step` it is written again.
+        """All lines, without a last one that a kill has cut short: a run that resumes writes it again."""
+        records = []
+        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
             with contextlib.suppress(json.JSONDecodeError):
-                record = json.loads(line)
-                kept += [record] if record["step"] <= step else []
-        return kept
+                records.append(json.loads(line))
+        return records
 
 
 def tracker_arguments(config: TrainingConfig) -> dict:
@@ -179,23 +170,15 @@ def _finite(value):
 
 @dataclass(frozen=True)
 class Range:
-    """The healthy range of one metric, or of the difference of two.
+    """The healthy range of a logged metric, "d_real", or of a difference, "d_real - d_fake"."""
 
-    Args:
-        metric: a logged metric, "d_real", or a difference, "d_real - d_fake"; where one is missing, nothing is judged.
-        low, high: ends of the range; an infinite one is never left.
-        too_low, too_high: what it means to be beyond, and what to do.
-        after: real images to see before it is judged.
-        since_start: judge how much it has risen since the first lines.
-    """
-
-    metric: str
-    low: float = -math.inf
+    metric: str  # where it is missing, nothing is judged
+    low: float = -math.inf  # an infinite end is never left
     high: float = math.inf
-    too_low: str = ""
+    too_low: str = ""  # what it means to be beyond, and what to do
     too_high: str = ""
-    after: int = 5_000
-    since_start: bool = False
+    after: int = 5_000  # real images to see before it is judged
+    since_start: bool = False  # judge how much it has risen since the first lines
 
     @property
     def label(self) -> str:
@@ -210,28 +193,9 @@ class Range:
 
 def healthy_ranges(config: TrainingConfig) -> list[Range]:
     """The ranges for a run. They are wide: in two good runs on the synthetic birds no median came near an end."""
-    ranges = [
-        *_discriminator_ranges(config),
-        Range(
-            "g_grad_norm",
-            low=1e-6,
-            high=1e3,
-            too_low="the generator is not taught; check generator_learning_rate and the precision",
-            too_high="the generator's gradients explode; lower generator_learning_rate or set max_grad_norm",
-        ),
-    ]
-    if config.clip_loss_weight:
-        # How high the similarity is depends on the CLIP; that it rises does not. A fine-tuned model may start high.
-        low = 0.02 if config.pretrained_model_name_or_path is None else -0.05
-        reason = f"the generator does not follow the text; {_CHECK_CAPTIONS}, or raise clip_loss_weight"
-        ranges.append(Range("clip_similarity", low=low, too_low=reason, after=20_000, since_start=True))
-    return ranges
-
-
-def _discriminator_ranges(config: TrainingConfig) -> list[Range]:
     weaker = "lower discriminator_learning_rate or raise penalty_weight"
     stronger = "raise discriminator_learning_rate"
-    return [
+    ranges = [
         Range(
             "d_loss",
             low=0.2,
@@ -257,14 +221,17 @@ def _discriminator_ranges(config: TrainingConfig) -> list[Range]:
             high=max(config.penalty_weight, 0.1) * config.penalty_interval,
             too_high="the discriminator's gradients are longer than 1; lower discriminator_learning_rate",
         ),
-        Range(
-            "d_grad_norm",
-            low=1e-6,
-            high=1e3,
-            too_low=f"the discriminator is not taught; {stronger}",
-            too_high="the discriminator's gradients explode; lower discriminator_learning_rate or set max_grad_norm",
-        ),
     ]
+    remedies = {"discriminator": stronger, "generator": "check generator_learning_rate and the precision"}
+    for name, remedy in remedies.items():
+        explode = f"the {name}'s gradients explode; lower {name}_learning_rate or set max_grad_norm"
+        ranges.append(Range(f"{name[0]}_grad_norm", 1e-6, 1e3, f"the {name} is not taught; {remedy}", explode))
+    if config.clip_loss_weight:
+        # How high the similarity is depends on the CLIP; that it rises does not. A fine-tuned model may start high.
+        low = 0.02 if config.pretrained_model_name_or_path is None else -0.05
+        reason = f"the generator does not follow the text; {_CHECK_CAPTIONS}, or raise clip_loss_weight"
+        ranges.append(Range("clip_similarity", low=low, too_low=reason, after=20_000, since_start=True))
+    return ranges
 
 
 class Health:
@@ -277,12 +244,7 @@ class Health:
         self.checks = [_Check(healthy) for healthy in healthy_ranges(config)]
 
     def update(self, images: int, line: Mapping[str, float | None]) -> list[str]:
-        """Process one logged line and return the warnings it causes.
-
-        Args:
-            images: real images seen.
-            line: metrics by name; None or what is not finite is passed over.
-        """
+        """Take in a logged line, where None or what is not finite is passed over; return the warnings it causes."""
         warnings = (check.update(images, check.healthy.value(line)) for check in self.checks)
         return [warning for warning in warnings if warning]
 

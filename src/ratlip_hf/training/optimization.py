@@ -14,30 +14,22 @@ from .config import TrainingConfig
 class Optimization:
     """Everything between a loss and moved weights, with a state that a checkpoint holds.
 
-    Args:
-        optimizer: of this network's parameters, at its full learning rate.
-        half: scale losses, because float16 is in use.
-        max_grad_norm: clip gradients to this norm, or None.
-        device: type of the device, for the scale.
+    The optimizer comes at its full learning rate. Losses are scaled if float16 is in use (`half`); gradients are
+    clipped to `max_grad_norm` unless it is None.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        half: bool = False,
-        max_grad_norm: float | None = None,
-        device: str = "cpu",
-    ):
+    def __init__(self, optimizer: torch.optim.Optimizer, half: bool = False, max_grad_norm: float | None = None):
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
-        self.scaler = torch.amp.GradScaler(device, enabled=half)
-        self.lr = optimizer.param_groups[0]["lr"]
+        group = optimizer.param_groups[0]
+        self.scaler = torch.amp.GradScaler(group["params"][0].device.type, enabled=half)
+        self.lr = group["lr"]
 
     @classmethod
-    def adam(cls, network: nn.Module, lr: float, config: TrainingConfig, device: str) -> "Optimization":
-        """Adam as configured, over the parameters that require gradients."""
+    def adam(cls, network: nn.Module, lr: float, config: TrainingConfig) -> "Optimization":
+        """Adam as configured, over the parameters that require gradients; the network is on its device already."""
         moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(moving, lr, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
-        return cls(optimizer, config.mixed_precision == "fp16", config.max_grad_norm, device)
+        return cls(optimizer, config.mixed_precision == "fp16", config.max_grad_norm)
 
     def set_lr_factor(self, factor: float) -> None:
         """Set the learning rate to this share of the full one."""
@@ -51,10 +43,7 @@ class Optimization:
     def step(self) -> torch.Tensor:
         """Move the weights, clear the gradients and return the gradients' norm before clipping.
 
-        With float16 an overflow skips the move and halves the scale.
-
-        Raises:
-            UserError: when the scale has fallen below one: then gradients overflow at every scale.
+        With float16 an overflow skips the move and halves the scale; once that is below one, UserError is raised.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -33,9 +33,8 @@ _CAPTIONS = 1000  # that are read of a stream or a mixture, where reading all ta
 def check_surroundings(config: TrainingConfig, num_processes: int, device: torch.device) -> None:
     """Check all that configuration and environment tell, before anything is loaded.
 
-    Raises:
-        UserError: for processes that do not know of each other, GPUs that are asked for but not there, a step of one
-            image, a `train_data_dir` that is not there, or an `output_dir` that cannot be written.
+    Raises UserError for processes that do not know of each other, GPUs that are asked for but not there, a step of
+    one image, a `train_data_dir` that is not there, or an `output_dir` that cannot be written.
     """
     _check_processes(num_processes)
     _check_gpus(device)
@@ -47,12 +46,8 @@ def check_surroundings(config: TrainingConfig, num_processes: int, device: torch
         )
     if rest := config.max_train_images % per_step:
         seen = config.max_train_images - rest + per_step
-        logger.warning(
-            "max_train_images %d is no multiple of a step's %d: %d will be seen",
-            config.max_train_images,
-            per_step,
-            seen,
-        )
+        counts = (config.max_train_images, per_step, seen)
+        logger.warning("max_train_images %d is no multiple of a step's %d: %d will be seen", *counts)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         logger.warning("fp16 on a CPU is slow and saves little: use mixed_precision bf16 or no")
     if config.train_data_dir and not Path(config.train_data_dir).is_dir():
@@ -79,10 +74,8 @@ def check_disk(config: TrainingConfig, use: DiskUse) -> None:
 def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> None:
     """Read the captions, of a stream the first ones, and open some images.
 
-    Warns of a dataset smaller than a step, and of images that mostly have to be enlarged.
-
-    Raises:
-        UserError: for empty captions, damaged images among those opened, or one caption for everything.
+    Warns of a dataset smaller than a step, and of images that mostly have to be enlarged. Raises UserError for empty
+    captions, damaged images among those opened, or one caption for everything.
     """
     _check_captions(data.rows)
     if len(data) < per_step:
@@ -95,10 +88,7 @@ def check_data(config: TrainingConfig, data: CaptionedImages, per_step: int) -> 
         logger.warning(
             "%d of %d images looked at are smaller than the %d pixels to be trained on (median of the shorter "
             "side: %d) and are enlarged: expect blurred results, or train on smaller ones (sample_size)",
-            small,
-            len(sides),
-            data.size,
-            statistics.median(sides),
+            *(small, len(sides), data.size, statistics.median(sides)),
         )
 
 
@@ -112,8 +102,7 @@ def describe_run(
 ) -> str:
     """Parameters, memory, data, length and files of a run, a line each: what `--dry_run` prints.
 
-    Raises:
-        UserError: for an image among the first that cannot be opened.
+    Raises UserError for an image among the first that cannot be opened.
     """
     per_step = config.images_per_step(accelerator.num_processes)
     steps = math.ceil(config.max_train_images / per_step)
@@ -194,10 +183,7 @@ def _check_captions(rows: Rows) -> None:
 
 
 def _image_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[int, int]]:
-    """Width and height of the first images, of the object's region where there is one.
-
-    Raises UserError for an image that cannot be opened.
-    """
+    """Width and height of the first images, of the object's region where there is one; UserError for damaged ones."""
     return [_image_size(data.rows.row(index), config) for index in range(min(_IMAGES, len(data)))]
 
 

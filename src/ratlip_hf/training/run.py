@@ -18,7 +18,7 @@ from ..clip import FrozenCLIP, image_features, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from .batch_norm import synchronize_batch_norm
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -75,8 +75,7 @@ class Run:
 def prepare(config: TrainingConfig) -> Run | None:
     """Put a run together and restore its checkpoint, if it has one; None after a dry run, which leaves nothing.
 
-    Raises:
-        UserError, ValueError: when configuration, surroundings, CLIP and data do not fit together.
+    Raises UserError or ValueError when configuration, surroundings, CLIP and data do not fit together.
     """
     accelerator = start_accelerator(config)
     check_surroundings(config, accelerator.num_processes, accelerator.device)
@@ -105,17 +104,7 @@ def prepare(config: TrainingConfig) -> Run | None:
     if not found:
         fit_conditioning(fresh, clip, data, discriminator)
 
-    device = accelerator.device
-    ema = EMA(generator.to(device), config.ema_decay)
-    nets = Networks(
-        *wrap(generator, discriminator, clip.image_encoder, accelerator, config),
-        Optimization.adam(generator, config.generator_learning_rate, config, device.type),
-        Optimization.adam(discriminator, config.discriminator_learning_rate, config, device.type),
-        clip.image_encoder,
-        accelerator,
-        config,
-        *_pixel_discriminator(generator, accelerator, config),
-    )
+    nets, ema = set_in_motion(generator, discriminator, clip.image_encoder, accelerator, config)
     pipeline = RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, ema.module)
     pipeline.set_progress_bar_config(disable=True)
     best = Best(Path(config.output_dir))
@@ -150,10 +139,8 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
     """Generator and discriminator, fresh or to be fine-tuned, and which of them are fresh.
 
     A pipeline that is fine-tuned brings its discriminator in a folder of that name: inside, as on the Hub, or next to
-    it, as the trainer leaves it. Without one the discriminator starts anew, with a warning.
-
-    Raises:
-        UserError: when there is no pipeline to fine-tune.
+    it, as the trainer leaves it. Without one the discriminator starts anew, with a warning; without a pipeline,
+    UserError is raised.
     """
     if config.pretrained_model_name_or_path is None:
         generator = RATLIPGenerator.from_preset(config.preset, **config.generator)
@@ -163,7 +150,7 @@ def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscr
     try:
         generator = RATLIPGenerator.from_pretrained(str(source), subfolder="generator", **where)
     except OSError as error:
-        raise UserError(f"no pipeline to fine-tune at {source}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no pipeline to fine-tune at {source}: {one_line(error)}") from error
     if (discriminator := RATLIPDiscriminator.of_pipeline(source, **where)) is not None:
         return generator, discriminator, []
     logger.warning("no discriminator comes with %s: a fresh one of the preset %s is used", source, config.preset)
@@ -233,6 +220,22 @@ def fit_conditioning(
         discriminator.feature_scale.fit(features.cpu())
 
 
+def set_in_motion(
+    generator: RATLIPGenerator,
+    discriminator: RATLIPDiscriminator,
+    image_encoder: nn.Module,
+    accelerator: Accelerator,
+    config: TrainingConfig,
+) -> tuple[Networks, EMA]:
+    """What a step needs, on the device, and the average of the generator's weights."""
+    ema = EMA(generator.to(accelerator.device), config.ema_decay)
+    wrapped = wrap(generator, discriminator, image_encoder, accelerator, config)
+    rates = {generator: config.generator_learning_rate, discriminator: config.discriminator_learning_rate}
+    optimizations = [Optimization.adam(network, rate, config) for network, rate in rates.items()]
+    pixels = _pixel_discriminator(generator, accelerator, config)
+    return Networks(*wrapped, *optimizations, image_encoder, accelerator, config, *pixels), ema
+
+
 def wrap(
     generator: RATLIPGenerator,
     discriminator: RATLIPDiscriminator,
@@ -264,7 +267,7 @@ def _pixel_discriminator(
         return None, None
     sizes = generator.config
     network = PixelDiscriminator(sizes.sample_size, sizes.text_dim, config.pixel_channels).to(accelerator.device)
-    optimization = Optimization.adam(network, config.generator_learning_rate, config, accelerator.device.type)
+    optimization = Optimization.adam(network, config.generator_learning_rate, config)
     return accelerator.prepare(network), optimization
 
 

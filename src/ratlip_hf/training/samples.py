@@ -15,19 +15,9 @@ from torch.utils.data import DataLoader
 from ..bundled import find_world
 from ..clip import FrozenCLIP
 from ..data.manifest import MANIFEST
+from ..data.read import rows as stored
 from ..data.read.embeddings import FOLDER, EmbeddingTable, StoredEmbeddings, remembered_embeddings
-from ..data.read.rows import (
-    Columns,
-    MapRows,
-    MixedRows,
-    Row,
-    Rows,
-    ShardRows,
-    find_shards,
-    load_captioned,
-    row_pixels,
-    unreadable,
-)
+from ..data.read.rows import Row, Rows, ShardRows
 from ..utils.errors import UserError
 from .config import TrainingConfig
 
@@ -37,25 +27,15 @@ _LOOK_AHEAD = 1000  # samples among which a mismatched caption must be found
 
 @dataclass
 class StepInputs:
-    """One micro-batch of B samples, made by a worker of the loader; `step.to_device` adds embeddings that are missing.
+    """A micro-batch of B samples, made by a worker of the loader; `step.to_device` adds missing embeddings."""
 
-    Args:
-        images: real images [B, 3, S, S] in [-1, 1].
-        noise: z [B, Z] for the generated images.
-        prompt_embeds: text embeddings [B, D] of `captions`, not normalised; None until they are computed.
-        mismatched_embeds: the same of `mismatched_captions`.
-        captions: one per image.
-        mismatched_captions: a caption of another image for each.
-        indices: global sample indices, of which the augmentation is a function.
-    """
-
-    images: torch.Tensor
-    noise: torch.Tensor
-    prompt_embeds: torch.Tensor | None
+    images: torch.Tensor  # real ones [B, 3, S, S] in [-1, 1]
+    noise: torch.Tensor  # z [B, Z] for the generated ones
+    prompt_embeds: torch.Tensor | None  # of the captions [B, D], not normalised; None until they are computed
     mismatched_embeds: torch.Tensor | None
     captions: Sequence[str] = ()
-    mismatched_captions: Sequence[str] = ()
-    indices: Sequence[int] = ()
+    mismatched_captions: Sequence[str] = ()  # a caption of another image for each
+    indices: Sequence[int] = ()  # global ones, of which the augmentation is a function
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "StepInputs":
         """The same with every tensor changed."""
@@ -68,21 +48,13 @@ class StepInputs:
 
 
 class Sample(NamedTuple):
-    """What is decided of one global sample before its image is decoded.
+    """What is decided of one global sample before its image is decoded."""
 
-    Args:
-        row: the image, undecoded, with all its captions.
-        caption_index: which of them is used.
-        flip: whether the image is mirrored.
-        noise: z [Z].
-        rng: places the crop when the image is decoded.
-    """
-
-    row: Row
+    row: Row  # the image, undecoded, with all its captions
     caption_index: int
     flip: bool
-    noise: np.ndarray
-    rng: np.random.Generator
+    noise: np.ndarray  # z [Z]
+    rng: np.random.Generator  # places the crop when the image is decoded
 
     @property
     def caption(self) -> str:
@@ -90,23 +62,13 @@ class Sample(NamedTuple):
 
 
 class CaptionedImages:
-    """An endless, reproducible sequence of training samples.
+    """An endless, reproducible sequence of training samples, of images of side `size`.
 
-    Args:
-        rows: the dataset, or a mixture of several.
-        config: how images are cropped and flipped, and the seed.
-        size: side of the images.
-        noise_dim: width of the noise.
-        embeddings: embeddings of the rows' captions, one table per part of a mixture.
+    `embeddings` are those of the rows' captions, one table per part of a mixture.
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        config: TrainingConfig,
-        size: int,
-        noise_dim: int,
-        embeddings: list[EmbeddingTable] | None = None,
+        self, rows: Rows, config: TrainingConfig, size: int, noise_dim: int, embeddings: Sequence[EmbeddingTable] = ()
     ):
         self.rows, self.config, self.size, self.noise_dim = rows, config, size, noise_dim
         self.embeddings = embeddings
@@ -178,9 +140,7 @@ class CaptionedImages:
         dataset) and has another caption (other words). So it is a function of seed and index, however a step is cut
         into micro-batches and processes; the released code takes the next sample of the same local batch, whatever
         it says.
-
-        Raises:
-            UserError: when none of the next 1,000 samples will do.
+        Raises UserError when none of the next 1,000 samples will do.
         """
         own = self._sample(index, known)
         for other_index in range(index + 1, index + 1 + _LOOK_AHEAD):
@@ -192,7 +152,7 @@ class CaptionedImages:
 
     def _pixels(self, sample: Sample) -> np.ndarray:
         rng = sample.rng if self.config.random_crop else None
-        return row_pixels(sample.row, self.size, self.config.resize, rng, sample.flip)
+        return stored.row_pixels(sample.row, self.size, self.config.resize, rng, sample.flip)
 
     def _stored_embeds(self, samples: list[Sample]) -> torch.Tensor | None:
         if not self.embeddings:
@@ -204,52 +164,45 @@ class CaptionedImages:
 def load_training_data(
     config: TrainingConfig, size: int, noise_dim: int, clip: FrozenCLIP | None = None
 ) -> CaptionedImages:
-    """The dataset or the mixture named by the configuration.
+    """The dataset or the mixture named by the configuration; UserError when data or embeddings cannot be loaded.
 
     `clip` is needed for text embeddings only, which are read or made with it (see [`caption_embeddings`]).
-
-    Raises:
-        UserError: when data or embeddings cannot be loaded.
     """
     weights = config.data_mixture or {config.dataset_name or config.train_data_dir: 1.0}
     parts = [_load_rows(source, config, size) for source in weights]
-    rows = parts[0] if len(parts) == 1 else MixedRows(parts, list(weights.values()), config.seed)
+    rows = parts[0] if len(parts) == 1 else stored.MixedRows(parts, list(weights.values()), config.seed)
     return CaptionedImages(rows, config, size, noise_dim, caption_embeddings(config, list(weights), parts, clip))
 
 
 def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
     box = config.box_column if config.crop_to_box else None
-    columns = Columns(config.image_column, config.caption_column, box)
+    columns = stored.Columns(config.image_column, config.caption_column, box)
     if world := find_world(source):
         rendered = world.load_training_dataset(config.max_train_samples, config.seed, size)
-        return MapRows(rendered, columns, config.seed)
+        return stored.MapRows(rendered, columns, config.seed)
     if config.streaming:
         try:
-            return ShardRows(find_shards(source), columns, config.seed, config.stream_window)
+            return ShardRows(stored.find_shards(source), columns, config.seed, config.stream_window)
         except UserError:
             raise
         except Exception as error:
-            raise unreadable(source, error) from error
-    dataset = load_captioned(source, "train", config.caption_column, config.max_train_samples)
-    return MapRows(dataset, columns, config.seed)
+            raise stored.unreadable(source, error) from error
+    dataset = stored.load_captioned(source, "train", config.caption_column, config.max_train_samples)
+    return stored.MapRows(dataset, columns, config.seed)
 
 
 def caption_embeddings(
     config: TrainingConfig, sources: list[str], parts: list[Rows], clip: FrozenCLIP | None
-) -> list[EmbeddingTable] | None:
-    """Embeddings of all captions, one table per part of a mixture; None without `text_embeddings` or in a dry run.
+) -> list[EmbeddingTable]:
+    """Embeddings of all captions, one table per part of a mixture; none without `text_embeddings` or in a dry run.
 
     Stored ones of this CLIP are used (`ratlip data embed`); of other map-style data the captions are encoded here and
     kept in `<output_dir>/text_embeddings/<part>`, where a resumed run finds them. Of several processes the main one
-    must come first, for example under `accelerator.main_process_first()`.
-
-    `sources` are names or folders of the parts, `parts` their rows; `clip` may be None without `text_embeddings`.
-
-    Raises:
-        UserError: for streamed data without stored embeddings.
+    must come first, for example under `accelerator.main_process_first()`. Streamed data without stored embeddings
+    raise UserError. `sources` are names or folders of the parts, `parts` their rows.
     """
     if not config.text_embeddings:
-        return None
+        return []
     fingerprint = clip.describe()["weights_sha256"]
     tables = []
     for index, (source, rows) in enumerate(zip(sources, parts, strict=True)):
@@ -258,13 +211,13 @@ def caption_embeddings(
             folder = Path(config.output_dir) / FOLDER / str(index)
             table = remembered_embeddings(folder, list(rows.captions(len(rows))), clip.encode, fingerprint)
         tables.append(table)
-    return None if config.dry_run else tables
+    return [] if config.dry_run else tables
 
 
 def _stored_table(config: TrainingConfig, source: str, streamed: bool, fingerprint: str) -> StoredEmbeddings | None:
     """What `ratlip data embed` has left; None where the run itself must encode the captions."""
     # Stored ones are always those of the column that preparing writes.
-    if (Path(source) / MANIFEST).is_file() and config.caption_column == Columns.captions:
+    if (Path(source) / MANIFEST).is_file() and config.caption_column == stored.Columns.captions:
         try:
             return StoredEmbeddings(Path(source), "train", fingerprint)
         except UserError:

@@ -93,14 +93,8 @@ def training_step(
 
     With one micro-batch, one generator forward serves both phases. With several, the discriminator phase generates
     without a graph, and the generator phase generates the same images again, so that one graph at a time is in memory.
-
-    Args:
-        nets: everything that takes part.
-        batches: the micro-batches of this process, on the device.
-        penalise, penalise_pixels: whether this step has gradient penalties, of either discriminator.
-
-    Returns:
-        Detached scalars by name, for the log.
+    The micro-batches are this process's, on the device; `penalise` and `penalise_pixels` say whether this step has
+    gradient penalties, of either discriminator. Returns detached scalars by name, for the log.
     """
     fakes = generate(nets, nets.generator, batches[0]) if len(batches) == 1 else None
     metrics = discriminator_phase(nets, batches, fakes, penalise)
@@ -159,15 +153,16 @@ def discriminator_loss(
     metrics = {"d_loss": hinge, "d_real": real.mean(), "d_fake": fake.mean(), "d_mismatch": mismatch.mean()}
     if not penalise:
         return hinge, metrics
-    penalty = losses.matching_aware_gradient_penalty(
-        losses.input_gradients(real, [real_features, text]),
-        config.penalty_weight,
-        config.penalty_power,
-        config.penalty_form,
-    )
+    penalty = gradient_penalty(config, real, real_features, text)
     # A lazy penalty stands for the steps without one; what is logged does not depend on the interval.
     loss = hinge + config.penalty_interval * penalty
     return loss, {**metrics, "d_loss": hinge + penalty, "d_penalty": penalty}
+
+
+def gradient_penalty(config: TrainingConfig, logits: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    """The last term of L_D of Eq. 8 as configured, by the gradients of real matching pairs' logits."""
+    gradients, form = losses.input_gradients(logits, inputs), config.penalty_form
+    return losses.matching_aware_gradient_penalty(gradients, config.penalty_weight, config.penalty_power, form)
 
 
 def pixel_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated | None, penalise: bool) -> Metrics:
