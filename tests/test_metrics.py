@@ -9,6 +9,7 @@ import torch
 
 from ratlip_hf.metrics import (
     FeatureStatistics,
+    Origins,
     Spread,
     cmmd,
     cmmd_with_error,
@@ -210,8 +211,9 @@ def test_the_error_of_the_distance_is_its_spread_over_samples_of_groups():
         return frechet_distance_with_error(real, [FeatureStatistics.of(part.repeat(copies, 1)) for part in vectors])
 
     samples = [sample(seed, 1) for seed in range(60)]
-    spread = torch.tensor([distance for distance, _ in samples]).std().item()
-    assert np.mean([error for _, error in samples]) == pytest.approx(spread, rel=0.25)
+    spread = torch.tensor([found.distance for found in samples]).std().item()
+    assert np.mean([found.spread for found in samples]) == pytest.approx(spread, rel=0.25)
+    assert samples[0].freedom == 19
     assert sample(0, 5).spread == pytest.approx(sample(0, 1).spread, rel=0.05)
     everything = FeatureStatistics.of(draws(100, 3, seed=1) + 0.5)
     assert sample(0, 1).distance == pytest.approx(frechet_distance(real, everything))
@@ -222,26 +224,51 @@ def test_the_error_of_the_distance_is_its_spread_over_samples_of_groups():
 # Kernel distance and CMMD
 
 
-def test_the_jackknife_leaves_out_each_vector_in_turn():
+def origins(real: list[tuple[int, int]], fake: list[tuple[int, int]]) -> tuple[Origins, Origins]:
+    """From a (prompt, group) for each vector."""
+    return tuple(Origins(*torch.tensor(pairs).T) for pairs in (real, fake))
+
+
+def test_the_jackknife_leaves_out_each_group_in_turn_and_pairs_of_one_prompt_always():
+    """By hand: nine vectors of four prompts in three groups, every pair written out."""
+    real, fake = draws(5, 3), draws(4, 3, seed=1)
+    of = origins([(0, 0), (0, 0), (1, 0), (2, 1), (3, 2)], [(0, 0), (1, 0), (2, 1), (3, 2)])
+
+    def by_hand(left_out: int | None) -> float:
+        def mean(one, of_one, other, of_other):
+            kernel = (one @ other.T / 3 + 1) ** 3
+            used = of_one.prompts[:, None] != of_other.prompts
+            if left_out is not None:
+                used &= (of_one.groups != left_out)[:, None] & (of_other.groups != left_out)
+            return kernel[used].mean()
+
+        x, y = real.double(), fake.double()
+        return mean(x, of[0], x, of[0]) + mean(y, of[1], y, of[1]) - 2 * mean(x, of[0], y, of[1])
+
+    found = kernel_distance_with_error(real, fake, of)
+    assert found.distance == pytest.approx(float(by_hand(None)), rel=1e-12)
+    without = torch.stack([by_hand(group) for group in range(3)])
+    jackknife = float(4 / 3 * without.var())  # of which the variance of pairs is taken off, at most half
+    assert jackknife / 2 * (1 - 1e-9) <= found.spread**2 < jackknife
+    assert found.freedom == 2
+
+
+def test_without_origins_every_vector_stands_for_itself():
     real, fake = draws(6, 3), draws(5, 3, seed=1)
-
-    def variance(leave_out, count):
-        values = torch.tensor([leave_out(torch.arange(count) != index) for index in range(count)])
-        return (count - 1) ** 2 / count * values.var()
-
-    expected = variance(lambda rest: kernel_distance(real[rest], fake), 6)
-    expected += variance(lambda rest: kernel_distance(real, fake[rest]), 5)
-    distance, spread = kernel_distance_with_error(real, fake)
-    assert distance == kernel_distance(real, fake)
-    assert spread == pytest.approx(expected.sqrt().item(), rel=1e-5)
+    own = origins([(i, i) for i in range(6)], [(6 + i, 6 + i) for i in range(5)])
+    found = kernel_distance_with_error(real, fake)
+    assert found == kernel_distance_with_error(real, fake, own)
+    assert found.distance == pytest.approx(kernel_distance(real, fake), rel=1e-12)
+    with pytest.raises(ValueError, match="at least three groups"):
+        kernel_distance_with_error(real[:2], fake[:2], origins([(0, 0), (1, 1)], [(0, 0), (1, 1)]))
 
 
 def test_the_jackknife_error_is_the_spread_over_samples():
     samples = [
         kernel_distance_with_error(draws(60, 4, seed=seed), draws(40, 4, seed=-1 - seed) + 1) for seed in range(80)
     ]
-    spread = torch.tensor([distance for distance, _ in samples]).std().item()
-    assert np.mean([error for _, error in samples]) == pytest.approx(spread, rel=0.25)
+    spread = torch.tensor([found.distance for found in samples]).std().item()
+    assert np.mean([found.spread for found in samples]) == pytest.approx(spread, rel=0.25)
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
@@ -269,7 +296,7 @@ def test_both_estimators_are_means_over_pairs():
 
 def test_subsets_of_everything_are_the_whole():
     real, fake = draws(9, 3), draws(9, 3, seed=1)
-    distance, spread = kernel_distance_of_subsets(real, fake, subsets=4, size=9)
+    distance, spread, _ = kernel_distance_of_subsets(real, fake, subsets=4, size=9)
     assert (distance, spread) == pytest.approx((kernel_distance(real, fake), 0), abs=1e-12)
     parts = kernel_distance_of_subsets(real, fake, subsets=200, size=6, seed=1)
     assert parts.distance == pytest.approx(distance, abs=3 * parts.spread / 200**0.5) and parts.spread > 1e-3
@@ -296,12 +323,12 @@ def test_the_two_estimators_of_cmmd_differ_by_the_diagonal():
 
 def test_the_error_of_cmmd_is_its_spread_over_samples():
     samples = [cmmd_with_error(draws(60, 4, seed=seed), draws(40, 4, seed=-1 - seed) + 1) for seed in range(80)]
-    spread = torch.tensor([distance for distance, _ in samples]).std().item()
-    assert np.mean([error for _, error in samples]) == pytest.approx(spread, rel=0.25)
+    spread = torch.tensor([found.distance for found in samples]).std().item()
+    assert np.mean([found.spread for found in samples]) == pytest.approx(spread, rel=0.25)
     real, fake = draws(20, 4), draws(20, 4, seed=1)
-    assert cmmd_with_error(real, fake).distance == cmmd(real, fake, estimator="unbiased")
-    with pytest.raises(ValueError, match="at least 3"):
-        cmmd_with_error(real[:2], fake)
+    assert cmmd_with_error(real, fake).distance == pytest.approx(cmmd(real, fake, estimator="unbiased"), rel=1e-9)
+    with pytest.raises(ValueError, match="at least 2"):
+        cmmd_with_error(real[:1], fake)
 
 
 def test_cmmd_knows_directions_only():

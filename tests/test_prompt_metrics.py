@@ -1,6 +1,5 @@
 """The metrics of images and their prompts against answers known beforehand; `test_metrics.py` has those of sets."""
 
-import math
 from itertools import permutations
 
 import pytest
@@ -10,11 +9,11 @@ from ratlip_hf.metrics import (
     UNNAMED,
     attribute_accuracy,
     attribute_hits,
-    bootstrap_interval,
     clip_score,
     prompt_diversity,
     r_precision,
     sample_mismatched,
+    words_right,
 )
 
 
@@ -129,32 +128,16 @@ def test_diversities_that_mean_nothing_are_refused(prompts, distance, message):
         prompt_diversity(torch.ones(3, 2), prompts, distance)
 
 
-# The bootstrap and the counting of attributes
+# The counting of attributes
 
 
-def test_the_bootstrap_of_a_constant_and_of_many_values():
-    assert bootstrap_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3), abs=1e-15)
-    values = draws(400) + 5
-    mean, low, high = bootstrap_interval(values)
-    half = 1.96 * values.std().item() / 20  # the normal approximation
-    assert mean == pytest.approx(values.mean().item(), abs=1e-12)
-    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.15 * half)
-    assert bootstrap_interval(values, level=0.5).high < high
-    assert bootstrap_interval(values) == (mean, low, high) != bootstrap_interval(values, seed=1)
-
-
-def test_the_bootstrap_of_two_values_has_their_mean_and_ends():
-    """Resampled means of 0 and 1 are 0, 1/2, 1 with shares 1/4, 1/2, 1/4."""
-    assert bootstrap_interval([0.0, 1.0], level=0.9) == (0.5, 0.0, 1.0)
-    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("values", "options"), [([1.0], {}), ([[1.0, 2.0]], {}), ([1.0, math.nan], {}), ([1.0, 2.0], {"level": 1.0})]
-)
-def test_bootstraps_that_mean_nothing_are_refused(values, options):
-    with pytest.raises(ValueError):
-        bootstrap_interval(values, **options)
+def test_an_image_is_right_where_every_named_word_is():
+    """Two judges of two colours and one of the scene; the first image fails one judge, the third the scene."""
+    colours = torch.tensor([[[1, 2], [1, 0]], [[3, 3], [3, 3]], [[0, 1], [0, 1]]])
+    scene = torch.tensor([[[1]], [[0]], [[1]]])
+    targets = torch.tensor([[1, 2], [3, 3], [0, 1]]), torch.tensor([[1], [UNNAMED], [0]])
+    right = words_right([(colours, targets[0]), (scene, targets[1])])
+    assert right.tolist() == [0.5, 1.0, 0.0]
 
 
 def test_attribute_accuracy_counts_parts_and_whole_images():

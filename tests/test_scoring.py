@@ -3,6 +3,7 @@ With toy networks; `test_evaluate_command.py` types the command."""
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 
@@ -19,7 +20,14 @@ from ratlip_hf.evaluation.inputs import Folder, Model, load_eval_data
 from ratlip_hf.evaluation.protocols import Protocol, find_protocol
 from ratlip_hf.evaluation.records import compare_records
 from ratlip_hf.evaluation.scoring import GROUPS, Batch, CLIPAccumulator, FeatureAccumulator
-from ratlip_hf.metrics import UNNAMED, FeatureStatistics, frechet_distance
+from ratlip_hf.metrics import (
+    UNNAMED,
+    FeatureStatistics,
+    Origins,
+    frechet_distance,
+    interval,
+    kernel_distance_with_error,
+)
 from ratlip_hf.synthetic_birds.captions import named_scene
 from ratlip_hf.synthetic_birds.dataset import load_prompts, make_dataset, prompt_bird
 from ratlip_hf.utils.errors import UserError
@@ -186,7 +194,7 @@ def test_shares_of_several_processes_come_together(small_clip):
     torch.testing.assert_close(merged.statistics.covariance, features.statistics.covariance)
     whole = FeatureStatistics.of(ToyFeatures()(images))
     torch.testing.assert_close(merged.statistics.covariance, whole.covariance)
-    assert sum(group.count for group in merged.groups) == 50
+    assert sum(part.count for part in merged.parts) == 50
 
 
 def test_memory_does_not_grow_by_whole_batches(small_clip):
@@ -211,7 +219,9 @@ def test_the_distance_is_that_of_all_images_and_its_interval_holds_it(eval_data)
     for accumulator, images in ((real, torch.rand(60, 3, 8, 8)), (fake, torch.rand(60, 3, 8, 8) / 2)):
         accumulator.update(Batch(images, 0, list(range(60))))
         accumulator.merge([accumulator.state()])
-    found = scoring.set_scores(real, fake, "_toy")
+    number = torch.arange(120)
+    origins = Origins(number[:60], number[:60]), Origins(number[60:], number[60:])
+    found = scoring.set_scores(real, fake, origins, "_toy")
     assert found["fid_toy"]["value"] == pytest.approx(frechet_distance(real.vectors, fake.vectors), rel=1e-9)
     assert found["fid_toy"]["low"] < found["fid_toy"]["value"] < found["fid_toy"]["high"]
     assert found["kid_toy"]["low"] > 0
@@ -230,8 +240,16 @@ def test_judges_know_renders():
         *(f"accuracy_{name}" for name in fields[:3]),
         "all_parts_right",
         *(f"accuracy_{name}" for name in fields[3:] if name != "size"),
+        "all_words_right",
+        *(f"power_{band}_of_4" for band in (1, 2, 3, 4)),
     ]
-    assert min(accuracies.values()) > 0.98
+    assert min(score for name, score in accuracies.items() if "power" not in name) > 0.96
+    assert all(0.8 < score < 1.25 for name, score in accuracies.items() if "power" in name)
+    per_prompt = {name: record.per_prompt[name] for name in accuracies if "power" not in name}
+    assert all(len(means) == 60 for means in per_prompt.values())
+    for name, means in per_prompt.items():
+        named = [mean for mean in means if mean is not None]
+        assert sum(named) / len(named) == pytest.approx(accuracies[name], abs=1e-4)
     assert math.isclose(accuracies["attribute_accuracy"], sum(accuracies[f"accuracy_{p}"] for p in fields[:3]) / 3)
 
 
@@ -243,17 +261,48 @@ def test_three_images_are_no_set(pipe, eval_data):
 
 def test_only_named_words_count():
     predictions = torch.tensor([[[1, 0]], [[1, 0]], [[0, 0]]])
-    targets = torch.tensor([[1, UNNAMED], [0, UNNAMED], [0, UNNAMED]])
-    found = scoring.attribute_scores(predictions, targets, ["direction", "perch"], [0, 1, 2])
-    assert found.keys() == {"accuracy_direction"} and found["accuracy_direction"]["value"] == pytest.approx(2 / 3)
+    targets = torch.tensor([[1, UNNAMED], [0, UNNAMED], [UNNAMED, UNNAMED]])
+    origins = Origins(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
+    scores, per_prompt = scoring.attribute_scores([(predictions, targets, ["direction", "perch"])], origins)
+    assert scores.keys() == per_prompt.keys() == {"accuracy_direction", "all_words_right"}
+    assert scores["accuracy_direction"]["value"] == pytest.approx(1 / 2)
+    assert per_prompt == {"accuracy_direction": [1.0, 0.0, None], "all_words_right": [1.0, 0.0, 1.0]}
 
 
 def test_images_of_one_prompt_are_one_piece_of_evidence():
     torch.manual_seed(0)
-    per_prompt = torch.rand(20, dtype=torch.float64)
-    once = scoring._mean(per_prompt, list(range(20)))
-    repeated = scoring._mean(per_prompt.repeat(6), list(range(20)) * 6)
+    per_prompt, number = torch.rand(20, dtype=torch.float64), torch.arange(20)
+    once = scoring._mean(per_prompt, Origins(number, number))
+    repeated = scoring._mean(per_prompt.repeat(6), Origins(number.repeat(6), number.repeat(6)))
     assert repeated == pytest.approx(once)
+
+
+def test_held_out_prompts_are_grouped_by_what_was_never_seen():
+    """400 prompts of 64 colour triples: renders of one triple are in one group, whatever else the prompts say."""
+    data = load_eval_data(find_protocol("synthetic-birds"), "synthetic-birds")
+    origins = data.origins(data.clusters)
+    assert (len(origins.prompts.unique()), len(origins.groups.unique())) == (400, 64)
+    birds = [prompt_bird(entry) for entry in load_prompts("test")]
+    for prompt, group in zip(origins.prompts.tolist(), origins.groups.tolist(), strict=True):
+        assert birds[prompt].colours == birds[origins.prompts[origins.groups == group][0]].colours
+    assert data.origins([5, 400]).groups.tolist() == [origins.groups[5].item(), 800]  # 400 is no prompt of the data
+
+
+def test_fresh_renders_are_at_no_distance_from_each_other_beyond_chance():
+    """The interval of KID holds 0, which it misses by far where pairs of one prompt count."""
+    world, protocol = find_world("synthetic-birds"), find_protocol("synthetic-birds")
+    data, features = load_eval_data(protocol, "synthetic-birds").first(400), world.load_features()
+    fresh = [features(dataclasses.replace(data.real, seed=seed).load(0, 400)) for seed in (1, 2, 3)]
+    of = data.origins(data.clusters)
+    for one, other in itertools.combinations(fresh, 2):
+        kid, with_pairs = (interval(kernel_distance_with_error(one, other, origins)) for origins in ((of, of), None))
+        assert kid.low < 0 < kid.high
+        assert with_pairs.high < kid.low
+
+
+def test_pixels_are_compared_at_the_model_s_own_patches(pipe, eval_data):
+    scores = evaluation(eval_data).score(Model("toy", pipe, eval_data.prompts, TOY)).scores
+    assert scores["steps_at_joints"]["value"] > 0 and scores["power_4_of_4"]["value"] > 0
 
 
 def test_the_training_signal_is_measured_as_the_protocol_says(pipe, eval_data, small_clip):

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..bundled import find_world
 from ..clip import FrozenCLIP, load_clip
+from ..metrics import Origins
 from ..utils.errors import UserError
 from ..utils.tensors import weights_sha256
 from . import scoring
@@ -24,7 +25,7 @@ from .inception import InceptionFeatures
 from .inputs import Candidate, EvalData, Images, prompts_sha256
 from .protocols import CANDIDATES, KEPT, Protocol
 from .records import ScoreRecord
-from .scoring import Accumulator, Batch, CLIPAccumulator, FeatureAccumulator, PredictionAccumulator
+from .scoring import Accumulator, Batch, CLIPAccumulator, FeatureAccumulator, PixelAccumulator, PredictionAccumulator
 
 _FEWEST = 4  # precision and recall need a third neighbour
 
@@ -89,9 +90,9 @@ class Evaluation:
     ):
         self.protocol, self.eval_data, self.networks = protocol, eval_data, networks
         self.batch_size, self.progress, self.state = batch_size, progress, PartialState()
+        self.real_origins = eval_data.origins(eval_data.real_clusters)
         self.real = self._accumulators()
-        if self.real:
-            self._accumulate(eval_data.real, eval_data.real_clusters, None, list(self.real.values()), "real images")
+        self._accumulate(eval_data.real, self.real_origins, None, list(self.real.values()), "real images")
         self.real_sha256 = self._digest(eval_data.real)
 
     def score(self, candidate: Candidate) -> ScoreRecord:
@@ -99,20 +100,22 @@ class Evaluation:
         if min(len(candidate), len(self.eval_data.real)) < _FEWEST:
             raise UserError(f"scores of sets of images need at least {_FEWEST} of each kind")
         clusters, targets = self._clusters_and_targets(candidate)
+        origins = self.eval_data.origins(clusters)
         fake = self._accumulators()
         if candidate.own_clip:
             fake["own"] = CLIPAccumulator(candidate.own_clip, KEPT, self.protocol.own_clip_input)
         judged = [PredictionAccumulator(judges) for judges in self.networks.judges] if targets is not None else []
-        if not fake and not judged:
+        if not self.networks.spaces and not self.networks.eval_clip and not judged and "own" not in fake:
             raise UserError("nothing to score with: give a CLIP with --eval_clip")
-        self._accumulate(candidate, clusters, candidate.prompts, [*fake.values(), *judged], "images")
-        scores = self._attribute_scores(judged, targets, clusters) | self._feature_scores(fake, clusters)
-        scores |= self._clip_scores(fake, candidate, clusters)
-        return ScoreRecord(self._describe(candidate), candidate.describe(), scores)
+        self._accumulate(candidate, origins, candidate.prompts, [*fake.values(), *judged], "images")
+        scores, prompts = self._attribute_scores(judged, targets, origins) if judged else ({}, {})
+        scores |= self._feature_scores(fake, origins, candidate.patch) | self._clip_scores(fake, candidate, origins)
+        return ScoreRecord(self._describe(candidate), candidate.describe(), scores, per_prompt=prompts)
 
     def _accumulators(self) -> dict[str, Accumulator]:
         """Those of real and generated images alike."""
         found = {space: FeatureAccumulator(extractor, KEPT) for space, extractor in self.networks.spaces.items()}
+        found["pixels"] = PixelAccumulator(KEPT)
         if self.networks.eval_clip:
             found["eval_clip"] = CLIPAccumulator(self.networks.eval_clip, KEPT)
         return found
@@ -121,7 +124,7 @@ class Evaluation:
     def _accumulate(
         self,
         source: Images | Candidate,
-        clusters: Sequence[int],
+        origins: Origins,
         prompts: Sequence[str] | None,
         accumulators: Sequence[Accumulator],
         what: str,
@@ -133,7 +136,7 @@ class Evaluation:
             images = source.load(start, stop)
             if self.protocol.rounded:
                 images = (images * 127.5 + 127.5).round() / 127.5 - 1
-            batch = Batch(images, start, clusters[start:stop], prompts and prompts[start:stop])
+            batch = Batch(images, start, origins.groups[start:stop].tolist(), prompts and prompts[start:stop])
             for accumulator in accumulators:
                 accumulator.update(batch)
             passed_500 = (stop - mine.start) // 500 > (start - mine.start) // 500
@@ -148,7 +151,8 @@ class Evaluation:
         Without prompts every image is a cluster of its own; without target labels for every prompt there are none."""
         data = self.eval_data
         if candidate.prompts is None:
-            return list(range(len(candidate))), None
+            first = 1 + max(data.real_clusters)
+            return list(range(first, first + len(candidate))), None
         known = dict(zip(data.prompts, data.clusters, strict=True))
         if candidate.prompts == data.prompts:
             clusters = list(data.clusters)
@@ -161,34 +165,37 @@ class Evaluation:
         targets = dict(zip(data.prompts, data.targets, strict=True))
         return clusters, torch.tensor([targets[text] for text in candidate.prompts])
 
-    def _attribute_scores(self, judged: list, targets: torch.Tensor | None, clusters: list[int]) -> scoring.Scores:
-        scores = {}
+    def _attribute_scores(self, judged: list, targets: torch.Tensor, origins: Origins) -> tuple[scoring.Scores, dict]:
+        readings = []
         for accumulator in judged:
             fields = list(accumulator.judges[0].config.reads)
             columns = [self.eval_data.fields.index(name) for name in fields]
-            scores |= scoring.attribute_scores(accumulator.predictions, targets[:, columns], fields, clusters)
-        return scores
+            readings.append((accumulator.predictions, targets[:, columns], fields))
+        return scoring.attribute_scores(readings, origins)
 
-    def _feature_scores(self, fake: dict, clusters: list[int]) -> scoring.Scores:
-        scores, data = {}, self.eval_data
+    def _feature_scores(self, fake: dict, origins: Origins, patch: int | None) -> scoring.Scores:
+        scores, kept = {}, (_first(self.real_origins, KEPT), _first(origins, KEPT))
         for space in self.networks.spaces:
             suffix = "" if space.startswith("inception") else f"_{space}"
-            scores |= scoring.set_scores(self.real[space], fake[space], suffix)
-            if _repeated(clusters) and _repeated(data.real_clusters):
-                scores |= scoring.diversity_scores(fake[space], clusters, self.real[space], data.real_clusters)
+            scores |= scoring.set_scores(self.real[space], fake[space], kept, suffix)
+            if _repeated(kept[0].prompts) and _repeated(kept[1].prompts):
+                scores |= scoring.diversity_scores(fake[space], self.real[space], kept)
+        if self.real["pixels"].side == fake["pixels"].side:
+            scores |= scoring.pixel_scores(self.real["pixels"], fake["pixels"], kept[1], patch)
         return scores
 
-    def _clip_scores(self, fake: dict, candidate: Candidate, clusters: list[int]) -> scoring.Scores:
+    def _clip_scores(self, fake: dict, candidate: Candidate, origins: Origins) -> scoring.Scores:
         scores, seed, own = {}, self.protocol.seed, candidate.own_clip
         own_sha256 = own.describe()["weights_sha256"] if own else None
         if "eval_clip" in fake:
-            scores |= scoring.clip_distance(self.real["eval_clip"], fake["eval_clip"])
+            kept = _first(self.real_origins, KEPT), _first(origins, KEPT)
+            scores |= scoring.clip_distance(self.real["eval_clip"], fake["eval_clip"], kept)
             # Where the generator's own CLIP is given as the evaluation CLIP, its score is the training signal.
             if candidate.prompts is not None and own_sha256 != self._eval_clip_sha256():
-                scores |= scoring.prompt_scores(fake["eval_clip"], clusters, seed)
+                scores |= scoring.prompt_scores(fake["eval_clip"], origins, seed)
         if own:
             # By its hash, so that scores of different CLIPs never stand under a common name.
-            scores |= scoring.prompt_scores(fake["own"], clusters, seed, f"_own_{own_sha256[:8]}")
+            scores |= scoring.prompt_scores(fake["own"], origins, seed, f"_own_{own_sha256[:8]}")
         return scores
 
     def _eval_clip_sha256(self) -> str | None:
@@ -217,10 +224,13 @@ class Evaluation:
         }
 
 
-def _repeated(clusters: Sequence[int]) -> bool:
-    """Whether every cluster has several images."""
-    counts = torch.tensor(list(clusters)).unique(return_counts=True)[1]
-    return bool((counts > 1).all())
+def _first(origins: Origins, count: int) -> Origins:
+    return Origins(*(numbers[:count] for numbers in origins))
+
+
+def _repeated(prompts: torch.Tensor) -> bool:
+    """Whether every prompt has several images."""
+    return bool((prompts.unique(return_counts=True)[1] > 1).all())
 
 
 Part = TypeVar("Part")

@@ -16,6 +16,7 @@ from ..bundled import WORLDS, find_world
 from ..clip import FrozenCLIP
 from ..data.images import BadImage, decode, to_rgb
 from ..data.read.rows import Columns, MapRows, load_captioned, row_pixels
+from ..metrics import Origins
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
 from ..utils.tensors import weights_sha256
@@ -38,7 +39,8 @@ class Images(Interface):
 @dataclass(frozen=True)
 class EvalData:
     """Prompts and real images, each with the number of its cluster: the real image or held-out prompt it belongs to.
-    Image n is generated for prompt n; the images of one cluster are no independent evidence."""
+    Image n is generated for prompt n; the images of one cluster are no independent evidence, and neither are clusters
+    of one group, such as prompts that name the same unseen combination."""
 
     prompts: list[str]
     clusters: list[int]
@@ -47,6 +49,13 @@ class EvalData:
     facts: dict  # of the data, for a record
     fields: tuple[str, ...] = ()  # names of the attributes that prompts ask for, where they are known
     targets: list[list[int]] | None = None  # for each prompt the label of each field, or `metrics.UNNAMED`
+    groups: list[int] | None = None  # of each cluster; None where clusters are independent
+
+    def origins(self, clusters: Sequence[int]) -> Origins:
+        """Clusters of images with their groups; a cluster that the data does not know is a group of its own."""
+        groups = self.groups or []
+        found = [groups[number] if number < len(groups) else len(groups) + number for number in clusters]
+        return Origins(torch.tensor(clusters), torch.tensor(found))
 
     def first(self, count: int | None) -> "EvalData":
         """The same with the first `count` prompts and real images."""
@@ -141,6 +150,7 @@ class Candidate:
 
     prompts: list[str] | None = None  # of each image; None if nobody knows
     own_clip: FrozenCLIP | None = None  # that the generator was trained with
+    patch: int | None = None  # side of its patches in pixels of the generated images
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -160,6 +170,8 @@ class Model(Candidate):
     def __init__(self, source: str | os.PathLike, pipe: RATLIPPipeline, prompts: list[str], protocol: Protocol):
         self.source, self.pipe, self.prompts, self.seed = source, pipe, prompts, protocol.seed
         self.own_clip = FrozenCLIP(pipe.tokenizer, pipe.text_encoder, pipe.image_encoder, "of the pipeline")
+        sizes = pipe.generator.config
+        self.patch = None if sizes.sample_size % sizes.clip_grid else sizes.sample_size // sizes.clip_grid
 
     def load(self, start: int, stop: int) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(self.seed + index) for index in range(start, stop)]

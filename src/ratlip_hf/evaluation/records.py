@@ -37,12 +37,15 @@ class ScoreRecord:
         candidate: what was scored, for example the model, its revision and the hash of its weights, or a folder.
         scores: by name, {"value": ...} and, where there is an interval, "low" and "high"; finite numbers.
         environment: versions of libraries; recorded, but no part of the protocol.
+        per_prompt: of some scores, the mean over the images of each prompt, in the protocol's order; None where a
+            prompt has no part in it. Another test than ours can be made of them without new images.
     """
 
     protocol: Mapping
     candidate: Mapping
     scores: Mapping[str, Mapping[str, float]]
     environment: Mapping[str, str] = field(default_factory=environment)
+    per_prompt: Mapping[str, list[float | None]] = field(default_factory=dict)
 
     def __post_init__(self):
         if missing := [name for name in _REQUIRED if name not in self.protocol]:

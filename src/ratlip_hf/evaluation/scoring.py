@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import metrics
 from ..clip import FrozenCLIP, image_features_and_embeds
-from ..metrics import FeatureStatistics
+from ..metrics import FeatureStatistics, Origins
 from .features import FeatureExtractor
 from .protocols import CANDIDATES
 
@@ -19,11 +19,11 @@ _FLUSH = 1024  # feature vectors that are gathered before they enter a covarianc
 
 @dataclass
 class Batch:
-    """Images [n, 3, H, W] in [-1, 1], the number of the first, the clusters they belong to, and prompts, if known."""
+    """Images [n, 3, H, W] in [-1, 1], the number of the first, the groups they belong to, and prompts, if known."""
 
     images: torch.Tensor
     first: int
-    clusters: Sequence[int]
+    groups: Sequence[int]
     prompts: Sequence[str] | None = None
 
 
@@ -31,14 +31,14 @@ class Batch:
 
 
 class FeatureAccumulator:
-    """Features of one network: statistics of all images, in `GROUPS` groups by cluster, and the vectors [n, d] of the
+    """Features of one network: statistics of all images, in `GROUPS` parts by group, and the vectors [n, d] of the
     first `keep` images, in their order."""
 
     def __init__(self, extractor: FeatureExtractor, keep: int):
         self.extractor, self.keep = extractor, keep
         self.kept: list[torch.Tensor] = []
         self.waiting: list[list[torch.Tensor]] = [[] for _ in range(GROUPS)]
-        self.groups = [self._merged() for _ in range(GROUPS)]
+        self.parts = [self._merged() for _ in range(GROUPS)]
 
     def _merged(self, *parts: FeatureStatistics) -> FeatureStatistics:
         return FeatureStatistics.empty(self.extractor.dim).merge(*parts)
@@ -47,23 +47,23 @@ class FeatureAccumulator:
         features = self.extractor(batch.images).cpu()
         if (left := self.keep - batch.first) > 0:
             self.kept.append(features[:left])
-        for vector, cluster in zip(features, batch.clusters, strict=True):
-            self.waiting[cluster % GROUPS].append(vector)
+        for vector, group in zip(features, batch.groups, strict=True):
+            self.waiting[group % GROUPS].append(vector)
         self._flush(_FLUSH)
 
     def _flush(self, least: int) -> None:
-        for statistics, vectors in zip(self.groups, self.waiting, strict=True):
+        for statistics, vectors in zip(self.parts, self.waiting, strict=True):
             if len(vectors) >= least:
                 statistics.update(torch.stack(vectors))
                 vectors.clear()
 
     def state(self) -> tuple:
         self._flush(1)
-        return self.groups, self.vectors
+        return self.parts, self.vectors
 
     def merge(self, states: Sequence[tuple]) -> None:
         groups, vectors = zip(*states, strict=True)
-        self.groups = [self._merged(*parts) for parts in zip(*groups, strict=True)]
+        self.parts = [self._merged(*parts) for parts in zip(*groups, strict=True)]
         self.kept = [torch.cat(vectors)[: self.keep]]
 
     @property
@@ -74,7 +74,7 @@ class FeatureAccumulator:
     @property
     def statistics(self) -> FeatureStatistics:
         """Of all images."""
-        return self._merged(*self.groups)
+        return self._merged(*self.parts)
 
 
 @dataclass
@@ -133,87 +133,144 @@ class PredictionAccumulator:
         return torch.cat(self.parts)
 
 
-Accumulator = FeatureAccumulator | CLIPAccumulator | PredictionAccumulator
+class PixelAccumulator:
+    """Of the first `keep` images, if they are square: power by band and steps by place (`metrics.pixels`)."""
+
+    def __init__(self, keep: int):
+        self.keep, self.parts = keep, []
+
+    def update(self, batch: Batch) -> None:
+        images = batch.images[: max(0, self.keep - batch.first)]
+        if len(images) and images.shape[2] == images.shape[3]:
+            self.parts.append((metrics.power_by_band(images).cpu(), metrics.steps_by_place(images).cpu()))
+
+    def state(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return self.parts
+
+    def merge(self, states: Sequence[list]) -> None:
+        self.parts = [part for state in states for part in state]
+
+    @property
+    def side(self) -> int:
+        """Of the images; 0 if there are none."""
+        return self.parts[0][1].shape[1] + 1 if self.parts else 0
+
+    @property
+    def power(self) -> torch.Tensor:
+        """[n, `metrics.BANDS`]."""
+        return torch.cat([power for power, _ in self.parts])
+
+    @property
+    def steps(self) -> torch.Tensor:
+        """[n, S - 1]."""
+        return torch.cat([steps for _, steps in self.parts])
+
+
+Accumulator = FeatureAccumulator | CLIPAccumulator | PredictionAccumulator | PixelAccumulator
 Scores = dict[str, dict[str, float]]
 
 
-def set_scores(real: FeatureAccumulator, fake: FeatureAccumulator, suffix: str = "") -> Scores:
-    """Distances between two sets of images, and precision and recall, in one network's features."""
+def set_scores(
+    real: FeatureAccumulator, fake: FeatureAccumulator, origins: tuple[Origins, Origins], suffix: str = ""
+) -> Scores:
+    """Distances between two sets of images, and precision and recall, in one network's features; `origins` are those
+    of the kept real and generated vectors."""
     looks_real, is_generated = metrics.precision_recall_hits(real.vectors, fake.vectors)
-    groups = [group for group in fake.groups if group.count]
+    parts = [part for part in fake.parts if part.count]
     scores = {
-        "fid": _with_error(metrics.frechet_distance_with_error(real.statistics, groups)),
-        "kid": _with_error(metrics.kernel_distance_with_error(real.vectors, fake.vectors)),
-        "precision": _mean(looks_real),
-        "recall": _mean(is_generated),
+        "fid": _score(metrics.frechet_distance_with_error(real.statistics, parts)),
+        "kid": _score(metrics.kernel_distance_with_error(real.vectors, fake.vectors, origins)),
+        "precision": _mean(looks_real, origins[1]),
+        "recall": _mean(is_generated, origins[0]),
     }
     return {name + suffix: score for name, score in scores.items()}
 
 
-def clip_distance(real: CLIPAccumulator, fake: CLIPAccumulator) -> Scores:
+def pixel_scores(real: PixelAccumulator, fake: PixelAccumulator, origins: Origins, patch: int | None) -> Scores:
+    """Power in each band, and steps at the joints of the generator's patches against inside, as shares of those of
+    real images, which are taken as they are; `origins` are those of the kept generated images."""
+    expected, shares = real.power.mean(dim=0), {}
+    for band in range(metrics.BANDS):
+        shares[f"power_{band + 1}_of_{metrics.BANDS}"] = fake.power[:, band] / expected[band]
+    if patch:
+        expected = metrics.steps_at_joints(real.steps, patch).mean()
+        shares["steps_at_joints"] = metrics.steps_at_joints(fake.steps, patch) / expected
+    return {name: _mean(values, origins) for name, values in shares.items()}
+
+
+def clip_distance(real: CLIPAccumulator, fake: CLIPAccumulator, origins: tuple[Origins, Origins]) -> Scores:
     """The unbiased CMMD in the space of a CLIP."""
-    return {"cmmd": _with_error(metrics.cmmd_with_error(torch.cat(real.images), torch.cat(fake.images)))}
+    return {"cmmd": _score(metrics.cmmd_with_error(torch.cat(real.images), torch.cat(fake.images), origins))}
 
 
-def prompt_scores(fake: CLIPAccumulator, clusters: Sequence[int], seed: int, suffix: str = "") -> Scores:
+def prompt_scores(fake: CLIPAccumulator, origins: Origins, seed: int, suffix: str = "") -> Scores:
     """The mean cosine of images and prompts, times 100, and R-precision among `CANDIDATES` others."""
-    scores = {"clip_score": _mean(100 * torch.cat(fake.cosines), clusters)}
+    scores = {"clip_score": _mean(100 * torch.cat(fake.cosines), origins)}
     images, texts = torch.cat(fake.images), torch.cat(fake.texts)
-    known = clusters[: len(texts)]
+    known = origins.prompts[: len(texts)].tolist()
     if len(set(known)) > CANDIDATES:
         mismatched = metrics.sample_mismatched(known, CANDIDATES, seed)
-        scores["r_precision"] = _mean(metrics.r_precision(images, texts, texts, mismatched).per_sample, known)
+        scores["r_precision"] = _mean(metrics.r_precision(images, texts, texts, mismatched).per_sample, origins)
     return {name + suffix: score for name, score in scores.items()}
 
 
-def diversity_scores(
-    fake: FeatureAccumulator, clusters: Sequence[int], real: FeatureAccumulator, real_clusters: Sequence[int]
-) -> Scores:
+def diversity_scores(fake: FeatureAccumulator, real: FeatureAccumulator, origins: tuple[Origins, Origins]) -> Scores:
     """Mean distance between images of one prompt, as a share of that of real images of one prompt."""
-    generated = metrics.prompt_diversity(fake.vectors, list(clusters[: len(fake.vectors)]))
-    found = metrics.prompt_diversity(real.vectors, list(real_clusters[: len(real.vectors)]))
+    found, generated = (
+        metrics.prompt_diversity(side.vectors, of.prompts[: len(side.vectors)])
+        for side, of in zip((real, fake), origins, strict=True)
+    )
     share = torch.tensor(list(generated.per_prompt.values()), dtype=torch.float64) / found.value
-    return {"diversity": _mean(share)}
+    groups = dict(zip(origins[1].prompts.tolist(), origins[1].groups.tolist(), strict=True))
+    return {"diversity": _score(metrics.clustered_mean(share, [groups[prompt] for prompt in generated.per_prompt]))}
 
 
-def attribute_scores(
-    predictions: torch.Tensor, targets: torch.Tensor, fields: Sequence[str], clusters: Sequence[int]
-) -> Scores:
-    """How often judges' predictions [N, judges, fields] are the targets [N, fields], per field over the prompts that
-    name it. Where all name all fields, also the mean over fields and the share of images with all of them right."""
-    hits, named, scores = metrics.attribute_hits(predictions, targets), targets != metrics.UNNAMED, {}
-    if named.all():
-        scores["attribute_accuracy"] = _mean(hits.mean(dim=(1, 2)), clusters)
-    for column, name in enumerate(fields):
-        if (rows := named[:, column]).any():
-            own = torch.tensor(clusters)[rows].tolist()
-            scores[f"accuracy_{name}"] = _mean(hits[rows, :, column].mean(dim=1), own)
-    if named.all():
-        scores["all_parts_right"] = _mean(hits.prod(dim=2).mean(dim=1), clusters)
-    return scores
+Reading = tuple[torch.Tensor, torch.Tensor, Sequence[str]]
 
 
-_TWO_SIDED = 1.96  # of the normal distribution, for an interval of 95 %
+def attribute_scores(readings: Sequence[Reading], origins: Origins) -> tuple[Scores, dict[str, list[float | None]]]:
+    """How often judges find what prompts say, and the same for each prompt, for other tests than ours.
+
+    A reading is of one group of judges: predictions [N, judges, fields], targets [N, fields] and the fields' names.
+    Per field, over the prompts that name it; where all prompts name all fields of a group, also the mean over them
+    and the share of images with all of them right; and the share of images with every named word of all groups right.
+    """
+    values: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for predictions, targets, fields in readings:
+        hits, named = metrics.attribute_hits(predictions, targets), targets != metrics.UNNAMED
+        everywhere = torch.ones(len(hits), dtype=torch.bool)
+        if named.all():
+            values["attribute_accuracy"] = hits.mean(dim=(1, 2)), everywhere
+        for column, name in enumerate(fields):
+            values[f"accuracy_{name}"] = hits[:, :, column].mean(dim=1), named[:, column]
+        if named.all():
+            values["all_parts_right"] = hits.prod(dim=2).mean(dim=1), everywhere
+    right = metrics.words_right([(predictions, targets) for predictions, targets, _ in readings])
+    values["all_words_right"] = right, torch.ones(len(right), dtype=torch.bool)
+    scores, prompts = {}, {}
+    for name, (hits, rows) in values.items():
+        if rows.any():
+            scores[name] = _mean(hits[rows], Origins(origins.prompts[rows], origins.groups[rows]))
+            prompts[name] = _per_prompt(hits, rows, origins.prompts)
+    return scores, prompts
 
 
-def _with_error(value: metrics.Spread) -> dict[str, float]:
-    distance, error = value
-    return {"value": distance, "low": distance - _TWO_SIDED * error, "high": distance + _TWO_SIDED * error}
+def _per_prompt(values: torch.Tensor, rows: torch.Tensor, prompts: torch.Tensor) -> list[float | None]:
+    """Means over the images of each prompt, in the order of their numbers; None where no row counts."""
+    means = []
+    for prompt in prompts.unique():
+        own = values[rows & (prompts == prompt)]
+        means.append(round(own.mean().item(), 4) if len(own) else None)
+    return means
 
 
-def _mean(values: torch.Tensor, clusters: Sequence[int] | None = None) -> dict[str, float]:
-    """Mean over images with its bootstrap interval, for which whole clusters are sampled where there are any."""
-    value = float(values.double().mean())
-    if clusters is not None:
-        values = _cluster_means(values.double(), clusters)
-    if len(values) < 2:
-        return {"value": value}
-    centre, low, high = metrics.bootstrap_interval(values)
-    # Clusters of different sizes weigh the same in the interval only.
-    return {"value": value, "low": low - centre + value, "high": high - centre + value}
+def _score(estimate: metrics.Spread) -> dict[str, float]:
+    return metrics.interval(estimate)._asdict()
 
 
-def _cluster_means(values: torch.Tensor, clusters: Sequence[int]) -> torch.Tensor:
-    _, places = torch.tensor(list(clusters)).unique(return_inverse=True)
-    sums = torch.zeros(int(places.max()) + 1, dtype=values.dtype).index_add(0, places, values)
-    return sums / places.bincount()
+def _mean(values: torch.Tensor, origins: Origins) -> dict[str, float]:
+    """Mean over images with its t interval, for which whole groups are sampled; alone where there is one group."""
+    groups = origins.groups[: len(values)]
+    if len(groups.unique()) < 2:
+        return {"value": float(values.double().mean())}
+    return _score(metrics.clustered_mean(values, groups))

@@ -1,11 +1,19 @@
-"""Scores of generated images as pure functions of features: no network and no image appears here.
+"""Scores of generated images as pure functions of features: no network appears here.
 What the features are and how many images there were is the caller's protocol, to be recorded with the score."""
 
 # ruff: noqa: F401  what is imported is what the package offers
 from pathlib import Path
 
-from .common import Spread, bootstrap_interval
-from .kernels import cmmd, cmmd_with_error, kernel_distance, kernel_distance_of_subsets, kernel_distance_with_error
+from .common import Interval, Spread, clustered_mean, interval, student_t
+from .kernels import (
+    Origins,
+    cmmd,
+    cmmd_with_error,
+    kernel_distance,
+    kernel_distance_of_subsets,
+    kernel_distance_with_error,
+)
+from .pixels import BANDS, power_by_band, steps_at_joints, steps_by_place
 from .prompts import (
     UNNAMED,
     attribute_accuracy,
@@ -14,6 +22,7 @@ from .prompts import (
     prompt_diversity,
     r_precision,
     sample_mismatched,
+    words_right,
 )
 from .sets import (
     FeatureStatistics,

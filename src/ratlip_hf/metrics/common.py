@@ -1,7 +1,8 @@
-"""What all metrics share: checks of features, which become float64, and how certain a value is, for means by the
-bootstrap. Other metrics have a jackknife of their own."""
+"""What all metrics share: checks of features, which become float64, and how certain a value is."""
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -53,41 +54,60 @@ def unit_length(vectors: torch.Tensor, name: str = "embeddings") -> torch.Tensor
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
-class Interval(NamedTuple):
-    """A mean with the ends of its interval."""
+class Spread(NamedTuple):
+    """A distance and how far it is from certain; which of several measures `spread` is, the function says. For a
+    standard error `freedom` are its degrees of freedom."""
 
-    mean: float
+    distance: float
+    spread: float
+    freedom: int | None = None
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its interval."""
+
+    value: float
     low: float
     high: float
 
 
-class Spread(NamedTuple):
-    """A distance and how far it is from certain; which of several measures `spread` is, the function says."""
-
-    distance: float
-    spread: float
-
-
-_SAMPLES_AT_ONCE = 4_000_000
+def interval(estimate: Spread, level: float = 0.95) -> Interval:
+    """The t interval of an estimate with a standard error; `level` is the share of intervals that hold the truth."""
+    half = student_t(level, estimate.freedom) * estimate.spread
+    return Interval(estimate.distance, estimate.distance - half, estimate.distance + half)
 
 
-def bootstrap_interval(values: Vectors, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of a mean (Efron and Tibshirani 1993, section 13.3), in float64.
+def clustered_mean(values: Vectors, clusters: Sequence[int]) -> Spread:
+    """The mean of values [N] with its standard error when whole clusters [N] are sampled, not single values.
 
-    `values` are independent samples [N], N at least 2; images of one prompt are not independent: take one mean each.
-    `level`, in (0, 1), is the share of resampled means within the interval. The same values and seed give the same
-    interval everywhere. Raises ValueError for another shape, NaN or infinite values, and options out of range.
+    The mean is a ratio of two sums over clusters, linearised (Cochran 1977, section 6.4): clusters of any sizes weigh
+    by their sizes. At least two clusters. Raises ValueError for other shapes, NaN or infinite values.
     """
-    values = as_tensor(values)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"values must be [N] with N at least 2, not {list(values.shape)}")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level must lie between 0 and 1 and resamples be positive, not {level} and {resamples}")
-    values, generator = as_finite(values, "values").cpu(), torch.Generator().manual_seed(seed)
-    rows, means = max(1, _SAMPLES_AT_ONCE // len(values)), []
-    for start in range(0, resamples, rows):
-        shape = (min(rows, resamples - start), len(values))
-        means.append(values[torch.randint(len(values), shape, generator=generator)].mean(dim=1))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(torch.cat(means), ends).tolist()
-    return Interval(float(values.mean()), low, high)
+    values, places = as_tensor(values), torch.as_tensor(clusters).unique(return_inverse=True)[1]
+    count = int(places.max()) + 1 if len(places) else 0
+    if values.ndim != 1 or len(values) != len(places) or count < 2:
+        raise ValueError(f"values must be [N] of at least 2 clusters [N], not {list(values.shape)} of {count}")
+    values = as_finite(values, "values").cpu()
+    mean = values.mean()
+    residuals = values.new_zeros(count).index_add(0, places, values - mean)
+    error = (count / (count - 1) * residuals.square().sum()).sqrt() / len(values)
+    return Spread(float(mean), float(error), count - 1)
+
+
+_STEPS = 40_000
+
+
+@lru_cache
+def student_t(level: float, freedom: int) -> float:
+    """How many standard errors a two-sided interval of Student's t has on either side, to six digits.
+
+    With x = sqrt(n) tan(a) the density becomes cos(a)^(n-1), which is summed up to `level` of its whole.
+    Raises ValueError for a level outside (0, 1) or no degree of freedom.
+    """
+    if not 0 < level < 1 or freedom < 1:
+        raise ValueError(f"level must lie between 0 and 1 and freedom be positive, not {level} and {freedom}")
+    # Beyond twelve standard deviations of a wide distribution nothing is left to sum.
+    angles = np.linspace(0, min(math.pi / 2, 12 / math.sqrt(freedom)), _STEPS + 1)
+    density = np.cos(angles) ** (freedom - 1)
+    whole = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(np.interp(level * whole[-1], whole, angles))

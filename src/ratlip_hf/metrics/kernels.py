@@ -3,6 +3,7 @@ Both are squared maximum mean discrepancies, computed in blocks of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,11 +25,17 @@ def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:
     return unbiased(kernel_sums(real, fake, _polynomial(real.shape[1], degree)))
 
 
-def kernel_distance_with_error(real: Vectors, fake: Vectors, degree: int = 3) -> Spread:
-    """[`kernel_distance`] with its standard error by the jackknife over both sets, at least 3 vectors in each."""
-    real, fake = as_feature_pair(real, fake, least=3)
-    sums = kernel_sums(real, fake, _polynomial(real.shape[1], degree))
-    return Spread(unbiased(sums), two_sample_error(sums))
+def kernel_distance_with_error(
+    real: Vectors, fake: Vectors, origins: "tuple[Origins, Origins] | None" = None, degree: int = 3
+) -> Spread:
+    """[`kernel_distance`] over pairs of different prompts, with its standard error by the jackknife over groups.
+
+    Real and generated images of one prompt resemble each other, and in both sets the images of one prompt do: with
+    their pairs in it, the distance of two samples of one distribution would not be about 0. `origins` say of both sets
+    which images those are; without, every vector is a prompt and a group of its own. At least 3 groups.
+    """
+    real, fake = as_feature_pair(real, fake, least=2)
+    return _distance_with_error(real, fake, origins, _polynomial(real.shape[1], degree))
 
 
 def kernel_distance_of_subsets(
@@ -79,21 +86,23 @@ def cmmd(real: Vectors, fake: Vectors, *, estimator: str) -> float:
     return max(0.0, value) if estimator == "biased" else value
 
 
-def cmmd_with_error(real: Vectors, fake: Vectors) -> Spread:
-    """The unbiased [`cmmd`] with its standard error, by the jackknife over both sets; at least 3 vectors in each."""
-    sums = _gaussian_sums(real, fake, least=3)
-    return Spread(SCALE * unbiased(sums), SCALE * two_sample_error(sums))
+def cmmd_with_error(real: Vectors, fake: Vectors, origins: "tuple[Origins, Origins] | None" = None) -> Spread:
+    """The unbiased [`cmmd`] over pairs of different prompts with its standard error, as for
+    [`kernel_distance_with_error`]."""
+    real, fake = map(unit_length, as_feature_pair(real, fake, least=2))
+    found = _distance_with_error(real, fake, origins, _gaussian_less_one)
+    return Spread(SCALE * found.distance, SCALE * found.spread, found.freedom)
 
 
 def _gaussian_sums(real: Vectors, fake: Vectors, least: int) -> "KernelSums":
     real, fake = map(unit_length, as_feature_pair(real, fake, least))
+    return kernel_sums(real, fake, _gaussian_less_one)
 
-    def gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # The constant 1 cancels in every estimator; without it the small differences keep all their digits.
-        squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-        return torch.expm1(-squared.clamp(min=0) / (2 * SIGMA**2))
 
-    return kernel_sums(real, fake, gaussian_less_one)
+def _gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    # The constant 1 cancels in every estimator; without it the small differences keep all their digits.
+    squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+    return torch.expm1(-squared.clamp(min=0) / (2 * SIGMA**2))
 
 
 # The squared maximum mean discrepancy of any kernel
@@ -150,18 +159,92 @@ def _mean_across(sums: KernelSums) -> torch.Tensor:
     return sums.across[0].sum() / (len(sums.across[0]) * len(sums.across[1]))
 
 
-def two_sample_error(sums: KernelSums) -> float:
-    """Standard error of [`unbiased`]: the two-sample delete-one jackknife (Arvesen 1969). At least 3 of each.
-
-    Leaving vector i out changes the sums by its own entries only, so that no kernel value is computed twice.
-    """
-    variance = 0.0
-    for own, across, other in zip(sums.within, sums.across, reversed(sums.within), strict=True):
-        n, m = len(own), len(other)
-        within = (own.sum() - 2 * own) / ((n - 1) * (n - 2))
-        without = within - 2 * (across.sum() - across) / ((n - 1) * m)
-        variance += (n - 1) / n * float((without - without.mean()).square().sum())
-    return variance**0.5
-
-
 ESTIMATORS = {"biased": biased, "unbiased": unbiased}
+
+
+# The same over pairs of different prompts
+
+
+class Origins(NamedTuple):
+    """Of each vector of a set the number of its prompt and that of its group, [N] each, counted through both sets.
+
+    Pairs of one prompt are left out of a distance; a group, one or several prompts, is sampled as a whole.
+    """
+
+    prompts: torch.Tensor
+    groups: torch.Tensor
+
+
+_MOST_GROUPS = 500  # more are put together, so that sums of pairs of groups fit into memory
+
+
+@dataclass(frozen=True)
+class _PairSums:
+    """Of pairs of different prompts, the first of a pair in group g and the second in group h: the sums of the kernel
+    and the `numbers` of pairs, [G, G] each."""
+
+    kernel: torch.Tensor
+    numbers: torch.Tensor
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.kernel.sum() / self.numbers.sum()
+
+    def means_without(self) -> torch.Tensor:
+        """The means [G] that remain when one group is left out on both sides."""
+        sums, numbers = (x.sum() - x.sum(0) - x.sum(1) + x.diagonal() for x in (self.kernel, self.numbers))
+        return sums / numbers
+
+    def centred(self, first: torch.Tensor, second: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """The sums as shares of all pairs, for the kernel less the means of the first and the second groups [G]."""
+        values = self.kernel - self.numbers * (first[:, None] + second - mean)
+        return values / self.numbers.sum()
+
+
+def _distance_with_error(
+    real: torch.Tensor, fake: torch.Tensor, origins: tuple[Origins, Origins] | None, kernel: Kernel
+) -> Spread:
+    """The U-statistic over pairs of different prompts, and its delete-one jackknife over the groups of both sets
+    (Arvesen 1969). Of two samples of one distribution the statistic is degenerate: its variance is that of pairs,
+    which the jackknife counts twice, so that it is taken off once (Efron and Stein 1981, section 4)."""
+    if origins is None:
+        own = torch.arange(len(real)), torch.arange(len(real), len(real) + len(fake))
+        origins = Origins(own[0], own[0]), Origins(own[1], own[1])
+    groups, places = torch.cat([origins[0].groups, origins[1].groups]).unique(return_inverse=True)
+    count, places = min(len(groups), _MOST_GROUPS), (places % _MOST_GROUPS).split([len(real), len(fake)])
+    if count < 3:
+        raise ValueError(f"a jackknife needs at least three groups, not {count}")
+    x, y = ((side, of.prompts, place) for side, of, place in zip((real, fake), origins, places, strict=True))
+    xx, yy, xy = (_pair_sums(*pair, count, kernel) for pair in ((x, x), (y, y), (x, y)))
+    without = xx.means_without() + yy.means_without() - 2 * xy.means_without()
+    if not without.isfinite().all():
+        raise ValueError("each set needs pairs of different prompts in at least three groups")
+    jackknife = (count - 1) / count * (without - without.mean()).square().sum()
+    error = (jackknife - _variance_of_pairs(xx, yy, xy)).clamp(min=jackknife / 2).sqrt()
+    return Spread(float(xx.mean + yy.mean - 2 * xy.mean), float(error), count - 1)
+
+
+def _variance_of_pairs(xx: _PairSums, yy: _PairSums, xy: _PairSums) -> torch.Tensor:
+    """What pairs of groups add to the variance beyond the groups by themselves, for a kernel centred on both sets."""
+
+    def means(one: _PairSums, other: _PairSums, axis: int) -> torch.Tensor:
+        numbers = one.numbers.sum(1) + other.numbers.sum(axis)
+        return (one.kernel.sum(1) + other.kernel.sum(axis)) / numbers.clamp(min=1)
+
+    x_means, y_means = means(xx, xy, 1), means(yy, xy, 0)
+    everything = sum(part.kernel.sum() for part in (xx, yy, xy, xy)) / sum(p.numbers.sum() for p in (xx, yy, xy, xy))
+    across = xy.centred(x_means, y_means, everything)
+    both = xx.centred(x_means, x_means, everything) + yy.centred(y_means, y_means, everything) - across - across.T
+    return 2 * both.fill_diagonal_(0).square().sum()
+
+
+def _pair_sums(one: tuple, other: tuple, count: int, kernel: Kernel) -> _PairSums:
+    """From (vectors, prompts, places of groups) of two sets, in blocks of rows."""
+    (x, x_prompts, x_groups), (y, y_prompts, y_groups) = one, other
+    found = torch.zeros(2, count, count, dtype=x.dtype, device=x.device)
+    for rows in torch.arange(len(x)).split(_BLOCK):
+        different = (x_prompts[rows, None] != y_prompts).to(x)
+        for sums, values in zip(found, (kernel(x[rows], y) * different, different), strict=True):
+            by_group = torch.zeros(len(rows), count, dtype=x.dtype, device=x.device).index_add_(1, y_groups, values)
+            sums.index_add_(0, x_groups[rows], by_group)
+    return _PairSums(*found)

@@ -160,6 +160,19 @@ def attribute_hits(predictions: Vectors, targets: Vectors) -> torch.Tensor:
     return (predictions == (targets if predictions.ndim == 2 else targets[:, None])).double()
 
 
+def words_right(readings: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The share of readings of each image [N] that find every named word right, in float64.
+
+    A reading is one judge of each group. `readings` are, for each group, its predictions [N, J, P] and the targets
+    [N, P] of its fields, as in [`attribute_hits`]; words that a prompt does not name (`UNNAMED`) cannot be wrong.
+    """
+    shares = []
+    for predictions, targets in readings:
+        hits = attribute_hits(predictions, targets)
+        shares.append(torch.where(targets[:, None] == UNNAMED, 1.0, hits).prod(dim=2).mean(dim=1))
+    return torch.stack(shares).prod(dim=0)
+
+
 @dataclass(frozen=True)
 class AttributeAccuracy:
     """Shares in [0, 1]: the `mean` over all attributes, for each of the `parts`, and of images with `all` right."""

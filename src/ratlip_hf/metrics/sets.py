@@ -110,7 +110,7 @@ def frechet_distance_with_error(real: FeatureStatistics, groups: Sequence[Featur
     count = len(groups)
     without = torch.tensor([distance([*groups[:i], *groups[i + 1 :]]) for i in range(count)], dtype=torch.float64)
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
-    return Spread(distance(groups), float(error))
+    return Spread(distance(groups), float(error), count - 1)
 
 
 def frechet_from_statistics(mean1: Vectors, cov1: Vectors, mean2: Vectors, cov2: Vectors) -> float:

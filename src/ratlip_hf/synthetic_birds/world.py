@@ -11,7 +11,7 @@ from .. import bundled
 from ..clip import FrozenCLIP
 from ..evaluation.inputs import Candidate, EvalData, as_images
 from ..evaluation.protocols import Protocol
-from ..metrics import UNNAMED, FeatureStatistics, attribute_hits, frechet_distance
+from ..metrics import UNNAMED, FeatureStatistics, attribute_hits, frechet_distance, words_right
 from ..utils.errors import UserError
 from .attributes import FIELD_VOCABULARIES, PARTS, BirdAttributes
 from .captions import named_scene
@@ -48,6 +48,9 @@ def load_eval_data(protocol: Protocol, split: str = "test") -> EvalData:
         raise UserError(f"--split of {bundled.NAME} must be one of {', '.join(_SPLIT_NAMES)}, not {split!r}")
     entries = load_prompts(split)
     clusters = list(range(len(entries))) * protocol.passes
+    # Held-out prompts stand for triples that were never seen, of which there are 64: these are what was sampled.
+    triples_of_prompts = [prompt_bird(entry).colours for entry in entries]
+    triples = sorted(set(triples_of_prompts))
     return EvalData(
         [entry["prompt"] for entry in entries] * protocol.passes,
         clusters,
@@ -56,6 +59,7 @@ def load_eval_data(protocol: Protocol, split: str = "test") -> EvalData:
         {"data": bundled.NAME, "split": _SPLIT_NAMES[split]},
         _FIELDS,
         [_targets(entry) for entry in entries] * protocol.passes,
+        [triples.index(triple) for triple in triples_of_prompts],
     )
 
 
@@ -138,20 +142,18 @@ class QuickJudges:
         """Of one image [N, 3, S, S] in [-1, 1] per prompt: `attribute_accuracy`, the share of right colours;
         `all_words_right`, the share of images with every named word right; `judge_fid`, the Fréchet distance from
         renders of the same birds."""
-        colours, scene = (self._hits(group, images) for group in self.judges)
-        everything = torch.cat([colours, scene.expand(-1, len(self.judges[0]), -1)], dim=2)
+        readings = [self._reading(group, images) for group in self.judges]
         return {
-            "attribute_accuracy": colours.float().mean().item(),
-            "all_words_right": everything.prod(dim=2).float().mean().item(),
+            "attribute_accuracy": attribute_hits(*readings[0]).mean().item(),
+            "all_words_right": words_right(readings).mean().item(),
             "judge_fid": frechet_distance(self.real, self._statistics(images)),
         }
 
-    def _hits(self, judges: list[BirdJudge], images: torch.Tensor) -> torch.Tensor:
-        """1 where a judge finds what the prompt says, or the prompt says nothing: [N, judges, fields]."""
+    def _reading(self, judges: list[BirdJudge], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a group of judges predicts, [N, judges, fields], and what the prompts say, [N, fields]."""
         columns = [_FIELDS.index(name) for name in judges[0].config.reads]
-        targets = self.targets[:, columns]
         predictions = torch.stack([judge.predict(images.to(self.device)) for judge in judges], dim=1)
-        return torch.where(targets[:, None] == UNNAMED, 1, attribute_hits(predictions, targets))
+        return predictions, self.targets[:, columns]
 
     def _statistics(self, images: torch.Tensor) -> FeatureStatistics:
         return FeatureStatistics.of(torch.cat([self.features(part) for part in images.split(256)]))
