@@ -19,7 +19,7 @@ prompts, labels = ["a", "b"] * 10, torch.randint(8, (20, 3), generator=generator
 modules = {name: evaluate.load(metrics.evaluate_path(name)) for name in metrics.EVALUATE_MODULES}
 sizes = {"num_real": 30, "num_fake": 20}
 
-distance, error = metrics.kernel_distance_with_error(real, fake)
+distance, error, _ = metrics.kernel_distance_with_error(real, fake)
 precision, recall = metrics.precision_recall(real, fake)
 paired = {"predictions": fake, "references": real[:20]}
 clip = metrics.clip_score(fake, real[:20], encoder="toy")

@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from clip_checks import GATES, RivalChecks, below_gates
 from ratlip_hf.evaluation.inputs import as_images
+from ratlip_hf.synthetic_birds.attributes import FIELD_VOCABULARIES, attribute_labels
 from ratlip_hf.synthetic_birds.captions import make_captions
 from ratlip_hf.synthetic_birds.renderer import render_pixels, sample_birds
 from ratlip_hf.synthetic_birds.scorer import BirdScorer
 from ratlip_hf.utils.errors import CommandParser, UserError, command_line
 from ratlip_hf.utils.files import atomic_directory, atomic_write
-from train_clip import caption_with_rivals, contrastive_loss, scene_with_rivals
+from train_clip import LabelHead, caption_with_rivals, contrastive_loss, scene_with_rivals
 
 _CAPTIONS_FOR_WORDS = 2000
 _SCENE_EVERY = 3
@@ -34,7 +35,10 @@ def train_scorer(
     pixels, rng = render_pixels(birds, seeds), random.Random(seeds[0])
     texts = [caption for bird in birds[:_CAPTIONS_FOR_WORDS] for caption in make_captions(bird, rng)]
     scorer = BirdScorer(tuple(sorted({word for text in texts for word in re.findall("[a-z]+", text)}))).train()
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=1e-3, weight_decay=0.02)
+    labels = torch.tensor([attribute_labels(bird, tuple(FIELD_VOCABULARIES)) for bird in birds])
+    label_head = LabelHead(scorer.config.dim)
+    parameters = [*scorer.parameters(), *label_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     checks = RivalChecks(scorer.embed_texts, lambda images: scorer.embed_images(2 * images - 1), check_count)
     for step in range(1, steps + 1):
@@ -48,6 +52,7 @@ def train_scorer(
             functional.normalize(each, dim=1) for each in (scorer.embed_images(images), scorer.embed_texts(captions))
         ]
         loss = contrastive_loss(*embeds, captions, scorer.logit_scale.exp().clamp(max=100))
+        loss = loss + label_head(seen, labels[chosen])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -22,7 +22,7 @@ def kernel_distance(real: Vectors, fake: Vectors, degree: int = 3) -> float:
     over random subsets ([`kernel_distance_of_subsets`]), which is customary, estimates the same with more variance.
     """
     real, fake = as_feature_pair(real, fake, least=2)
-    return unbiased(kernel_sums(real, fake, _polynomial(real.shape[1], degree)))
+    return discrepancy(real, fake, _polynomial(real.shape[1], degree), unbiased=True)
 
 
 def kernel_distance_with_error(
@@ -58,7 +58,7 @@ def kernel_distance_of_subsets(
         return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
 
     distances = torch.tensor(
-        [unbiased(kernel_sums(sample(real), sample(fake), kernel)) for _ in range(subsets)], dtype=torch.float64
+        [discrepancy(sample(real), sample(fake), kernel, unbiased=True) for _ in range(subsets)], dtype=torch.float64
     )
     return Spread(float(distances.mean()), float(distances.std()))
 
@@ -69,6 +69,7 @@ def _polynomial(dim: int, degree: int) -> Kernel:
 
 SIGMA = 10.0
 SCALE = 1000.0
+ESTIMATORS = ("biased", "unbiased")
 
 
 def cmmd(real: Vectors, fake: Vectors, *, estimator: str) -> float:
@@ -81,9 +82,11 @@ def cmmd(real: Vectors, fake: Vectors, *, estimator: str) -> float:
     better. Raises ValueError for other shapes, NaN or infinite values, vectors of zeros, or another estimator.
     """
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, not {estimator!r}")
-    value = SCALE * ESTIMATORS[estimator](_gaussian_sums(real, fake, least=2 if estimator == "unbiased" else 1))
-    return max(0.0, value) if estimator == "biased" else value
+        raise ValueError(f"estimator must be one of {ESTIMATORS}, not {estimator!r}")
+    unbiased = estimator == "unbiased"
+    real, fake = map(unit_length, as_feature_pair(real, fake, least=2 if unbiased else 1))
+    value = SCALE * discrepancy(real, fake, _gaussian_less_one, unbiased)
+    return value if unbiased else max(0.0, value)
 
 
 def cmmd_with_error(real: Vectors, fake: Vectors, origins: "tuple[Origins, Origins] | None" = None) -> Spread:
@@ -92,11 +95,6 @@ def cmmd_with_error(real: Vectors, fake: Vectors, origins: "tuple[Origins, Origi
     real, fake = map(unit_length, as_feature_pair(real, fake, least=2))
     found = _distance_with_error(real, fake, origins, _gaussian_less_one)
     return Spread(SCALE * found.distance, SCALE * found.spread, found.freedom)
-
-
-def _gaussian_sums(real: Vectors, fake: Vectors, least: int) -> "KernelSums":
-    real, fake = map(unit_length, as_feature_pair(real, fake, least))
-    return kernel_sums(real, fake, _gaussian_less_one)
 
 
 def _gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -110,56 +108,19 @@ def _gaussian_less_one(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 _BLOCK = 1024  # rows of the matrix of kernel values that are computed together
 
 
-@dataclass(frozen=True)
-class KernelSums:
-    """Sums of kernel values for each of N and M vectors, from which every estimator follows.
-
-    `within` are sums over the other vectors of the same set ([N] and [M]), `itself` the values of a vector with
-    itself, `across` the sums over the other set.
-    """
-
-    within: tuple[torch.Tensor, torch.Tensor]
-    itself: tuple[torch.Tensor, torch.Tensor]
-    across: tuple[torch.Tensor, torch.Tensor]
+def discrepancy(first: torch.Tensor, second: torch.Tensor, kernel: Kernel, unbiased: bool) -> float:
+    """The U-statistic, which leaves out pairs of a vector with itself (Gretton et al. 2012, Eq. 3; at least 2 each), or
+    the V-statistic (Eq. 5), which is never negative. Memory grows with N + M, not with N * M."""
+    value = -2 * _sum(first, second, kernel) / (len(first) * len(second))
+    for vectors in (first, second):
+        itself = sum(kernel(row, row).sum() for row in vectors.split(1)) if unbiased else 0
+        count = len(vectors) * (len(vectors) - 1 if unbiased else len(vectors))
+        value = value + (_sum(vectors, vectors, kernel) - itself) / count
+    return float(value)
 
 
-def kernel_sums(first: torch.Tensor, second: torch.Tensor, kernel: Kernel) -> KernelSums:
-    """Sums for vectors [N, d] and [M, d] of a kernel that makes [a, b] of [a, d] and [b, d]; memory grows with N + M,
-    not with N * M."""
-    across = _sums_of_both_axes(first, second, kernel)
-    totals = [_sums_of_both_axes(x, x, kernel)[0] for x in (first, second)]
-    itself = [torch.cat([kernel(row, row)[0] for row in x.split(1)]) for x in (first, second)]
-    within = [total - own for total, own in zip(totals, itself, strict=True)]
-    return KernelSums(tuple(within), tuple(itself), across)
-
-
-def _sums_of_both_axes(first: torch.Tensor, second: torch.Tensor, kernel: Kernel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over the second set for each of the first, and the other way round."""
-    rows, columns = [], torch.zeros_like(second[:, 0])
-    for part in first.split(_BLOCK):
-        values = kernel(part, second)
-        rows.append(values.sum(dim=1))
-        columns += values.sum(dim=0)
-    return torch.cat(rows), columns
-
-
-def unbiased(sums: KernelSums) -> float:
-    """The U-statistic (Gretton et al. 2012, Eq. 3): pairs of a vector with itself are left out. At least 2 of each."""
-    (n, m), cross = map(len, sums.within), _mean_across(sums)
-    return float(sums.within[0].sum() / (n * (n - 1)) + sums.within[1].sum() / (m * (m - 1)) - 2 * cross)
-
-
-def biased(sums: KernelSums) -> float:
-    """The V-statistic (Gretton et al. 2012, Eq. 5): pairs of a vector with itself included; never negative."""
-    within = [(other.sum() + own.sum()) / len(other) ** 2 for other, own in zip(sums.within, sums.itself, strict=True)]
-    return float(within[0] + within[1] - 2 * _mean_across(sums))
-
-
-def _mean_across(sums: KernelSums) -> torch.Tensor:
-    return sums.across[0].sum() / (len(sums.across[0]) * len(sums.across[1]))
-
-
-ESTIMATORS = {"biased": biased, "unbiased": unbiased}
+def _sum(first: torch.Tensor, second: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+    return sum(kernel(part, second).sum() for part in first.split(_BLOCK))
 
 
 # The same over pairs of different prompts

@@ -10,5 +10,5 @@ class KID(SetComparison):
     with its jackknife standard error."""
 
     def score(self, real, fake, degree=3):
-        distance, error = kernel_distance_with_error(real, fake, degree)
-        return {"kid": distance, "standard_error": error, "num_real": len(real), "num_fake": len(fake)}
+        found = kernel_distance_with_error(real, fake, degree=degree)
+        return {"kid": found.distance, "standard_error": found.spread, "num_real": len(real), "num_fake": len(fake)}
