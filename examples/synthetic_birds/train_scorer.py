@@ -48,10 +48,9 @@ def train_scorer(
         captions = [caption for kind in kinds for caption in kind]
         images = as_images(pixels[chosen])
         images = images + _NOISE * torch.rand(batch_size, 1, 1, 1) * torch.randn_like(images)
-        embeds = [
-            functional.normalize(each, dim=1) for each in (scorer.embed_images(images), scorer.embed_texts(captions))
-        ]
-        loss = contrastive_loss(*embeds, captions, scorer.logit_scale.exp().clamp(max=100))
+        seen = functional.normalize(scorer.embed_images(images), dim=1)
+        read = functional.normalize(scorer.embed_texts(captions), dim=1)
+        loss = contrastive_loss(seen, read, captions, scorer.logit_scale.exp().clamp(max=100))
         loss = loss + label_head(seen, labels[chosen])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

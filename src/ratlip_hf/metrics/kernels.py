@@ -109,8 +109,8 @@ _BLOCK = 1024  # rows of the matrix of kernel values that are computed together
 
 
 def discrepancy(first: torch.Tensor, second: torch.Tensor, kernel: Kernel, unbiased: bool) -> float:
-    """The U-statistic, which leaves out pairs of a vector with itself (Gretton et al. 2012, Eq. 3; at least 2 each), or
-    the V-statistic (Eq. 5), which is never negative. Memory grows with N + M, not with N * M."""
+    """The U-statistic, which leaves out pairs of a vector with itself (Gretton et al. 2012, Eq. 3; at least 2 each),
+    or the V-statistic (Eq. 5), which is never negative. Memory grows with N + M, not with N * M."""
     value = -2 * _sum(first, second, kernel) / (len(first) * len(second))
     for vectors in (first, second):
         itself = sum(kernel(row, row).sum() for row in vectors.split(1)) if unbiased else 0
