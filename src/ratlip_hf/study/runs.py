@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..bundled import WORLDS, resolve
 from ..evaluation.engine import Evaluation, Sources, load_networks
 from ..evaluation.inputs import Folder, Model, load_eval_data
 from ..evaluation.protocols import find_protocol
@@ -23,6 +25,7 @@ from ..evaluation.records import ScoreRecord, append_record, read_records
 from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
 from ..training.config import load_config
+from ..training.run import build_networks
 from ..utils.errors import UserError, first_few
 from ..utils.files import atomic_write
 from .plan import Dataset, Variant
@@ -76,6 +79,20 @@ class StudyRun:
         if done.returncode:
             lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
             raise UserError(f"{self.name} failed: {lines[-1] if lines else f'see {log}'}")
+
+
+def parameter_counts(dataset: Dataset, variant: Variant) -> tuple[float, float]:
+    """GPs and TPs of Table II in units of 2^20: parameters of the generator with its CLIP tower, and with the
+    discriminator. As in the paper, the tower is counted without its last LayerNorm and its projection."""
+    config = load_config(["--config", dataset.config, "--generator", json.dumps(dict(variant.generator))])
+    folder = {"pretrained_model_name_or_path": resolve(config.clip), "subfolder": "image_encoder"}
+    tower = CLIPVisionConfig.from_pretrained(**folder) if config.clip in WORLDS else CLIPVisionConfig()  # ViT-B/32
+    with torch.device("meta"):
+        generator, discriminator, _ = build_networks(config)
+        vision = CLIPVisionModelWithProjection(tower).vision_model
+    parts = (generator, vision.embeddings, vision.pre_layrnorm, vision.encoder), (discriminator,)
+    with_clip, judging = (sum(sum(p.numel() for p in part.parameters()) for part in each) / 2**20 for each in parts)
+    return with_clip, with_clip + judging
 
 
 def train_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[StudyRun]:
