@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .. import bundled
 from ..utils.errors import UserError
-from .published import TABLE_1, TABLE_2, TABLE_3, PaperRow
+from .paper_rows import TABLE_1, TABLE_2, TABLE_3, PaperRow
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,7 @@ def fit_table(records: Sequence[ScoreRecord], table: Table, score: str) -> Facto
     return fit_factorial({cell: by_seed(records, cell, score) for cell in table.cells}, table.cells)
 
 
-def describe_effects(
-    records: Sequence[ScoreRecord], table: Table, score: str, margin: float | None, digits: int = 4
-) -> str:
+def describe_effects(records: Sequence[ScoreRecord], table: Table, score: str, margin: float | None) -> str:
     """The effects of a table's two factors with their verdicts, as text; or why there are none."""
     try:
         fit = fit_table(records, table, score)
@@ -132,24 +130,20 @@ def describe_effects(
     runs = [by_seed(records, cell, score) for cell in table.cells]
     first, second = table.factors
     effects = {first: fit.first, second: fit.second, f"{first} x {second}": fit.interaction}
-    body = [
-        [name, f"{effect.value:+.{digits}f}", _between(effect.interval(), digits)]
-        + [_between(effect.interval(0.90), digits), effect.verdict(margin)]
-        for name, effect in effects.items()
-    ]
+    body = []
+    for name, effect in effects.items():
+        intervals = [_between(effect.interval(level), 4) for level in (0.95, 0.90)]
+        body.append([name, f"{effect.value:+.4f}", *intervals, effect.verdict(margin)])
+    within = "" if margin is None else f", margin {margin}"
     lines = [
         f"Effects on {score}: {sum(map(len, runs))} runs, a run's standard deviation beyond seed and cell "
-        f"{fit.deviation:.{digits}f} ({fit.freedom} degrees of freedom)"
-        + (f", margin {margin}" if margin is not None else ""),
+        f"{fit.deviation:.4f} ({fit.freedom} degrees of freedom){within}",
         "",
         as_markdown(["effect", "difference", "95 % interval", "90 % interval", "verdict"], body),
     ]
     complete = len(set.intersection(*(set(run) for run in runs)))
     if complete < table.seeds:
-        lines += [
-            "",
-            f"{complete} seeds have all cells; the plan asks for at least {table.seeds}: not its verdict yet.",
-        ]
+        lines += ["", f"{complete} seeds have all cells, of at least {table.seeds} planned: not the verdict yet."]
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
-"""What the paper prints in its Tables I to III (docs/method.md, section 8), by other protocols than ours. Which variant
-of ours a row is of, `plan` says."""
+"""What the paper prints in its Tables I to III (docs/method.md, section 8), by other protocols than ours.
+Which variant of ours a row is of, `plan` says."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
