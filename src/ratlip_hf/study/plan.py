@@ -23,14 +23,16 @@ class Variant:
 @dataclass(frozen=True)
 class Dataset:
     """Where a study runs: a shipped training configuration, an evaluation protocol, and the scores that are shown,
-    of which the first decides. `data` is for what needs no prepared folder. A difference of the outcome within
-    ± `margin` is one that does not matter; None where nobody has said what matters."""
+    of which the first decides. `data` is for what needs no prepared folder, `passes` for a number of images of each
+    prompt that is not the protocol's. A difference of the outcome within ± `margin` is one that does not matter; None
+    where nobody has said what matters."""
 
     name: str
     config: str
     protocol: str
     scores: tuple[str, ...]
     data: str | None = None
+    passes: int | None = None
     margin: float | None = None
 
     @property
@@ -85,7 +87,9 @@ _BIRD_SCORES = (
 )
 _PHOTO_SCORES = ("clip_score", "fid", "kid", "cmmd", "r_precision")
 DATASETS = {
-    bundled.NAME: Dataset(bundled.NAME, "study_birds", bundled.NAME, _BIRD_SCORES, bundled.NAME, margin=0.01),
+    bundled.NAME: Dataset(
+        bundled.NAME, "study_birds", bundled.NAME, _BIRD_SCORES, bundled.NAME, passes=24, margin=0.01
+    ),
     **{name: Dataset(name, name, "standard", _PHOTO_SCORES) for name in ("birds", "flowers", "faces")},
 }
 

@@ -109,7 +109,8 @@ class Scoring:
     def __init__(self, study: Path, dataset: Dataset, data: str | None, inception: str | None, eval_clip: str | None):
         if not dataset.data and not eval_clip:
             raise UserError(f"--dataset {dataset.name} is decided by {dataset.outcome}: give a CLIP with --eval_clip")
-        self.study, self.protocol = study, find_protocol(dataset.protocol)
+        protocol = find_protocol(dataset.protocol)
+        self.study, self.protocol = study, dataclasses.replace(protocol, passes=dataset.passes or protocol.passes)
         self.data = data or dataset.data or load_config(["--config", dataset.config]).train_data_dir
         self.sources = Sources(inception, eval_clip=eval_clip)
 
