@@ -50,7 +50,9 @@ def plot_points(axes: Axes, records: list[ScoreRecord], variants: tuple[Variant,
 
 def plot_outcomes() -> None:
     """`images/study.png`: outcome and side measures of every run."""
-    records, variants = read_records(RECORDS / "study_birds.jsonl"), TABLES["table3"].variants
+    records = read_records(RECORDS / "study_birds.jsonl")
+    made = {record.candidate["variant"] for record in records}
+    variants = tuple(variant for variant in TABLES["table3"].variants if variant.name in made)
     figure, panels = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
     for axes, score in zip(panels.flat, PANELS, strict=True):
         plot_points(axes, records, variants, score)

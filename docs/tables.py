@@ -68,7 +68,8 @@ def study_parts() -> str:
 
 
 def _contrast_cells(found) -> list[str]:
-    return [f"{found.better} - {found.baseline}", f"{found.mean:+.3f}", f"[{found.low:+.3f}, {found.high:+.3f}]"]
+    low, high = found.interval
+    return [f"{found.better} - {found.baseline}", f"{found.mean:+.3f}", f"[{low:+.3f}, {high:+.3f}]"]
 
 
 def _study_records(table: str) -> list[ScoreRecord]:

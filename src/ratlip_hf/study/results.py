@@ -1,46 +1,46 @@
-"""What the records of a study say: means over seeds, and differences paired by seed with their t intervals."""
+"""What the records of a study say: means over seeds, differences paired by seed, and effects over four cells."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
 from ..evaluation.records import ScoreRecord, compare_records
 from ..utils.display import as_markdown
-from .plan import Table
+from .effects import Effect, Factorial, fit_factorial, mean_effect, seeds_needed
+from .plan import Dataset, Table, Variant
 
-# Quantiles 0.975 of Student's t with 1, 2, ... degrees of freedom (any table).
-_T = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+MOST_SEEDS = 12  # of each cell, however large the spread turns out (docs/study.md)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The difference of two variants in one score, by seed; `low` and `high` are NaN for a single seed."""
+    """The difference of two variants in one score, by seed."""
 
     better: str
     baseline: str
     by_seed: dict[int, float]
-    low: float
-    high: float
 
     @property
     def mean(self) -> float:
         return mean(self.by_seed.values())
 
     @property
-    def verdict(self) -> str:
-        """In the words of the plan."""
-        if math.isnan(self.low):
-            return "one seed: no verdict"
-        if self.low > 0:
-            return "an effect: higher"
-        return "an effect: lower" if self.high < 0 else "inconclusive"
+    def effect(self) -> Effect | None:
+        """None for a single seed, which does not say how certain it is."""
+        return mean_effect(list(self.by_seed.values())) if len(self.by_seed) > 1 else None
 
-    def __str__(self) -> str:
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of 95 %; NaN for a single seed."""
+        return self.effect.interval() if self.effect else (math.nan, math.nan)
+
+    def describe(self, margin: float | None = None) -> str:
         """One line: the difference, its interval, each seed's, and the verdict."""
-        interval = "" if math.isnan(self.low) else f", 95 % interval [{self.low:+.3f}, {self.high:+.3f}]"
         seeds = ", ".join(f"{value:+.3f}" for value in self.by_seed.values())
-        return f"{self.better} - {self.baseline}: {self.mean:+.3f}{interval} (by seed {seeds}): {self.verdict}"
+        interval = f", 95 % interval {_between(self.interval)}" if self.effect else ""
+        verdict = self.effect.verdict(margin) if self.effect else "one seed: no verdict"
+        return f"{self.better} - {self.baseline}: {self.mean:+.3f}{interval} (by seed {seeds}): {verdict}"
 
 
 def by_seed(records: Sequence[ScoreRecord], variant: str, score: str) -> dict[int, float]:
@@ -50,19 +50,15 @@ def by_seed(records: Sequence[ScoreRecord], variant: str, score: str) -> dict[in
 
 
 def contrast(records: Sequence[ScoreRecord], better: str, baseline: str, score: str) -> Contrast | None:
-    """Differences between runs of equal seeds with a 95 % t interval; None where no seed has both."""
+    """Differences between runs of equal seeds; None where no seed has both."""
     first, second = (by_seed(records, variant, score) for variant in (better, baseline))
     differences = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
-    if not differences:
-        return None
-    count, centre = len(differences), mean(differences.values())
-    if count == 1:
-        return Contrast(better, baseline, differences, math.nan, math.nan)
-    half = _T[min(count - 2, len(_T) - 1)] * stdev(differences.values()) / math.sqrt(count)
-    return Contrast(better, baseline, differences, centre - half, centre + half)
+    return Contrast(better, baseline, differences) if differences else None
 
 
-def describe_table(records: Sequence[ScoreRecord], table: Table, scores: Sequence[str]) -> str:
+def describe_table(
+    records: Sequence[ScoreRecord], table: Table, scores: Sequence[str], margin: float | None = None
+) -> str:
     """The table and its contrasts in the first of the scores, as text; systems that are no variants come last.
 
     A row has label, generator's parameters in millions, number of seeds, and each score as mean ± standard deviation
@@ -81,9 +77,92 @@ def describe_table(records: Sequence[ScoreRecord], table: Table, scores: Sequenc
             size = f"{sizes[name] / 1e6:.2f}" if sizes[name] else "-"
             seeds = str(max(map(len, columns)))
             body.append([label, size, seeds, *(_mean_and_spread(list(column.values())) for column in columns)])
-    lines = [str(found) for pair in table.contrasts if (found := contrast(records, *pair, scores[0]))]
+    found = (contrast(records, *pair, scores[0]) for pair in table.contrasts)
+    lines = [each.describe(margin) for each in found if each]
     text = as_markdown(["model", "parameters (M)", "seeds", *scores], body)
     return "\n".join([text, *([""] if lines else []), *lines])
+
+
+def describe_published(
+    table: Table, dataset: Dataset, variants: Sequence[Variant], counts: Mapping[str, tuple[float, float]]
+) -> str:
+    """The paper's numbers beside the variants and systems that they are of, as a table.
+
+    GPs and TPs are as in Table II: parameters in units of 2^20, of the generator with its CLIP tower and of both
+    networks together; ours, by `counts`, and those of the paper.
+    """
+    names = {variant.name: variant.label for variant in variants} | {name: name for name in table.systems}
+    body = []
+    for name, label in names.items():
+        row = table.published.get(name)
+        ours = [f"{count:.2f}" for count in counts[name]] if name in counts else ["-", "-"]
+        theirs = row.parameters if row and row.parameters and row.scores(dataset.name) else ("-", "-")
+        said = row.scores(dataset.name) if row else ""
+        body.append([label, name, *ours, *theirs, f'{said} ("{row.name}")' if said else "-"])
+    return as_markdown(["model", "name", "GPs", "TPs", "GPs, paper", "TPs, paper", "published"], body)
+
+
+def missing_runs(
+    records: Sequence[ScoreRecord], table: Table, variants: Sequence[Variant], seeds: Sequence[int], score: str
+) -> list[str]:
+    """A line for each variant that lacks seeds, and for systems without images."""
+    lines = []
+    for variant in variants:
+        found = by_seed(records, variant.name, score)
+        if absent := [str(seed) for seed in seeds if seed not in found]:
+            lines.append(f"No {score} of {variant.name} with seed {', '.join(absent)}.")
+    if absent := [name for name in table.systems if not by_seed(records, name, score)]:
+        lines.append(f"No {score} of {', '.join(absent)}: give images by --images_dir NAME=FOLDER.")
+    return lines
+
+
+def fit_table(records: Sequence[ScoreRecord], table: Table, score: str) -> Factorial:
+    """The effects of a table's two factors on a score. Raises ValueError where too few runs are there."""
+    return fit_factorial({cell: by_seed(records, cell, score) for cell in table.cells}, table.cells)
+
+
+def describe_effects(records: Sequence[ScoreRecord], table: Table, score: str, margin: float | None) -> str:
+    """The effects of a table's two factors with their verdicts, as text; or why there are none."""
+    try:
+        fit = fit_table(records, table, score)
+    except ValueError as error:
+        return f"No effects on {score}: {error}."
+    runs = [by_seed(records, cell, score) for cell in table.cells]
+    first, second = table.factors
+    effects = {first: fit.first, second: fit.second, f"{first} x {second}": fit.interaction}
+    body = []
+    for name, effect in effects.items():
+        intervals = [_between(effect.interval(level), 4) for level in (0.95, 0.90)]
+        body.append([name, f"{effect.value:+.4f}", *intervals, effect.verdict(margin)])
+    within = "" if margin is None else f", margin {margin}"
+    lines = [
+        f"Effects on {score}: {sum(map(len, runs))} runs, a run's standard deviation beyond seed and cell "
+        f"{fit.deviation:.4f} ({fit.freedom} degrees of freedom){within}",
+        "",
+        as_markdown(["effect", "difference", "95 % interval", "90 % interval", "verdict"], body),
+    ]
+    complete = len(set.intersection(*(set(run) for run in runs)))
+    if complete < table.seeds:
+        lines += ["", f"{complete} seeds have all cells, of at least {table.seeds} planned: not the verdict yet."]
+    return "\n".join(lines)
+
+
+def describe_spread(records: Sequence[ScoreRecord], table: Table, score: str, margin: float) -> str:
+    """How far runs of one cell differ and how many seeds that asks for, without a word on any effect."""
+    try:
+        fit = fit_table(records, table, score)
+    except ValueError as error:
+        return f"No spread of {score}: {error}."
+    needed = seeds_needed(fit.deviation, margin, table.seeds, MOST_SEEDS)
+    asks = f"{needed} seeds" if needed else f"more than {MOST_SEEDS} seeds: make {MOST_SEEDS}"
+    return (
+        f"A run's standard deviation of {score} beyond seed and cell: {fit.deviation:.4f} "
+        f"({fit.freedom} degrees of freedom). A margin of {margin} asks for {asks} of each cell."
+    )
+
+
+def _between(ends: tuple[float, float], digits: int = 3) -> str:
+    return f"[{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

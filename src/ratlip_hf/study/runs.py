@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..bundled import WORLDS, resolve
 from ..evaluation.engine import Evaluation, Sources, load_networks
 from ..evaluation.inputs import Folder, Model, load_eval_data
 from ..evaluation.protocols import find_protocol
@@ -23,6 +25,7 @@ from ..evaluation.records import ScoreRecord, append_record, read_records
 from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
 from ..training.config import load_config
+from ..training.run import build_networks
 from ..utils.errors import UserError, first_few
 from ..utils.files import atomic_write
 from .plan import Dataset, Variant
@@ -78,6 +81,20 @@ class StudyRun:
             raise UserError(f"{self.name} failed: {lines[-1] if lines else f'see {log}'}")
 
 
+def parameter_counts(dataset: Dataset, variant: Variant) -> tuple[float, float]:
+    """GPs and TPs of Table II in units of 2^20: parameters of the generator with its CLIP tower, and with the
+    discriminator. As in the paper, the tower is counted without its last LayerNorm and its projection."""
+    config = load_config(["--config", dataset.config, "--generator", json.dumps(dict(variant.generator))])
+    folder = {"pretrained_model_name_or_path": resolve(config.clip), "subfolder": "image_encoder"}
+    tower = CLIPVisionConfig.from_pretrained(**folder) if config.clip in WORLDS else CLIPVisionConfig()  # ViT-B/32
+    with torch.device("meta"):
+        generator, discriminator, _ = build_networks(config)
+        vision = CLIPVisionModelWithProjection(tower).vision_model
+    parts = (generator, vision.embeddings, vision.pre_layrnorm, vision.encoder), (discriminator,)
+    with_clip, judging = (sum(sum(p.numel() for p in part.parameters()) for part in each) / 2**20 for each in parts)
+    return with_clip, with_clip + judging
+
+
 def train_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[StudyRun]:
     """Train runs, `jobs` of them at the same time; yields each when it is done, in their order."""
     with ThreadPoolExecutor(jobs) as pool:
@@ -92,7 +109,8 @@ class Scoring:
     def __init__(self, study: Path, dataset: Dataset, data: str | None, inception: str | None, eval_clip: str | None):
         if not dataset.data and not eval_clip:
             raise UserError(f"--dataset {dataset.name} is decided by {dataset.outcome}: give a CLIP with --eval_clip")
-        self.study, self.protocol = study, find_protocol(dataset.protocol)
+        protocol = find_protocol(dataset.protocol)
+        self.study, self.protocol = study, dataclasses.replace(protocol, passes=dataset.passes or protocol.passes)
         self.data = data or dataset.data or load_config(["--config", dataset.config]).train_data_dir
         self.sources = Sources(inception, eval_clip=eval_clip)
 
