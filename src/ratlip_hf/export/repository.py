@@ -1,6 +1,6 @@
 """A pipeline as the folder of a repository: weights, discriminator, card and, on request, the code that loads it.
 
-Below: which folder an export, of this kind, of ONNX graphs or of a page, may replace: one in which it left all files as they are.
+Below: which folder an export, of whatever kind, may replace: one in which it left all files as they are.
 """
 
 import json

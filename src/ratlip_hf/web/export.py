@@ -29,8 +29,8 @@ CSP = (
 EXAMPLES = (
     "a small red bird with black wings",
     "a yellow bird with a blue crown and green wings, on a rock",
-    "this bird has a white belly, purple wings and an orange crown, at sunset",
-    "a large blue bird with a yellow crown and white wings, sitting on a branch",
+    "a white bird with purple wings and an orange crown, at sunset",
+    "a large blue bird in the snow, facing left",
 )
 # What the page offers to exchange. The phrases of a place are such as the captions of the synthetic birds use.
 KINDS = {

@@ -53,7 +53,6 @@ function showImage() {
   const wanted = request();
   painter.want("now", URGENT.now, wanted, (image) => {
     paint(canvas("now"), image, described(wanted));
-    caption("now").textContent = state.before?.after ?? "";
     $("cut").hidden = !image.cut;
     $("download").disabled = false;
     document.body.dataset.shown = toHash(wanted);
@@ -76,9 +75,9 @@ function announce(text) {
 function showBefore() {
   const { before } = state;
   $("before").hidden = $("hide-before").hidden = !before;
-  caption("now").textContent = before?.after ?? "";
+  caption("now").textContent = before ? `now: ${before.after}` : "";
   if (!before) return painter.forget("before");
-  caption("before").textContent = before.before;
+  caption("before").textContent = `before: ${before.before}`;
   painter.want("before", URGENT.before, before.request, (image) =>
     paint(canvas("before"), image, `before the exchange: ${described(before.request)}`),
   );
@@ -125,7 +124,7 @@ function showChips() {
     if (!added || !state.prompt.trim() || parts.some(({ kind }) => kind === name)) continue;
     const [label, select] = chip([`+ ${name}`, ...words], null, "add", (phrase) => {
       const prompt = `${state.prompt.trim().replace(/[,.]$/, "")}, ${phrase}`;
-      change({ prompt }, { compare: { before: "without", after: phrase } });
+      change({ prompt }, { compare: { before: `not ${phrase}`, after: phrase } });
     });
     select.setAttribute("aria-label", `add a ${name}`);
     $("chips").append(label);
@@ -248,7 +247,7 @@ async function copy(text, message) {
 }
 
 function download() {
-  canvas("now").toBlob((blob) => {
+  canvas("now").image.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = fileName(state);

@@ -45,9 +45,16 @@ export class Painter {
   }
 }
 
-/** Show an image on a canvas, under a description for those who do not see it. */
+const SHOWN = 512; // pixels: canvases enlarge small images more smoothly than style sheets do
+
+/** Show an image on a canvas, under a description for those who do not see it; the image as it is: `canvas.image`. */
 export function paint(canvas, { size, bytes }, description) {
-  canvas.width = canvas.height = size;
-  canvas.getContext("2d").putImageData(new ImageData(bytes, size, size), 0, 0);
+  canvas.image ??= document.createElement("canvas");
+  canvas.image.width = canvas.image.height = size;
+  canvas.image.getContext("2d").putImageData(new ImageData(bytes, size, size), 0, 0);
+  canvas.width = canvas.height = Math.max(SHOWN, size);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(canvas.image, 0, 0, canvas.width, canvas.height);
   canvas.setAttribute("aria-label", description);
 }
