@@ -132,6 +132,18 @@ def pipe(small_clip, small_generator) -> RATLIPPipeline:
     return RATLIPPipeline(small_clip.tokenizer, *towers, small_generator)
 
 
+@pytest.fixture(scope="session")
+def torch_pipe(small_clip, make_generator) -> RATLIPPipeline:
+    """As little as possible, for tracing takes its time, but with a coupled recurrence. Not to be modified."""
+    configs = [copy.deepcopy(tower.config) for tower in (small_clip.text_encoder, small_clip.image_encoder)]
+    for config in configs:
+        config.num_hidden_layers = 1
+    torch.manual_seed(0)
+    towers = CLIPTextModelWithProjection(configs[0]).eval(), CLIPVisionModelWithProjection(configs[1]).eval()
+    plain = {"bridge_blocks": 1, "prompt_layers": (0,), "bridge_conv": "plain", "image_conv": "plain"}
+    return RATLIPPipeline(small_clip.tokenizer, *towers, make_generator(**plain, recurrence="batch_as_time"))
+
+
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     """A running local Hub, empty at the start of each module."""

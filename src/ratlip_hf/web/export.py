@@ -7,7 +7,7 @@ import gzip
 import html
 import json
 import os
-from importlib import resources
+import shutil
 from pathlib import Path
 from string import Template
 
@@ -18,6 +18,8 @@ from ..synthetic_birds.attributes import COLOURS, DIRECTIONS, SIZES
 from ..utils.files import atomic_directory, read_json
 from ..version import __version__
 
+PAGE = Path(__file__).parent / "page"
+_ONLY_IN_PACKAGE = shutil.ignore_patterns("package*.json")  # they say where the libraries come from
 MODEL = "model"
 MODEL_RECORD = f"{MODEL}/model.json"
 WASM = "libraries/ort-wasm-simd-threaded.wasm.gz"
@@ -61,7 +63,7 @@ def export_web(pipe: RATLIPPipeline, folder: str | os.PathLike, source: str | os
     folder = Path(os.path.abspath(folder))
     repository.refuse_other_folders(folder, repository.WEB_RECORD)
     with atomic_directory(folder) as staged:
-        _write_page(staged)
+        shutil.copytree(PAGE, staged, ignore=_ONLY_IN_PACKAGE, copy_function=shutil.copyfile, dirs_exist_ok=True)
         record = onnx_export.export_onnx(pipe, staged / MODEL)
         described = _describe(pipe, source, record)
         _arrange_model(staged / MODEL)
@@ -73,21 +75,6 @@ def export_web(pipe: RATLIPPipeline, folder: str | os.PathLike, source: str | os
         _fill_in(staged / "index.html", described)
         repository.write_record(staged, repository.WEB_RECORD, {"model": described["model"]})
     return described
-
-
-def page_file(path: str) -> bytes:
-    """A file of the page as it lies in the package."""
-    return resources.files(__package__).joinpath("page", *path.split("/")).read_bytes()
-
-
-def _write_page(folder: Path) -> None:
-    page = resources.files(__package__).joinpath("page")
-    with resources.as_file(page) as source:
-        for file in sorted(source.rglob("*")):
-            if file.is_file():
-                target = folder / file.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
 
 
 def _arrange_model(folder: Path) -> None:
@@ -128,7 +115,7 @@ def _fill_in(index: Path, described: dict) -> None:
         "csp": CSP,
         "subject": described["subject"],
         "model": described["model"],
-        "facts": f"{described['sample_size']} × {described['sample_size']} pixels",
+        "facts": f"{described['sample_size']} x {described['sample_size']} pixels",
         "version": __version__,
     }
     escaped = {name: html.escape(value, quote=True) for name, value in values.items()}
