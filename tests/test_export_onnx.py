@@ -28,26 +28,8 @@ SMALL = {"bridge_blocks": 1, "prompt_layers": (1,)}
 
 
 @pytest.fixture(scope="module")
-def exported(torch_pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx") / "graphs"
-    export_onnx(torch_pipe, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def runner(exported) -> OnnxRunner:
     return OnnxRunner(exported)
-
-
-@pytest.fixture
-def instant_graphs(exported, monkeypatch):
-    """Exports copy the graphs of `exported` instead of tracing for seconds."""
-
-    def copy(path, *networks):
-        path.write_bytes((exported / path.name).read_bytes())
-
-    monkeypatch.setattr(onnx_export, "write_text_graph", copy)
-    monkeypatch.setattr(onnx_export, "write_image_graph", copy)
 
 
 @pytest.fixture

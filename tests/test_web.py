@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from generating import close
+from generating import close, take_graphs
 from ratlip_hf import RATLIPPipeline, bundled
 from ratlip_hf.cli.main import main
 from ratlip_hf.export.repository import WEB_RECORD
@@ -40,9 +40,11 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is no
 
 
 @pytest.fixture(scope="module")
-def site(torch_pipe, tmp_path_factory) -> Path:
+def site(torch_pipe, exported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("web") / "site"
-    export_web(torch_pipe, folder, "user/tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        take_graphs(exported, patch)
+        export_web(torch_pipe, folder, "user/tiny")
     return folder
 
 
@@ -75,13 +77,11 @@ class TestFolder:
         for path in [*site.glob("*.js"), site / "index.html", site / "style.css"]:
             assert "//" not in re.sub(r"(^|\s)//.*", "", path.read_text()), path.name
 
-    def test_words_in_the_page_are_escaped(self, torch_pipe, site, tmp_path, monkeypatch):
-        copy_graphs(site, monkeypatch)
+    def test_words_in_the_page_are_escaped(self, torch_pipe, instant_graphs, tmp_path):
         export_web(torch_pipe, tmp_path / "site", 'user/<img src=x>"')
         assert "user/&lt;img src=x&gt;&quot;" in (tmp_path / "site/index.html").read_text()
 
-    def test_only_an_earlier_export_is_replaced(self, torch_pipe, site, tmp_path, monkeypatch):
-        copy_graphs(site, monkeypatch)
+    def test_only_an_earlier_export_is_replaced(self, torch_pipe, instant_graphs, tmp_path):
         mine = tmp_path / "mine"
         mine.mkdir()
         (mine / "letter.txt").write_text("keep")
@@ -95,8 +95,7 @@ class TestFolder:
         with pytest.raises(ValueError, match="was changed"):
             export_web(torch_pipe, again, "user/tiny")
 
-    def test_the_bundled_model_is_called_by_its_name(self, torch_pipe, site, tmp_path, monkeypatch):
-        copy_graphs(site, monkeypatch)
+    def test_the_bundled_model_is_called_by_its_name(self, torch_pipe, instant_graphs, tmp_path):
         described = export_web(torch_pipe, tmp_path / "site", bundled.model_dir())
         assert described["model"] == bundled.NAME and described["examples"]
         assert str(bundled.model_dir()) not in (tmp_path / "site" / MODEL_RECORD).read_text()
@@ -117,17 +116,6 @@ class TestFolder:
             for phrase, word in zip(KINDS[kind], words, strict=True):
                 caption = f"a bird facing {phrase}" if kind == "direction" else f"a bird {phrase}"
                 assert field in named_scene(caption, BirdAttributes("red", "red", "red", **{field: word}))
-
-
-def copy_graphs(site: Path, monkeypatch) -> None:
-    """Exports take the graphs of `site` instead of tracing for seconds."""
-    for name in ("text", "image"):
-        graph = {"text": "text_encoder.onnx", "image": "generator.onnx"}[name]
-        content = gzip.decompress((site / "model" / f"{graph}.gz").read_bytes())
-        monkeypatch.setattr(
-            f"ratlip_hf.export.onnx_export.write_{name}_graph",
-            lambda path, *networks, content=content: path.write_bytes(content),
-        )
 
 
 @needs_node
@@ -276,8 +264,7 @@ class TestServer:
 
 
 class TestCommands:
-    def test_export_web(self, site, torch_pipe, tmp_path, monkeypatch, capsys):
-        copy_graphs(site, monkeypatch)
+    def test_export_web(self, instant_graphs, torch_pipe, tmp_path, capsys):
         torch_pipe.save_pretrained(tmp_path / "model")
         assert main(["export", "web", str(tmp_path / "site"), "--model", str(tmp_path / "model")]) == 0
         assert "ratlip demo --web" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 from .export import CSP
@@ -36,12 +37,18 @@ class _Handler(SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a tab that was closed while it loaded
+            super().handle_error(request, client_address)
+
+
 def make_server(folder: str | os.PathLike, port: int = 0) -> ThreadingHTTPServer:
     """A server of the folder for this machine's own browsers; `serve_forever()` starts it, `server_port` is its port.
 
     Port 0 takes a free one. Raises OSError, with the port in it, when it is taken.
     """
     try:
-        return ThreadingHTTPServer((HOST, port), functools.partial(_Handler, directory=os.fspath(folder)))
+        return _Server((HOST, port), functools.partial(_Handler, directory=os.fspath(folder)))
     except (OSError, OverflowError) as error:
         raise OSError(f"cannot serve on port {port}: {error}") from error
