@@ -45,6 +45,7 @@ setup(
             "evaluate_modules/*/*.py",
             "synthetic_birds/*.jsonl",
             "training/configs/*.json",
+            "web/page/**/*",
         ]
     },
     install_requires=[

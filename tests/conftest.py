@@ -21,9 +21,11 @@ from accelerate import Accelerator
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import ratlip_hf
+from generating import take_graphs
 from hub_server import HubServer
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.clip import FrozenCLIP
+from ratlip_hf.export import onnx_export
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.step import Networks
@@ -130,6 +132,32 @@ def pipe(small_clip, small_generator) -> RATLIPPipeline:
     """A pipeline of its own for each test."""
     towers = copy.deepcopy((small_clip.text_encoder, small_clip.image_encoder))
     return RATLIPPipeline(small_clip.tokenizer, *towers, small_generator)
+
+
+@pytest.fixture(scope="session")
+def torch_pipe(small_clip, make_generator) -> RATLIPPipeline:
+    """As little as possible, for tracing takes its time, but with a coupled recurrence. Not to be modified."""
+    configs = [copy.deepcopy(tower.config) for tower in (small_clip.text_encoder, small_clip.image_encoder)]
+    for config in configs:
+        config.num_hidden_layers = 1
+    torch.manual_seed(0)
+    towers = CLIPTextModelWithProjection(configs[0]).eval(), CLIPVisionModelWithProjection(configs[1]).eval()
+    plain = {"bridge_blocks": 1, "prompt_layers": (0,), "bridge_conv": "plain", "image_conv": "plain"}
+    return RATLIPPipeline(small_clip.tokenizer, *towers, make_generator(**plain, recurrence="batch_as_time"))
+
+
+@pytest.fixture(scope="session")
+def exported(torch_pipe, tmp_path_factory) -> Path:
+    """The ONNX export of `torch_pipe`."""
+    folder = tmp_path_factory.mktemp("onnx") / "graphs"
+    onnx_export.export_onnx(torch_pipe, folder)
+    return folder
+
+
+@pytest.fixture
+def instant_graphs(exported, monkeypatch):
+    """Exports copy the graphs of `exported` instead of tracing for seconds."""
+    take_graphs(exported, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from generating import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, seeded
 from generating import generate as draw
@@ -29,38 +28,8 @@ SMALL = {"bridge_blocks": 1, "prompt_layers": (1,)}
 
 
 @pytest.fixture(scope="module")
-def torch_pipe(small_clip, make_generator) -> RATLIPPipeline:
-    """As little as possible, for tracing takes its time, but with a coupled recurrence. Not to be modified."""
-    configs = [copy.deepcopy(tower.config) for tower in (small_clip.text_encoder, small_clip.image_encoder)]
-    for config in configs:
-        config.num_hidden_layers = 1
-    torch.manual_seed(0)
-    towers = CLIPTextModelWithProjection(configs[0]).eval(), CLIPVisionModelWithProjection(configs[1]).eval()
-    plain = {"bridge_blocks": 1, "prompt_layers": (0,), "bridge_conv": "plain", "image_conv": "plain"}
-    return RATLIPPipeline(small_clip.tokenizer, *towers, make_generator(**plain, recurrence="batch_as_time"))
-
-
-@pytest.fixture(scope="module")
-def exported(torch_pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx") / "graphs"
-    export_onnx(torch_pipe, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def runner(exported) -> OnnxRunner:
     return OnnxRunner(exported)
-
-
-@pytest.fixture
-def instant_graphs(exported, monkeypatch):
-    """Exports copy the graphs of `exported` instead of tracing for seconds."""
-
-    def copy(path, *networks):
-        path.write_bytes((exported / path.name).read_bytes())
-
-    monkeypatch.setattr(onnx_export, "write_text_graph", copy)
-    monkeypatch.setattr(onnx_export, "write_image_graph", copy)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ LAYERS = (
     ("pipeline",),
     ("training", "evaluation", "convert", "export"),
     ("synthetic_birds", "evaluate_modules"),
-    ("study", "benchmark"),
+    ("study", "benchmark", "web"),
     ("cli",),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -1,4 +1,4 @@
-"""Write a pipeline for other programs: `ratlip export hub|onnx`."""
+"""Write a pipeline for other programs: `ratlip export hub|onnx|web`."""
 
 import argparse
 import shlex
@@ -11,12 +11,13 @@ from .options import add_model_argument, add_subcommands, load_pipeline
 _TARGETS = {
     "hub": "write a folder that is ready for the Hub, on request with the code that loads it without ratlip_hf",
     "onnx": "write two ONNX graphs, text and images, that agree with PyTorch",
+    "web": "write a static folder whose page makes the images in the visitor's browser",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    hub, onnx = add_subcommands(parser, "export_target", "target", _TARGETS).values()
-    for target in (hub, onnx):
+    hub, onnx, web = add_subcommands(parser, "export_target", "target", _TARGETS).values()
+    for target in (hub, onnx, web):
         target.add_argument("folder", type=Path, help="folder to make; an earlier export in it is replaced")
         add_model_argument(target)
     hub.add_argument(
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return {"hub": _hub, "onnx": _onnx}[options.export_target](options)
+    return {"hub": _hub, "onnx": _onnx, "web": _web}[options.export_target](options)
 
 
 def _hub(options: argparse.Namespace) -> int:
@@ -89,6 +90,28 @@ def _onnx(options: argparse.Namespace) -> int:
             "batch depend on each other"
         )
     print(f"written        {options.folder}")
+    return 0
+
+
+def _web(options: argparse.Namespace) -> int:
+    from ..export.onnx_export import PACKAGES
+    from ..export.onnx_runner import require
+    from ..export.repository import WEB_RECORD, refuse_other_folders
+    from ..web.export import export_web
+
+    try:
+        require(*PACKAGES)
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    refuse_other_folders(options.folder, WEB_RECORD)  # before minutes of work
+    pipe = load_pipeline(options.model)
+    described = export_web(pipe, options.folder, bundled.resolve(options.model))
+    print(
+        f"{_model_line(options.model, pipe.generator.config)}\n"
+        f"a visitor gets {sum(described['downloads'].values()) / 1e6:.1f} MB: model and libraries, packed\n"
+        f"written        {options.folder}\n"
+        f"to look at it  ratlip demo --web {shlex.quote(str(options.folder))}"
+    )
     return 0
 
 

@@ -14,7 +14,8 @@ SUBCOMMANDS = {
     "study": "run a table of the paper as an experiment, or print how to",
     "data": "prepare, check, embed and publish captioned datasets for training",
     "convert": "convert a checkpoint of the original RATLIP or GALIP programs, or write one",
-    "export": "write a pipeline for other programs: the Hub with code, ONNX",
+    "export": "write a pipeline for other programs: the Hub with code, ONNX, a page",
+    "demo": "try a model by typing, in a browser on this machine",
     "benchmark": "measure speed and memory on this machine",
 }
 

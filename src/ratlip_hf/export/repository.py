@@ -1,6 +1,6 @@
 """A pipeline as the folder of a repository: weights, discriminator, card and, on request, the code that loads it.
 
-Below: which folder an export, of this kind or of ONNX graphs, may replace: one in which it left all files as they are.
+Below: which folder an export, of whatever kind, may replace: one in which it left all files as they are.
 """
 
 import json
@@ -21,7 +21,8 @@ from .single_file import Import, self_contained
 
 RECORD = "hub_export.json"
 ONNX_RECORD = "onnx_export.json"
-_HOLDS = {RECORD: "export for the Hub", ONNX_RECORD: "ONNX export"}
+WEB_RECORD = "web_export.json"
+_HOLDS = {RECORD: "export for the Hub", ONNX_RECORD: "ONNX export", WEB_RECORD: "web export"}
 _PIPELINE, _GENERATOR = "pipeline", "ratlip_generator"
 _UPLOAD_CACHE = ".cache"  # where `hf upload-large-folder` notes what it has sent
 CODE = (f"{_PIPELINE}.py", f"generator/{_GENERATOR}.py")
@@ -83,7 +84,7 @@ def export_hub(
         text = _SECTION.sub("", str(card)).rstrip() + "\n"
         text += _WITHOUT_PACKAGE.format(repository=repository) if with_code else ""
         (staged / "README.md").write_text(text, encoding="utf-8")
-        return write_record(staged, RECORD, {"model": _name(source), "with_code": with_code})
+        return write_record(staged, RECORD, {"model": public_name(source), "with_code": with_code})
 
 
 def code_files() -> dict[str, str]:
@@ -121,11 +122,11 @@ def _source_card(source: str | os.PathLike) -> ModelCard | None:
 
 
 def _own_card(pipe: RATLIPPipeline, repository: str, source: str | os.PathLike) -> ModelCard:
-    known = ModelCardData(license=bundled.LICENSE) if _name(source) == bundled.NAME else None
+    known = ModelCardData(license=bundled.LICENSE) if public_name(source) == bundled.NAME else None
     return pipeline_card(pipe.components, repository, known)
 
 
-def _name(source: str | os.PathLike) -> str:
+def public_name(source: str | os.PathLike) -> str:
     """What a reader on another machine may learn of the source."""
     if Path(source) == bundled.model_dir():
         return bundled.NAME
