@@ -80,7 +80,8 @@ def shown(page, prompt: str | None = None, seed: int | None = None) -> np.ndarra
     page.wait_for_function(
         """([prompt, seed]) => {
           const values = new URLSearchParams((document.body.dataset.shown ?? "").slice(1));
-          return (prompt === null || values.get("prompt") === prompt) && (seed === null || values.get("seed") === seed);
+          const shows = (name, wanted) => wanted === null || values.get(name) === wanted;
+          return shows("prompt", prompt) && shows("seed", seed);
         }""",
         arg=[prompt, None if seed is None else str(seed)],
     )
