@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ratlip_hf.study.effects import Effect, fit_factorial, mean_effect, seeds_needed, student_t
+from ratlip_hf.study.effects import Effect, fit_factorial, mean_effect, seeds_needed
 
 CELLS = {"neither": (False, False), "second": (False, True), "first": (True, False), "both": (True, True)}
 # First factor +.03 and second -.02 on average; the second takes .05 more where the first is there.
@@ -115,11 +115,3 @@ def test_verdicts(low, high, verdict):
     assert effect.interval() == pytest.approx((low, high), abs=1e-4)
     assert effect.verdict(0.01) == verdict
     assert effect.verdict(None) == ("effect" if low * high > 0 else "inconclusive")
-
-
-@pytest.mark.parametrize(
-    ("level", "freedom", "quantile"),
-    [(0.95, 1, 12.7062), (0.95, 2, 4.30265), (0.9, 18, 1.73406), (0.8, 18, 1.33039), (0.95, 18, 2.10092)],
-)
-def test_quantiles_are_those_of_any_table(level, freedom, quantile):
-    assert student_t(level, freedom) == pytest.approx(quantile, rel=1e-4)

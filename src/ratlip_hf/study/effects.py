@@ -4,20 +4,11 @@ t intervals, a verdict that can also be "equivalent", and how many seeds that ta
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import mean, stdev
 
 import numpy as np
 
-
-@lru_cache
-def student_t(level: float, freedom: int) -> float:
-    """How many standard errors a two-sided interval of Student's t has on either side; `level` in (0, 1), at least
-    one degree of freedom. With x = sqrt(n) tan(a) the density becomes cos(a)^(n-1), which is summed up to `level`."""
-    angles = np.linspace(0, min(math.pi / 2, 12 / math.sqrt(freedom)), 40_001)
-    density = np.cos(angles) ** (freedom - 1)
-    whole = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(freedom) * math.tan(np.interp(level * whole[-1], whole, angles))
+from ..metrics import student_t
 
 
 @dataclass(frozen=True)
