@@ -26,6 +26,7 @@ from hub_server import HubServer
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.export import onnx_export
+from ratlip_hf.training import loop
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.step import Networks
@@ -205,7 +206,9 @@ def clip_dir(clip_model, small_clip, tmp_path) -> Path:
 
 
 @pytest.fixture
-def config(clip_dir, tmp_path) -> TrainingConfig:
+def config(clip_dir, tmp_path, monkeypatch) -> TrainingConfig:
+    """Four steps of four images, two checkpoints and a sample grid, which has one image of each caption here."""
+    monkeypatch.setattr(loop, "_IMAGES_PER_CAPTION", 1)
     return TrainingConfig(
         generator=GENERATOR,
         discriminator=DISCRIMINATOR,
@@ -216,7 +219,7 @@ def config(clip_dir, tmp_path) -> TrainingConfig:
         train_batch_size=4,
         random_flip=False,
         checkpointing_steps=2,
-        sample_every=8,
+        sample_every=16,
         logging_steps=1,
         range_weight=1.0,
         mixed_precision="no",

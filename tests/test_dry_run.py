@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator
 from ratlip_hf.clip import FrozenCLIP
-from ratlip_hf.training import loop
+from ratlip_hf.training import footprint, loop
 from ratlip_hf.training.__main__ import main
 from ratlip_hf.training.footprint import memory_use, step_peak_bytes, weight_bytes
 from ratlip_hf.training.step import training_step
@@ -68,11 +68,14 @@ def peak(config, nets, small_clip: FrozenCLIP, **changes) -> int:
     return step_peak_bytes(config, nets.accelerator, nets.generator, nets.discriminator, small_clip)
 
 
-def test_the_estimate_allocates_nothing_and_changes_nothing(config, nets, small_clip):
+def test_the_estimate_allocates_nothing_changes_nothing_and_shrinks_with_precision_and_checkpointing(
+    config, nets, small_clip
+):
     before = [parameter.clone() for parameter in nets.generator.parameters()]
-    used = peak(config, nets, small_clip, train_batch_size=10_000)
-    assert used > 10_000 * 3 * 32 * 32 * 4 * 10
-    assert peak(config, nets, small_clip, train_batch_size=64, augmentation="color,cutout") < used
+    whole = peak(config, nets, small_clip, train_batch_size=1_000, augmentation="color,cutout")
+    assert whole > 1_000 * 3 * 32 * 32 * 4 * 10
+    assert peak(config, nets, small_clip, mixed_precision="bf16") < 0.9 * whole
+    assert peak(config, nets, small_clip, mixed_precision="no", gradient_checkpointing=True) < 0.95 * whole
     assert all(map(torch.equal, before, nets.generator.parameters()))
     assert all(p.grad is None and p.requires_grad for p in nets.generator.parameters())
     assert not nets.generator.gradient_checkpointing
@@ -88,14 +91,10 @@ def test_the_estimate_is_what_a_step_takes(config, nets, small_clip):
     assert peak(config, nets, small_clip, train_batch_size=4) == pytest.approx(largest, rel=0.3)
 
 
-def test_memory_shrinks_with_precision_and_checkpointing(config, nets, small_clip):
-    whole = peak(config, nets, small_clip, train_batch_size=64)
-    assert peak(config, nets, small_clip, mixed_precision="bf16") < 0.9 * whole
-    assert peak(config, nets, small_clip, mixed_precision="no", gradient_checkpointing=True) < 0.95 * whole
-
-
-def test_memory_is_the_sum_of_weights_gradients_moments_and_activations(config, nets, small_clip):
-    use = memory_use(config, nets.accelerator, nets.generator, nets.discriminator, small_clip)
+def test_memory_is_the_sum_of_weights_gradients_moments_and_activations(config, nets, small_clip, monkeypatch):
+    given = (config, nets.accelerator, nets.generator, nets.discriminator, small_clip)
+    monkeypatch.setattr(footprint, "step_peak_bytes", lambda *what: 10**9 if what == given else 0)
+    use = memory_use(*given)
     towers = weight_bytes(small_clip.text_encoder) + weight_bytes(small_clip.image_encoder)
     assert use.weights == 2 * weight_bytes(nets.generator) + weight_bytes(nets.discriminator) + towers
     assert use.moments == 2 * use.gradients
@@ -103,4 +102,5 @@ def test_memory_is_the_sum_of_weights_gradients_moments_and_activations(config, 
     assert unused
     networks = (nets.generator, nets.discriminator)
     assert use.gradients == sum(p.numel() * 4 for network in networks for p in network.parameters()) - sum(unused)
+    assert use.activations == 10**9 - use.gradients
     assert use.total == use.weights + use.gradients + use.moments + use.activations

@@ -81,10 +81,3 @@ def test_a_push_into_a_subfolder_leaves_the_card_alone(online, pipe):
     pipe.push_to_hub("ada/below", subfolder="first")
     repository = online.store.get("models", "ada/below")
     assert not [path for path in repository.snapshots[repository.head] if path.endswith("README.md")]
-
-
-def test_generating_and_pushing_know_nothing_of_training(run_python):
-    run_python(
-        "import sys, ratlip_hf.model_card\n"
-        "assert not [name for name in sys.modules if name.startswith(('ratlip_hf.training', 'ratlip_hf.cli'))]"
-    )

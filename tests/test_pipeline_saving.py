@@ -120,7 +120,7 @@ class TestSaving:
         with pytest.raises(ValueError, match=lost.replace(".", r"\.")):
             RATLIPPipeline.from_pretrained(saved)
 
-    def test_fresh_interpreter_needs_only_the_import(self, pipe, saved, run_python, tmp_path):
+    def test_fresh_interpreter_needs_only_the_import_and_nothing_of_training(self, pipe, saved, run_python, tmp_path):
         script = """
             import sys
             import numpy as np
@@ -133,6 +133,10 @@ class TestSaving:
                 return cls.from_pretrained(sys.argv[1])(sys.argv[2], generator=random, output_type="np").images
 
             np.savez(sys.argv[3], base=generate(DiffusionPipeline), own=generate(ratlip_hf.RATLIPPipeline))
+
+            import ratlip_hf.model_card  # what pushing needs besides
+            loaded = {name.split(".")[1] for name in sys.modules if name.startswith("ratlip_hf.")}
+            assert not loaded & {"training", "cli"}
         """
         run_python(textwrap.dedent(script), saved, PROMPT, tmp_path / "images.npz")
         images = np.load(tmp_path / "images.npz")

@@ -26,8 +26,9 @@ def test_importing_the_package_imports_nothing_heavy():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import ratlip_hf; from diffusers import DiffusionPipeline",
         "from diffusers import DiffusionPipeline; import ratlip_hf",
+        # The other order is also that of a fast test in `test_pipeline_saving`.
+        pytest.param("import ratlip_hf; from diffusers import DiffusionPipeline", marks=pytest.mark.slow),
         pytest.param("import ratlip_hf.models; from diffusers import DiffusionPipeline", marks=pytest.mark.slow),
         pytest.param(
             "from ratlip_hf import RATLIPPipeline; from diffusers import DiffusionPipeline", marks=pytest.mark.slow
