@@ -157,12 +157,9 @@ function makeGrid() {
 function showGrid() {
   [...$("grid").children].forEach((button, i) => {
     const seed = state.firstInGrid + i;
-    const wanted = request({ seed });
-    painter.want(`grid ${i}`, URGENT.grid, wanted, (image) => {
-      paint(button.firstChild, image, "");
-      button.lastChild.textContent = seed;
-      button.setAttribute("aria-label", `show seed ${seed}`);
-    });
+    button.lastChild.textContent = seed;
+    button.setAttribute("aria-label", `show seed ${seed}`);
+    painter.want(`grid ${i}`, URGENT.grid, request({ seed }), (image) => paint(button.firstChild, image, ""));
   });
 }
 
