@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle worker threads that spin slow down everything else on small machines.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help generate test test-all test-wheel test-oldest test-newest lint style accuracy tables figures clean
+.PHONY: help generate web web-libraries test test-web test-all test-wheel test-oldest test-newest lint style accuracy tables figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -32,6 +32,20 @@ else
 	$(BIN)/ratlip generate "$$PROMPT" --num_images 8 --output_dir $(OUT)
 endif
 
+web: $(VENV)/.installed  ## a page at http://127.0.0.1:8000 that makes its images in the browser
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[web]"
+	$(BIN)/ratlip demo --web
+
+# The bytes are the same wherever this runs: `git diff` afterwards shows whether the files are those of the packages.
+LIBRARIES := src/ratlip_hf/web/page/libraries
+web-libraries:  ## take the page's libraries out of their npm packages again, as the lock file there has them
+	cd $(LIBRARIES) && npm ci --ignore-scripts
+	cd $(LIBRARIES) && cp node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs \
+		node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs .
+	cd $(LIBRARIES) && gzip -9nc node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm \
+		> ort-wasm-simd-threaded.wasm.gz
+	rm -r $(LIBRARIES)/node_modules
+
 lint: $(VENV)/.installed-dev  ## ruff, check and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,8 +57,13 @@ style: $(VENV)/.installed-dev  ## let ruff repair what it can
 test: lint  ## lint and the fast test suite, offline, in two processes
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
 
+test-web: $(VENV)/.installed-dev  ## the tests that drive a browser; installs playwright and Debian's chromium where they lack
+	$(BIN)/pip install --quiet -c constraints.txt playwright
+	command -v chromium > /dev/null || $$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install --yes chromium
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m web tests/test_web_page.py
+
 test-all: lint test-wheel  ## everything, the slow tests and the wheel included
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or web or not slow"
 
 test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in a clean environment, generate and train with it
 	PYTHON=$(PYTHON) BUILDER=$(BIN)/python tests/wheel/run.sh

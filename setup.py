@@ -16,6 +16,7 @@ EXTRAS = {
     "plots": ["matplotlib>=3.9.0"],
     "export": ["torch>=2.13", "onnx>=1.19.0", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
 }
+EXTRAS["web"] = EXTRAS["export"]  # the page's own libraries lie in the package: docs/web.md
 EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["eval"],

@@ -34,13 +34,11 @@ def open_page(browser: Browser, url: str, **options) -> Page:
 
 def measure(browser: Browser, url: str) -> None:
     page = open_page(browser, url)
-    first = page.evaluate("performance.now()")
-    ready, fetched = page.evaluate(
-        """[Number(document.body.dataset.ready),
-        performance.getEntriesByType("resource").reduce((sum, entry) => sum + entry.transferSize, 0)]"""
-    )
-    print(f"fetched by the page itself {fetched / 1e6:.1f} MB; the worker fetches libraries and model")
+    first, ready = page.evaluate("[performance.now(), Number(document.body.dataset.ready)]")
+    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+    processor = max(process["cpuTime"] for process in processes if process["type"] == "renderer")
     print(f"model ready after {ready / 1e3:.1f} s, first image after {first / 1e3:.1f} s")
+    print(f"until then the tab took {processor:.1f} s of processor time")
     page.wait_for_timeout(5000)  # until what the page makes besides is made
     times = []
     for seed in range(100, 100 + IMAGES):

@@ -94,7 +94,18 @@ def test_nothing_is_left_when_generating_fails(images, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "data", "data prepare", "data check", "data embed", "data push", "export hub", "export onnx"],
+    [
+        "generate",
+        "data",
+        "data prepare",
+        "data check",
+        "data embed",
+        "data push",
+        "export hub",
+        "export onnx",
+        "export web",
+        "demo",
+    ],
 )
 def test_every_help_says_in_a_sentence_what_the_command_does(command, capsys):
     with pytest.raises(SystemExit):
@@ -111,7 +122,7 @@ def test_an_unknown_model_is_one_line_in_a_real_process():
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("name", ["generate", "study", "convert", "export", "benchmark"])
+@pytest.mark.parametrize("name", ["generate", "study", "convert", "export", "demo", "benchmark"])
 def test_subcommands_import_their_libraries_only_when_they_run(name, run_python):
     run_python(
         "import importlib, sys\n"
