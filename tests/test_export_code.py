@@ -2,9 +2,11 @@
 Whether it generates the same images is seen in `test_export_hub`."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,20 @@ def test_it_follows_the_sources(tmp_path):
         self_contained("models.generator", "RATLIPGenerator", sources=Sources(root)) for root in (PACKAGE, package)
     ]
     assert texts[0] != texts[1] and texts[0] == texts[1].replace("eps=1e-3", "eps=1e-5")
+
+
+def test_it_does_not_depend_on_the_order_of_sets(code, run_python, tmp_path):
+    script = """
+        import sys
+        from pathlib import Path
+        from ratlip_hf.export.single_file import self_contained
+        Path(sys.argv[1]).write_text(self_contained("pipeline", "RATLIPPipeline"))
+    """
+    texts = []
+    for seed in ("1", "2"):
+        run_python(textwrap.dedent(script), tmp_path / seed, env={**os.environ, "PYTHONHASHSEED": seed})
+        texts.append((tmp_path / seed).read_text())
+    assert texts[0] == texts[1]
 
 
 # Packages that do not go into one file
