@@ -309,8 +309,10 @@ def test_studies_of_two_datasets_do_not_mix(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_study_from_beginning_to_end(tmp_path, capsys):
-    """Two short runs, trained, scored and shown; the second call finds everything done."""
+def test_a_study_from_beginning_to_end(tmp_path, capsys, monkeypatch):
+    """Two short runs, trained, scored by an image of each prompt and shown; the second call finds everything done."""
+    quick = dataclasses.replace(plan.DATASETS["synthetic-birds"], passes=1)
+    monkeypatch.setitem(plan.DATASETS, "synthetic-birds", quick)
     short = ["--max_train_images", "32", "--max_train_samples", "32", "--evaluation_samples", "2"]
     command = [
         "study",
@@ -327,6 +329,7 @@ def test_a_study_from_beginning_to_end(tmp_path, capsys):
     assert main([*command, *short]) == 0
     first = capsys.readouterr().out
     assert "2 runs, 2 of them to train" in first and "rat - cat" in first
+    assert "there is none of cat_sa, rat_sa" in first
     assert main([*command, *short]) == 0
     again = capsys.readouterr().out
     assert "2 runs, 0 of them to train" in again and "scored" not in again
