@@ -17,7 +17,8 @@ from ratlip_hf.utils.display import as_markdown
 DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"
 SPEED = RECORDS / "speed.jsonl"
-PAGES = (DOCS.parent / "README.md", *(DOCS / name for name in ("evaluation.md", "study.md", "performance.md")))
+CARD = DOCS.parent / "src" / "ratlip_hf" / "assets" / "synthetic_birds" / "README.md"
+PAGES = (DOCS.parent / "README.md", CARD, *(DOCS / name for name in ("evaluation.md", "study.md", "performance.md")))
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
     "attribute_accuracy": "colours right",
@@ -33,17 +34,29 @@ _SCORES = {
     "diversity": "diversity / real",
 }
 _MEASURED = tuple(_SCORES)
+_FURTHER = {
+    "all_parts_right": "all colours right",
+    "all_words_right": "all named words right",
+    "precision_judge": "precision (judge)",
+    "recall_judge": "recall (judge)",
+    "cmmd": "CMMD (held out)",
+    "r_precision": "R-precision (held out)",
+    "steps_at_joints": "steps at joints / real",
+    **{f"power_{band}_of_4": f"power / real, band {band} of 4" for band in (1, 2, 3, 4)},
+}
 
 
 def bundled() -> str:
-    """The bundled model next to fresh renders of the same birds, the latest record of each."""
+    """The bundled model next to fresh renders of the same birds, the latest record of each: every score it has."""
     latest = {record.candidate["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
-    head = ["score", *latest]
+    names = dict.fromkeys(name for record in latest.values() for name in record.scores)
+    labels = _SCORES | _FURTHER
+    ordered = [*(name for name in labels if name in names), *(name for name in names if name not in labels)]
     body = [
-        [label, *(_score_cell(record.scores.get(name)) for record in latest.values())]
-        for name, label in _SCORES.items()
+        [labels.get(name, f"`{name}`"), *(_score_cell(record.scores.get(name)) for record in latest.values())]
+        for name in ordered
     ]
-    return as_markdown(head, body)
+    return as_markdown(["score", *latest], body)
 
 
 def study() -> str:
