@@ -123,11 +123,11 @@ def test_an_interval_that_is_no_multiple_of_a_step_is_met_by_the_step_that_cross
 def test_learning_rates_and_lazy_penalties_follow_the_step_through_a_resumption(config, monkeypatch):
     penalised, lrs, real_step = [], [], loop.training_step
 
-    def noted(nets, inputs, penalise):
+    def noted(nets, inputs, penalise, penalise_pixels):
         penalised.append(penalise)
         moving = (nets.generator_optimization, nets.discriminator_optimization)
         lrs.append([each.optimizer.param_groups[0]["lr"] for each in moving])
-        return real_step(nets, inputs, penalise)
+        return real_step(nets, inputs, penalise, penalise_pixels)
 
     monkeypatch.setattr(loop, "training_step", noted)
     config.penalty_interval, config.lr_warmup_steps, config.resume_from_checkpoint = 3, 4, "latest"

@@ -57,7 +57,8 @@ def seeded_generator(family: str) -> RATLIPGenerator:
 def seeded_discriminator(family: str) -> RATLIPDiscriminator:
     """A discriminator holding the weights of the original `netD` and `netC` of that family."""
     discriminator = RATLIPDiscriminator.from_preset(PRESETS[family])
-    originals = {ours: f"{family}/{net}/{name}" for ours, (net, name) in discriminator_key_map(discriminator).items()}
+    key_map = discriminator_key_map(discriminator)
+    originals = {ours: f"{family}/{theirs.replace('.', '/', 1)}" for ours, theirs in key_map.items()}
     _fill(discriminator, originals, {name: tuple(value.shape) for name, value in discriminator.state_dict().items()})
     return discriminator
 
