@@ -61,7 +61,7 @@ def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path
 
 
 def evaluate_together(processes: int, *arguments) -> str:
-    return run_together(processes, "-m", "ratlip_hf.cli.main", "evaluate", *arguments)
+    return run_together(processes, "module", "ratlip_hf.cli.main", "evaluate", *arguments)
 
 
 def same_scores(first, second):
