@@ -55,7 +55,7 @@ style: $(VENV)/.installed-dev  ## let ruff repair what it can
 	$(BIN)/ruff format .
 
 test: lint  ## lint and the fast test suite, offline, in two processes
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-web: $(VENV)/.installed-dev  ## the tests that drive a browser; installs playwright and Debian's chromium where they lack
 	$(BIN)/pip install --quiet -c constraints.txt playwright
@@ -75,7 +75,7 @@ $(VENV)-oldest/.installed: setup.py constraints-oldest.txt
 
 test-oldest: $(VENV)-oldest/.installed  ## the fast tests with the oldest versions that setup.py allows
 	@$(VENV)-oldest/bin/pip freeze --exclude-editable | grep -E $(SHOWN)
-	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/pytest -n 2
+	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/pytest -n 2 --dist worksteal
 
 # torch is held: without a version pip takes the newest build for GPUs, a download of gigabytes.
 test-newest:  ## the fast tests with the newest releases of everything but torch
@@ -83,7 +83,7 @@ test-newest:  ## the fast tests with the newest releases of everything but torch
 	$(VENV)-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager \
 		"$$(grep '^torch==' constraints.txt)" -e ".[dev,plots]"
 	@$(VENV)-newest/bin/pip freeze --exclude-editable | grep -E $(SHOWN)
-	HF_HUB_OFFLINE=1 $(VENV)-newest/bin/pytest -n 2
+	HF_HUB_OFFLINE=1 $(VENV)-newest/bin/pytest -n 2 --dist worksteal
 
 accuracy: $(VENV)/.installed-dev  ## score the bundled model by its own protocol
 	$(BIN)/ratlip evaluate --model synthetic-birds

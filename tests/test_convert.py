@@ -24,6 +24,7 @@ from ratlip_hf.convert.original import convert_original, original_tower, read_or
 from ratlip_hf.training.run import build_networks
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+ONE_FAMILY = pytest.mark.parametrize("family", ["ratlip"])  # where the other one takes the same way
 NESTINGS = ("trainer", "networks", "module", "generator", "bare", "bare module")
 
 
@@ -106,6 +107,7 @@ def test_every_wrapping_gives_the_same_networks(
     assert converted.source.ignored == (["optimizers", "epoch"] if nesting in ("trainer", "module") else [])
 
 
+@ONE_FAMILY
 def test_files_of_old_torch_versions_are_read(networks, family, make_generator, convert, tmp_path):
     torch.save(wrapped(networks, "trainer"), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     converted = convert(tmp_path / "old.pth")
@@ -188,6 +190,7 @@ def test_from_single_file_is_the_converted_folder(networks, written, convert, sm
 
 
 @pytest.mark.filterwarnings("ignore:the program that trained")
+@ONE_FAMILY
 def test_from_single_file_in_another_precision(networks, written, small_clip):
     path, clip = written(wrapped(networks, "generator")), copy.deepcopy(small_clip)
     assert dtypes(RATLIPPipeline.from_single_file(path, clip, dtype=torch.bfloat16)) == 3 * [torch.bfloat16]
@@ -291,6 +294,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"sizes cannot be told.*{re.escape(name)}"):
             convert(written(networks))
 
+    @ONE_FAMILY
     def test_half_a_discriminator(self, networks, written):
         del networks["netC"]
         with pytest.raises(ValueError, match="netD without netC"):
@@ -309,15 +313,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no generator of RATLIP or GALIP"):
             read_original(written(content))
 
+    @ONE_FAMILY
     def test_several_generators(self, networks, written):
         with pytest.raises(ValueError, match=r"several generators \(first, second\)"):
             read_original(written({"first": networks, "second": networks}))
 
+    @ONE_FAMILY
     def test_entries_that_are_no_tensors(self, networks, written):
         networks["netG"]["note"] = "hello"
         with pytest.raises(ValueError, match="no tensors: note"):
             read_original(written(networks))
 
+    @ONE_FAMILY
     @pytest.mark.parametrize(
         ("value", "name"),
         [(torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"), (os.system, r"\w+.system")],
@@ -333,16 +340,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match="not a PyTorch checkpoint"):
             read_original(tmp_path / "x.pth")
 
+    @ONE_FAMILY
     def test_another_clip_than_the_one_in_the_file(self, networks, written, convert):
         networks["netG"]["mapping.CLIP_ViT.transformer.resblocks.1.ln_2.bias"][3] += 1e-3
         with pytest.raises(ValueError, match=r"1 of \d+ tensors differ, for example .*resblocks\.1\.ln_2\.bias"):
             convert(written(networks))
 
+    @ONE_FAMILY
     def test_a_clip_of_another_depth(self, networks, written, convert):
         networks["netG"] = {k: v for k, v in networks["netG"].items() if "resblocks.2" not in k}
         with pytest.raises(ValueError, match=r"built otherwise.*missing: .*resblocks\.2"):
             convert(written(networks))
 
+    @ONE_FAMILY
     def test_a_tower_in_half_precision_is_the_same_clip(self, networks, written, convert):
         for name, value in networks["netG"].items():
             if "CLIP_ViT" in name:
@@ -350,6 +360,7 @@ class TestRefusals:
         converted = convert(written(networks))
         assert converted.tower_compared and "float16" in converted.warnings[-1]
 
+    @ONE_FAMILY
     def test_a_clip_of_another_activation_or_width(self, networks, written, convert, small_clip, make_generator):
         encoder = type(small_clip.image_encoder)(small_clip.image_encoder.config)
         encoder.config.hidden_act = "gelu"
@@ -396,6 +407,7 @@ class TestFolder:
         assert record["assumed"]["upsampling"] == "nearest"
         assert record["not_converted"] == ["optimizers", "epoch"] and len(record["file_sha256"]) == 64
 
+    @ONE_FAMILY
     def test_nothing_half_written_is_left(self, networks, written, convert, tmp_path, monkeypatch):
         converted = convert(written(networks))
         with monkeypatch.context() as patch, pytest.raises(OSError):
@@ -407,6 +419,7 @@ class TestFolder:
             save_original(tmp_path / "whole", tmp_path / "made" / "again.pth")
         assert {path.name for path in tmp_path.iterdir()} == {"original.pth", "whole"}
 
+    @ONE_FAMILY
     def test_nothing_is_overwritten(self, networks, written, convert, tmp_path):
         path = written(networks)
         converted = convert(path)

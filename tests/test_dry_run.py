@@ -69,8 +69,10 @@ def peak(config, nets, small_clip: FrozenCLIP, **changes) -> int:
 
 
 def test_the_estimate_allocates_nothing_changes_nothing_and_shrinks_with_precision_and_checkpointing(
-    config, nets, small_clip
+    config, nets, small_clip, make_generator
 ):
+    few = {"bridge_blocks": 1, "bridge_conv": "plain", "image_conv": "plain", "prompt_layers": (0,)}
+    nets.generator = make_generator(noise_dim=8, **few).train()
     before = [parameter.clone() for parameter in nets.generator.parameters()]
     whole = peak(config, nets, small_clip, train_batch_size=1_000, augmentation="color,cutout")
     assert whole > 1_000 * 3 * 32 * 32 * 4 * 10

@@ -1,9 +1,6 @@
 """`ratlip evaluate` as a user types it: records, comparisons, shares of several processes, and mistakes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +8,7 @@ from ratlip_hf import bundled
 from ratlip_hf.cli.main import main
 from ratlip_hf.evaluation.records import read_records
 from ratlip_hf.synthetic_birds.dataset import make_dataset
+from several_processes import run_together
 
 COUNT = 12
 
@@ -62,15 +60,8 @@ def test_a_record_a_folder_and_their_comparison(saved, birds, clip_dir, tmp_path
     assert "num_fake (24 against 20)" in capsys.readouterr().err
 
 
-def launched(processes: int, *arguments) -> list:
-    launch = ["--num_processes", str(processes), "--cpu"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "ratlip_hf.cli.main", "evaluate"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def evaluate_together(processes: int, *arguments) -> str:
+    return run_together(processes, "module", "ratlip_hf.cli.main", "evaluate", *arguments)
 
 
 def same_scores(first, second):
@@ -80,9 +71,20 @@ def same_scores(first, second):
 
 
 def test_two_processes_score_as_one(saved, birds, tmp_path):
-    where = ["--model", saved, "--protocol", "clip", "--data", birds, "--eval_clip", bundled.model_dir()]
+    where = [
+        "--model",
+        saved,
+        "--protocol",
+        "clip",
+        "--data",
+        birds,
+        "--eval_clip",
+        bundled.model_dir(),
+        "--device",
+        "cpu",
+    ]
     assert evaluate(*where, "--output_file", tmp_path / "one.jsonl") == 0
-    shown = launched(2, *where, "--output_file", tmp_path / "two.jsonl")
+    shown = evaluate_together(2, *where, "--output_file", tmp_path / "two.jsonl")
     assert shown.count("protocol clip") == 1
     (one,), (two,) = read_records(tmp_path / "one.jsonl"), read_records(tmp_path / "two.jsonl")
     same_scores(one, two)
@@ -91,7 +93,7 @@ def test_two_processes_score_as_one(saved, birds, tmp_path):
 @pytest.mark.slow
 def test_two_processes_score_the_bundled_model_as_one(tmp_path):
     for processes in (1, 2):
-        launched(processes, "--max_images", "250", "--output_file", tmp_path / f"{processes}.jsonl")
+        evaluate_together(processes, "--max_images", "250", "--output_file", tmp_path / f"{processes}.jsonl")
     (one,), (two,) = (read_records(tmp_path / f"{processes}.jsonl") for processes in (1, 2))
     same_scores(one, two)
     assert {"attribute_accuracy", "fid_judge", "kid_judge", "clip_score", "cmmd", "diversity"} - one.scores.keys() == {

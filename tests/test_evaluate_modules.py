@@ -16,11 +16,10 @@ def own_cache(tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(evaluate.config, f"HF_{name}_CACHE", tmp_path / name)
 
 
-def test_every_module_loads_offline_and_computes_what_its_function_does(own_cache):
-    generator = torch.Generator().manual_seed(0)
-    real, fake = (torch.randn(count, 4, generator=generator, dtype=torch.float64) for count in (30, 20))
-    prompts, labels = ["a", "b"] * 10, torch.randint(8, (20, 3), generator=generator)
-    modules = {name: evaluate.load(evaluate_path(name)) for name in EVALUATE_MODULES}
+def inputs_and_results(real: torch.Tensor, fake: torch.Tensor) -> dict[str, tuple[dict, dict]]:
+    """What `compute` of each module gets, and what it is to return, for 30 real and 20 fake vectors."""
+    prompts = ["a", "b"] * 10
+    labels = torch.randint(8, (20, 3), generator=torch.Generator().manual_seed(0))
     sizes = {"num_real": 30, "num_fake": 20}
 
     distance, error, _ = metrics.kernel_distance_with_error(real, fake)
@@ -30,7 +29,7 @@ def test_every_module_loads_offline_and_computes_what_its_function_does(own_cach
     candidates = metrics.sample_mismatched(prompts, count=5, seed=3)
     attributes = metrics.attribute_accuracy(labels, labels.flip(0))
     sets = {"predictions": fake, "references": real}
-    pairs = {
+    return {
         "fid": (sets, {"fid": metrics.frechet_distance(real, fake), **sizes}),
         "kid": (sets, {"kid": distance, "standard_error": error, **sizes}),
         "cmmd": (
@@ -68,6 +67,13 @@ def test_every_module_loads_offline_and_computes_what_its_function_does(own_cach
             },
         ),
     }
+
+
+def test_every_module_loads_offline_and_computes_what_its_function_does(own_cache):
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(count, 4, generator=generator, dtype=torch.float64) for count in (30, 20))
+    modules = {name: evaluate.load(evaluate_path(name)) for name in EVALUATE_MODULES}
+    pairs = inputs_and_results(real, fake)
     for name, module in modules.items():
         given, wanted = pairs[name]
         found = module.compute(**given)

@@ -2,7 +2,6 @@
 All of it runs on random weights; loading from the Hub is in `test_hub`."""
 
 import json
-import textwrap
 
 import numpy as np
 import pytest
@@ -119,29 +118,6 @@ class TestSaving:
         save_file({name: value for name, value in weights.items() if name != lost}, file, metadata={"format": "pt"})
         with pytest.raises(ValueError, match=lost.replace(".", r"\.")):
             RATLIPPipeline.from_pretrained(saved)
-
-    def test_fresh_interpreter_needs_only_the_import_and_nothing_of_training(self, pipe, saved, run_python, tmp_path):
-        script = """
-            import sys
-            import numpy as np
-            import torch
-            import ratlip_hf
-            from diffusers import DiffusionPipeline
-
-            def generate(cls):
-                random = torch.Generator().manual_seed(0)
-                return cls.from_pretrained(sys.argv[1])(sys.argv[2], generator=random, output_type="np").images
-
-            np.savez(sys.argv[3], base=generate(DiffusionPipeline), own=generate(ratlip_hf.RATLIPPipeline))
-
-            import ratlip_hf.model_card  # what pushing needs besides
-            loaded = {name.split(".")[1] for name in sys.modules if name.startswith("ratlip_hf.")}
-            assert not loaded & {"training", "cli"}
-        """
-        run_python(textwrap.dedent(script), saved, PROMPT, tmp_path / "images.npz")
-        images = np.load(tmp_path / "images.npz")
-        assert close(images["base"], generate(pipe))
-        assert close(images["own"], generate(pipe))
 
 
 class TestFromClip:

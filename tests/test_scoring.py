@@ -126,10 +126,11 @@ def test_files_score_as_the_model_that_generated_them(pipe, eval_data, small_cli
     pipe.set_progress_bar_config(disable=True)
     eval_clip = copy.deepcopy(small_clip)
     eval_clip.image_encoder.visual_projection.weight.data.mul_(2)
-    judged = evaluation(eval_data, eval_clip)
-    generated = judged.score(Model("toy", pipe, eval_data.prompts, TOY))
+    few = eval_data.first(60)
+    judged = evaluation(few, eval_clip)
+    generated = judged.score(Model("toy", pipe, few.prompts, TOY))
     lines = []
-    for index, prompt in reversed(list(enumerate(eval_data.prompts))):  # another order is the same set
+    for index, prompt in reversed(list(enumerate(few.prompts))):  # another order is the same set
         name = f"{index}.png"
         pipe(prompt, generator=torch.Generator().manual_seed(index)).images[0].save(tmp_path / name)
         lines.append(json.dumps({"file": name, "prompt": prompt}))

@@ -3,22 +3,17 @@ What the processes compute together is compared with one process in `test_whole_
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from several_processes import free_port
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "examples/two_nodes.yaml")]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def command(rank: int, port: int, output_dir: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """Seeded weights for parity checks: a tensor's value follows from its name, its shape and a salt.
 The original programs were run with these very weights; numpy's PCG64 gives the same numbers everywhere."""
 
+import copy
+import functools
 import zlib
 
 import numpy as np
@@ -45,7 +47,12 @@ def seeded_towers() -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWithPro
 
 
 def seeded_generator(family: str) -> RATLIPGenerator:
-    """A generator holding the weights of the original `netG` of that family."""
+    """A generator holding the weights of the original `netG` of that family, a copy for each caller."""
+    return copy.deepcopy(_generator(family))
+
+
+@functools.cache
+def _generator(family: str) -> RATLIPGenerator:
     generator = RATLIPGenerator.from_preset(PRESETS[family])
     key_map = generator_key_map(generator)
     originals = {ours: f"{family}/netG/{theirs}" for ours, theirs in key_map.items()}
@@ -55,7 +62,12 @@ def seeded_generator(family: str) -> RATLIPGenerator:
 
 
 def seeded_discriminator(family: str) -> RATLIPDiscriminator:
-    """A discriminator holding the weights of the original `netD` and `netC` of that family."""
+    """A discriminator holding the weights of the original `netD` and `netC` of that family, a copy for each caller."""
+    return copy.deepcopy(_discriminator(family))
+
+
+@functools.cache
+def _discriminator(family: str) -> RATLIPDiscriminator:
     discriminator = RATLIPDiscriminator.from_preset(PRESETS[family])
     key_map = discriminator_key_map(discriminator)
     originals = {ours: f"{family}/{theirs.replace('.', '/', 1)}" for ours, theirs in key_map.items()}
