@@ -274,3 +274,14 @@ def test_in_another_folder_nothing_has_been_the_best_yet(pipe, tmp_path):
         best = Best(tmp_path / folder)
         best.load_state_dict(first.state_dict())
         assert best.score == expected
+
+
+def test_a_score_of_another_name_is_no_rival(pipe, tmp_path):
+    """Checkpoints of earlier versions hold an accuracy, at most 1, which no distance would ever beat."""
+    best = Best(tmp_path)
+    best.folder.mkdir()
+    best.load_state_dict({"score": 0.97})
+    assert best.update(record(1, judge_fid=60.0), pipe)
+    again = Best(tmp_path)
+    again.load_state_dict(best.state_dict())
+    assert not again.update(record(2, judge_fid=61.0), pipe) and again.update(record(3, judge_fid=59.0), pipe)

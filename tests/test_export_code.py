@@ -115,7 +115,7 @@ def test_it_does_not_depend_on_the_order_of_sets(code, run_python, tmp_path):
         import sys
         from pathlib import Path
         from ratlip_hf.export.single_file import self_contained
-        Path(sys.argv[1]).write_text(self_contained("pipeline", "RATLIPPipeline"))
+        Path(sys.argv[1]).write_text(self_contained("models.generator", "RATLIPGenerator"))
     """
     texts = []
     for seed in ("1", "2"):

@@ -7,6 +7,7 @@ import torch
 
 from ratlip_hf.training import loop
 from ratlip_hf.training import pixel_discriminator as pixels
+from ratlip_hf.training.footprint import memory_use
 from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.pixel_discriminator import PixelDiscriminator
 from ratlip_hf.training.step import Networks, training_step
@@ -66,3 +67,19 @@ def test_a_run_with_pixels_resumes_exactly(config, tmp_path):
     again = torch.load(loop.train(config) / "checkpoints" / "step-00000004" / "state.pt")
     for part in ("generator", "pixel_discriminator"):
         assert all(torch.equal(value, again[part][name]) for name, value in whole[part].items())
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_images_of_every_size_of_a_generator_are_scored(size):
+    logits = PixelDiscriminator(size, 16, channels=2)(torch.zeros(2, 3, size, size), torch.zeros(2, 16))
+    assert logits.shape == (2,)
+
+
+def test_the_estimate_of_memory_counts_it(config, nets, small_clip):
+    networks = nets.accelerator, nets.generator, nets.discriminator, small_clip
+    without = memory_use(config, *networks)
+    config.pixel_loss_weight = 1.0
+    use, network = memory_use(config, *networks), pixels.build(config, nets.generator)
+    size = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert (use.weights - without.weights, use.gradients - without.gradients) == (size, size)
+    assert use.activations > without.activations

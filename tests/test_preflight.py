@@ -139,8 +139,9 @@ def test_fp16_on_a_cpu_is_warned_of(config, caplog):
 # Disk
 
 
-def test_files_are_as_large_as_they_were_said_to_be(config, small_clip):
-    config.max_train_images = 8
+@pytest.mark.parametrize("pixel_loss_weight", [0.0, 1.0])
+def test_files_are_as_large_as_they_were_said_to_be(config, small_clip, pixel_loss_weight):
+    config.max_train_images, config.pixel_loss_weight = 8, pixel_loss_weight
     folder = loop.train(config)
     generator = RATLIPPipeline.from_pretrained(folder / "pipeline").generator
     discriminator = RATLIPDiscriminator.from_pretrained(folder / "discriminator")

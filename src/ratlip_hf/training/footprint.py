@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
+from . import pixel_discriminator as pixels
 from .config import TrainingConfig
 from .optimization import Optimization
 from .samples import StepInputs
@@ -46,18 +47,29 @@ def disk_use(
 ) -> DiskUse:
     """Room for checkpoints and models in `output_dir`; samples and log are small.
 
-    A checkpoint holds both networks, the EMA weights and Adam's two moments. A new one is complete before an
+    A checkpoint holds all trained networks, the EMA weights and Adam's two moments. A new one is complete before an
     old one goes, and so are models and the best pipeline, so there is one more of each for a moment.
     """
     networks = (generator, discriminator)
-    moments = 2 * sum(weight_bytes(network, trainable_only=True) for network in networks)
-    checkpoint = 2 * weight_bytes(generator) + weight_bytes(discriminator) + moments
+    moments = 2 * _trained_bytes(config, *networks)
+    checkpoint = 2 * weight_bytes(generator) + weight_bytes(discriminator) + _pixel_bytes(config, generator) + moments
     models = sum(map(weight_bytes, (*networks, clip.text_encoder, clip.image_encoder)))
     written = math.ceil(math.ceil(config.max_train_images / per_step) / config.checkpointing_steps)
     limit = config.checkpoints_total_limit
     lying = written if limit is None else min(written, limit + 1)
     best = models - weight_bytes(discriminator) if config.evaluate_every else 0
     return DiskUse(checkpoint, models, lying * checkpoint + 2 * (models + best))
+
+
+def _pixel_bytes(config: TrainingConfig, generator: RATLIPGenerator) -> int:
+    with torch.device("meta"):
+        network = pixels.build(config, generator)
+    return weight_bytes(network) if network else 0
+
+
+def _trained_bytes(config: TrainingConfig, generator: RATLIPGenerator, discriminator: RATLIPDiscriminator) -> int:
+    trained = sum(weight_bytes(network, trainable_only=True) for network in (generator, discriminator))
+    return trained + _pixel_bytes(config, generator)
 
 
 @dataclass(frozen=True)
@@ -86,9 +98,9 @@ def memory_use(
     On a CPU it gave 1 % less than the allocator's own record (docs/training.md); libraries and scratch space of
     kernels come on top.
     """
-    trained = sum(weight_bytes(network, trainable_only=True) for network in (generator, discriminator))
+    trained = _trained_bytes(config, generator, discriminator)
     towers = weight_bytes(clip.image_encoder) + weight_bytes(clip.text_encoder)
-    weights = 2 * weight_bytes(generator) + weight_bytes(discriminator) + towers
+    weights = 2 * weight_bytes(generator) + weight_bytes(discriminator) + _pixel_bytes(config, generator) + towers
     step = step_peak_bytes(config, accelerator, generator, discriminator, clip)
     return MemoryUse(weights, trained, 2 * trained, max(0, step - trained))
 
@@ -111,9 +123,12 @@ def step_peak_bytes(
         network.train()
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
+    with fake, torch.device(generator.device):
+        critic = pixels.build(config, generator)
     with fake, torch.device(generator.device), _PeakOfLiveBytes() as tracked:
         unmoved = [_Unmoved(torch.optim.SGD(network.parameters())) for network in copies[:2]]
-        nets = Networks(*copies[:2], *unmoved, copies[2], accelerator, config)
+        moved = _Unmoved(torch.optim.SGD(critic.parameters())) if critic else None
+        nets = Networks(*copies[:2], *unmoved, copies[2], accelerator, config, critic, moved)
         batch, sizes = config.train_batch_size, generator.config
         images, text = torch.empty(batch, 3, *[sizes.sample_size] * 2), torch.empty(batch, sizes.text_dim)
         inputs = StepInputs(images, torch.empty(batch, sizes.noise_dim), text, text, indices=range(batch))

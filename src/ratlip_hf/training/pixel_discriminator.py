@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models import RATLIPGenerator
 from ..utils.tensors import at_least_float32
+from .config import TrainingConfig
 
 PENALTY_INTERVAL = 8  # steps between gradient penalties
 _LAST = 4  # side of the last maps
@@ -40,8 +42,8 @@ class PixelDiscriminator(nn.Module):
     """Scores images [B, 3, S, S] in [-1, 1] with texts [B, D] as the frozen CLIP's discriminator conditions them.
 
     The logit [B] is a linear function of the image's features plus their product with the text, projected (Miyato and
-    Koyama 2018, arXiv:1802.05637). S is a power of two from 8; `channels` is the width at full size, which doubles
-    with each halving, at most eightfold.
+    Koyama 2018, arXiv:1802.05637). `channels` is the width at full size; it doubles with each halving, at most
+    eightfold, until the side is 4 to 7 pixels.
     """
 
     def __init__(self, sample_size: int, text_dim: int, channels: int):
@@ -55,10 +57,17 @@ class PixelDiscriminator(nn.Module):
         self.with_text = nn.Linear(text_dim, widths[-1], bias=False)
 
     def forward(self, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(self.from_rgb(images))
+        x = F.adaptive_avg_pool2d(self.blocks(self.from_rgb(images)), _LAST)
         x = F.leaky_relu(self.features(F.leaky_relu(x, _SLOPE).flatten(1)), _SLOPE)
         text = F.normalize(self.with_text(text), dim=1)
         return self.alone(x)[:, 0] + (x * text).sum(dim=1)
+
+
+def build(config: TrainingConfig, generator: RATLIPGenerator) -> PixelDiscriminator | None:
+    """The discriminator that a run has for images of its generator, if it has one."""
+    if not config.pixel_loss_weight:
+        return None
+    return PixelDiscriminator(generator.config.sample_size, generator.config.text_dim, config.pixel_channels)
 
 
 def relativistic(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError, one_line
+from . import pixel_discriminator as pixels
 from .batch_norm import synchronize_batch_norm
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -26,7 +27,6 @@ from .footprint import disk_use
 from .hub import HubRepository
 from .monitor import tracker_arguments
 from .optimization import EMA, Optimization
-from .pixel_discriminator import PixelDiscriminator
 from .preflight import check_data, check_disk, check_surroundings, describe_run
 from .samples import CaptionedImages, load_training_data
 from .step import Networks
@@ -232,8 +232,8 @@ def set_in_motion(
     wrapped = wrap(generator, discriminator, image_encoder, accelerator, config)
     rates = {generator: config.generator_learning_rate, discriminator: config.discriminator_learning_rate}
     optimizations = [Optimization.adam(network, rate, config) for network, rate in rates.items()]
-    pixels = _pixel_discriminator(generator, accelerator, config)
-    return Networks(*wrapped, *optimizations, image_encoder, accelerator, config, *pixels), ema
+    auxiliary = _pixel_discriminator(generator, accelerator, config)
+    return Networks(*wrapped, *optimizations, image_encoder, accelerator, config, *auxiliary), ema
 
 
 def wrap(
@@ -263,11 +263,10 @@ def _pixel_discriminator(
     generator: RATLIPGenerator, accelerator: Accelerator, config: TrainingConfig
 ) -> tuple[nn.Module | None, Optimization | None]:
     """The discriminator of pixels as training runs it, and how it is moved, at the generator's learning rate."""
-    if not config.pixel_loss_weight:
+    network = pixels.build(config, generator)
+    if network is None:
         return None, None
-    sizes = generator.config
-    network = PixelDiscriminator(sizes.sample_size, sizes.text_dim, config.pixel_channels).to(accelerator.device)
-    optimization = Optimization.adam(network, config.generator_learning_rate, config)
+    optimization = Optimization.adam(network.to(accelerator.device), config.generator_learning_rate, config)
     return accelerator.prepare(network), optimization
 
 

@@ -117,6 +117,7 @@ class Best:
     def __init__(self, output_dir: Path):
         self.folder = Path(output_dir) / "best"
         self.score: float | None = None
+        self.decisive: str | None = None  # the name of that score
 
     def update(self, record: dict, pipeline: RATLIPPipeline) -> bool:
         """Save `pipeline` if `record` (step, images, scores, protocol) beats the best so far; says whether it did.
@@ -125,25 +126,25 @@ class Best:
         """
         decisive = record["protocol"]["decisive"]
         score = record["scores"][decisive]
-        if not math.isfinite(score) or not self._beaten_by(score):
+        # Of another name, as in a checkpoint of an earlier version, a score compares with nothing.
+        beaten = self.score is None or self.decisive != decisive or score < self.score
+        if not math.isfinite(score) or not beaten:
             return False
         with atomic_directory(self.folder) as folder:
             pipeline.save_pretrained(folder)
             atomic_write(folder / "best.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
         remove_unfinished(self.folder)
-        self.score = score
+        self.score, self.decisive = score, decisive
         logger.info("the best so far: %s %.4g at %d images", decisive, score, record["images"])
         return True
 
     def state_dict(self) -> dict:
-        return {"score": self.score}
+        return {"score": self.score, "decisive": self.decisive}
 
     def load_state_dict(self, state: dict) -> None:
         # In another output folder, or without its weights, nothing has been the best yet.
         self.score = state["score"] if self.folder.is_dir() else None
-
-    def _beaten_by(self, score: float) -> bool:
-        return self.score is None or score < self.score
+        self.decisive = state.get("decisive")
 
 
 def _for_kernel(embeds: torch.Tensor) -> torch.Tensor:
