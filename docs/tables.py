@@ -18,7 +18,11 @@ DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"
 SPEED = RECORDS / "speed.jsonl"
 CARD = DOCS.parent / "src" / "ratlip_hf" / "assets" / "synthetic_birds" / "README.md"
-PAGES = (DOCS.parent / "README.md", CARD, *(DOCS / name for name in ("evaluation.md", "study.md", "performance.md")))
+PAGES = (
+    DOCS.parent / "README.md",
+    CARD,
+    *(DOCS / name for name in ("evaluation.md", "recipe.md", "study.md", "performance.md")),
+)
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
     "attribute_accuracy": "colours right",
@@ -39,24 +43,49 @@ _FURTHER = {
     "all_words_right": "all named words right",
     "precision_judge": "precision (judge)",
     "recall_judge": "recall (judge)",
-    "cmmd": "CMMD (held out)",
-    "r_precision": "R-precision (held out)",
+    "clip_score": "fit of image and prompt (scorer)",
+    "cmmd": "CMMD (scorer)",
+    "r_precision": "R-precision (scorer)",
     "steps_at_joints": "steps at joints / real",
     **{f"power_{band}_of_4": f"power / real, band {band} of 4" for band in (1, 2, 3, 4)},
 }
+_LABELS = _SCORES | _FURTHER
+_OF_IMAGES = ("fid_judge", "precision_judge", "recall_judge", "diversity", "attribute_accuracy", "accuracy_crown")
+_OF_IMAGES += ("all_words_right", "power_1_of_4", "power_2_of_4", "power_3_of_4", "power_4_of_4", "steps_at_joints")
 
 
 def bundled() -> str:
     """The bundled model next to fresh renders of the same birds, the latest record of each: every score it has."""
     latest = {record.candidate["model"]: record for record in read_records(RECORDS / "bundled.jsonl")}
     names = dict.fromkeys(name for record in latest.values() for name in record.scores)
-    labels = _SCORES | _FURTHER
-    ordered = [*(name for name in labels if name in names), *(name for name in names if name not in labels)]
+    ordered = [*(name for name in _LABELS if name in names), *(name for name in names if name not in _LABELS)]
     body = [
-        [labels.get(name, f"`{name}`"), *(_score_cell(record.scores.get(name)) for record in latest.values())]
+        [_LABELS.get(name, f"`{name}`"), *(_score_cell(record.scores.get(name)) for record in latest.values())]
         for name in ordered
     ]
     return as_markdown(["score", *latest], body)
+
+
+def recipe() -> str:
+    """Short runs that differ in one thing each, by the scores that images are judged by."""
+    return _by_model(read_records(RECORDS / "recipe.jsonl"), _OF_IMAGES)
+
+
+def scorer() -> str:
+    """The images of `recipe` in the scorer's order, beside what the judges say."""
+    records = sorted(read_records(RECORDS / "recipe.jsonl"), key=lambda record: record.scores["cmmd"]["value"])
+    return _by_model(records, ("cmmd", "fid_judge", "r_precision", "clip_score", "all_words_right"))
+
+
+def _by_model(records: Sequence[ScoreRecord], names: Sequence[str]) -> str:
+    body = [
+        [
+            record.candidate["model"].removesuffix("/pipeline"),
+            *(_score_cell(record.scores.get(name)) for name in names),
+        ]
+        for record in records
+    ]
+    return as_markdown(["images", *(_LABELS[name] for name in names)], body)
 
 
 def study() -> str:
@@ -123,6 +152,8 @@ def _speed_records(part: str) -> list[dict]:
 
 TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "bundled": bundled,
+    "recipe": recipe,
+    "scorer": scorer,
     "study": study,
     "study-parts": study_parts,
     "inference": lambda: speed_everywhere("inference", inference.inference_table, in_full=True),

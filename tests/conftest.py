@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import ratlip_hf
@@ -149,9 +150,13 @@ def torch_pipe(small_clip, make_generator) -> RATLIPPipeline:
 
 @pytest.fixture(scope="session")
 def exported(torch_pipe, tmp_path_factory) -> Path:
-    """The ONNX export of `torch_pipe`."""
-    folder = tmp_path_factory.mktemp("onnx") / "graphs"
-    onnx_export.export_onnx(torch_pipe, folder)
+    """The ONNX export of `torch_pipe`, which takes long: processes that share the tests share it, too."""
+    folder = tmp_path_factory.getbasetemp() / "graphs"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent.parent / "graphs"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            onnx_export.export_onnx(torch_pipe, folder)
     return folder
 
 

@@ -30,7 +30,7 @@ def test_every_table_stands_somewhere(tables):
 
 
 def test_another_record_is_noticed_and_written(tables, tmp_path, monkeypatch, capsys):
-    for name in ("bundled.jsonl", "study_birds.jsonl"):
+    for name in ("bundled.jsonl", "recipe.jsonl", "study_birds.jsonl"):
         lines = [json.loads(line) for line in (tables.RECORDS / name).read_text().splitlines()]
         lines[-1]["scores"]["attribute_accuracy"]["value"] = 0.123
         (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))

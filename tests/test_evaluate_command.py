@@ -70,6 +70,7 @@ def same_scores(first, second):
         assert score == pytest.approx(second.scores[name], rel=1e-6, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(saved, birds, tmp_path):
     where = [
         "--model",

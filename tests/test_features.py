@@ -1,6 +1,7 @@
 """The feature extractors: their layers and preprocessing against the networks themselves, and what they refuse.
 No published weights are at hand: networks are small and random, Inception has weights from a formula."""
 
+import functools
 import hashlib
 import math
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from ratlip_hf import bundled
+from ratlip_hf.cli.main import main
+from ratlip_hf.evaluation import inception
 from ratlip_hf.evaluation.features import CLIPFeatures, DINOv2Features
 from ratlip_hf.evaluation.inception import WEIGHTS_NAME, InceptionFeatures, InceptionNetwork, resize_like_tensorflow1
 from ratlip_hf.synthetic_birds.judge import BirdJudge, BirdJudgeFeatures
@@ -209,6 +212,33 @@ def test_a_file_of_other_content_is_not_opened(weight_file, tmp_path):
         InceptionFeatures.from_file(weight_file, sha256="")
     with pytest.raises(ValueError, match="is no file"):
         InceptionFeatures.from_file(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("published", "off_by", "code", "expected"),
+    [
+        (True, 1e-6, 0, ["the published file", "they agree"]),
+        (False, 1e-6, 1, ["not the published file, 6726825d", "they agree"]),
+        (True, 1e-2, 1, ["the published file", "they do not agree"]),
+        (True, None, 1, ["the published file", "features were not compared: pip install torch-fidelity"]),
+    ],
+)
+def test_a_users_file_is_verified(weight_file, monkeypatch, capsys, published, off_by, code, expected):
+    """Against features that are ours, off by a share of the largest, in the place of torch-fidelity's."""
+
+    def theirs(path, pixels):
+        if off_by is None:
+            raise ImportError("No module named 'torch_fidelity'")
+        features = InceptionFeatures.from_file(path, file_sha256(path))(pixels / 127.5 - 1)
+        return features + off_by * features.abs().max()
+
+    monkeypatch.setattr(inception, "_torch_fidelity_features", theirs)
+    monkeypatch.setattr(inception, "verify", functools.partial(inception.verify, count=2))
+    if published:
+        monkeypatch.setattr(inception, "WEIGHTS_SHA256", file_sha256(weight_file))
+    assert main(["evaluate", "--verify_inception", str(weight_file)]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(text in line for text, line in zip(expected, lines, strict=True))
 
 
 @pytest.mark.parametrize("change", ["drop", "add", "cut"])

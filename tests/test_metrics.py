@@ -202,23 +202,33 @@ def test_statistics_of_too_little_or_of_another_width_are_refused():
     assert single.count == 1 and torch.equal(single.mean, torch.ones(4))
 
 
-def test_the_error_of_the_distance_is_its_spread_over_samples_of_groups():
-    """Whole groups belong together: five copies of a vector are no more evidence than one."""
-    real = FeatureStatistics.of(draws(500, 3))
+def test_the_error_of_the_distance_is_its_spread_over_samples_of_prompts():
+    """Vectors of one prompt have its mean in common on both sides, and five copies are no more evidence than one."""
 
     def sample(seed: int, copies: int) -> Spread:
-        vectors = (draws(100, 3, seed=seed + 1) + 0.5).split(5)
-        return frechet_distance_with_error(real, [FeatureStatistics.of(part.repeat(copies, 1)) for part in vectors])
+        prompts = 2 * draws(100, 3, seed=seed)
+        sides = (prompts + draws(100, 3, seed=seed + 1000), prompts + draws(100, 3, seed=seed + 2000) + 0.5)
+        parts = ([FeatureStatistics.of(part.repeat(copies, 1)) for part in side.split(5)] for side in sides)
+        return frechet_distance_with_error(*parts)
 
     samples = [sample(seed, 1) for seed in range(60)]
     spread = torch.tensor([found.distance for found in samples]).std().item()
     assert np.mean([found.spread for found in samples]) == pytest.approx(spread, rel=0.25)
     assert samples[0].freedom == 19
     assert sample(0, 5).spread == pytest.approx(sample(0, 1).spread, rel=0.05)
-    everything = FeatureStatistics.of(draws(100, 3, seed=1) + 0.5)
-    assert sample(0, 1).distance == pytest.approx(frechet_distance(real, everything))
-    with pytest.raises(ValueError, match="at least two groups"):
-        frechet_distance_with_error(real, [everything])
+
+
+def test_parts_of_the_distance_are_merged_and_must_go_together():
+    real, fake = ([FeatureStatistics.of(part) for part in draws(40, 3, seed=seed).split(10)] for seed in (1, 2))
+    everything = (FeatureStatistics.of(draws(40, 3, seed=seed)) for seed in (1, 2))
+    empty = FeatureStatistics.empty(3)
+    found = frechet_distance_with_error([*real, empty], [*fake, empty])
+    assert found.distance == pytest.approx(frechet_distance(*everything)) and found.freedom == 3
+    assert [part.count for part in (*real, *fake)] == 8 * [10]
+    with pytest.raises(ValueError, match="at least two parts"):
+        frechet_distance_with_error(real[:1], fake[:1])
+    with pytest.raises(ValueError, match="4 parts of real features do not go with 3"):
+        frechet_distance_with_error(real, fake[:3])
 
 
 # Kernel distance and CMMD

@@ -15,6 +15,9 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 import train_clip
+import train_scorer
+from clip_checks import RivalChecks
+from ratlip_hf.bundled import find_world
 from ratlip_hf.synthetic_birds import captions
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
@@ -31,6 +34,8 @@ from ratlip_hf.synthetic_birds.attributes import (
 from ratlip_hf.synthetic_birds.dataset import load_prompts, make_dataset, make_prompts, prompt_bird
 from ratlip_hf.synthetic_birds.judge import BirdJudge
 from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
+from ratlip_hf.synthetic_birds.scorer import BirdScorer
+from ratlip_hf.utils.tensors import weights_sha256
 from train_clip import MAX_TOKENS, build_tokenizer, small_clip_config
 from train_judge import train_judge
 
@@ -318,6 +323,59 @@ class TestSmallClip:
         again = CLIPModel.from_pretrained(tmp_path)
         tokens = CLIPTokenizer.from_pretrained(tmp_path)(["a red bird"], return_tensors="pt")
         assert torch.allclose(again.get_text_features(**tokens)[1], model.get_text_features(**tokens)[1], atol=1e-5)
+
+    def test_one_for_larger_images_starts_as_the_smaller_and_takes_its_size(self):
+        model = CLIPModel(small_clip_config(build_tokenizer(["a red bird"]), image_size=32)).eval()
+        larger = train_clip.enlarged(model, image_size=64, patch_size=8).eval()
+        tokens = torch.tensor([[larger.config.text_config.bos_token_id, 5, larger.config.text_config.eos_token_id]])
+        texts = (each.get_text_features(tokens).pooler_output for each in (model, larger))
+        assert torch.equal(*texts)
+        assert larger.get_image_features(torch.zeros(1, 3, 64, 64)).pooler_output.shape == (1, 128)
+        small, large = (each.vision_model.embeddings.position_embedding.weight for each in (model, larger))
+        assert len(large) == 65 and torch.equal(small[0], large[0])
+        torch.testing.assert_close(large[1:].reshape(8, 8, -1).mean((0, 1)), small[1:].mean(0), atol=2e-3, rtol=0)
+
+
+class TestScorer:
+    @pytest.fixture(scope="class")
+    def trained(self):
+        return train_scorer.train_scorer(seed=0, steps=2, pool_size=16, batch_size=4, check_count=8)
+
+    def test_two_training_steps_and_a_round_trip(self, trained, tmp_path):
+        scorer, report = trained
+        assert report["steps"] == 2 and 0 <= report["swap_accuracy"] <= 1
+        scorer.save_pretrained(tmp_path)
+        again = BirdScorer.from_pretrained(tmp_path)
+        images, captions = torch.rand(3, 3, 64, 64) * 2 - 1, ["a red bird", "a bird, a red crown", "Snow!"]
+        torch.testing.assert_close(again.embed_images(images), scorer.embed_images(images))
+        torch.testing.assert_close(again.encode(captions), scorer.encode(captions))
+        assert again.describe()["weights_sha256"] == scorer.describe()["weights_sha256"]
+        assert not any(parameter.requires_grad for parameter in again.parameters())
+
+    def test_checks_leave_no_trace_in_the_statistics(self, monkeypatch):
+        monkeypatch.setattr(train_scorer, "_CHECK_EVERY", 1)
+        sizes = {"seed": 0, "steps": 2, "pool_size": 16, "batch_size": 4}
+        one, other = (train_scorer.train_scorer(**sizes, check_count=count)[0] for count in (8, 40))
+        assert weights_sha256(one) == weights_sha256(other)
+
+    def test_texts_are_read_word_by_word_and_in_their_order(self, trained):
+        encode = trained[0].encode
+        texts = encode(["a red bird with blue wings", "a blue bird with red wings", "A RED bird, with blue wings."])
+        assert torch.equal(texts[0], texts[2]) and not torch.allclose(texts[0], texts[1])
+        torch.testing.assert_close(encode(["a red bird"]), encode(["a red bird", "a bird that is red all over"])[:1])
+        assert torch.equal(encode(["zyx"]), encode(["qqq"])) and encode([""]).isfinite().all()
+
+    def test_larger_images_are_read_at_its_own_size(self, trained):
+        images = torch.rand(2, 3, 64, 64) * 2 - 1
+        larger = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        torch.testing.assert_close(trained[0].embed_images(larger), trained[0].embed_images(images))
+
+    def test_the_bundled_one_knows_unseen_birds_and_is_none_of_the_clips(self):
+        """On renders of triples that nothing was trained with: two colours exchanged, or another scene."""
+        scorer = find_world("synthetic-birds").load_scorer()
+        scores = RivalChecks(scorer.encode, scorer.embed_images, count=200, seed=1).measure()
+        assert scores["swap_accuracy"] > 0.97 and scores["scene_accuracy"] > 0.93
+        assert not {type(module).__name__ for module in scorer.modules()} & {"MultiheadAttention", "CLIPAttention"}
 
 
 class TestJudge:

@@ -5,6 +5,7 @@ import tokenize
 from pathlib import Path
 
 import pytest
+import torch
 
 from ratlip_hf.bundled import WORLDS, find_world
 
@@ -39,7 +40,8 @@ def test_every_world_has_what_training_and_evaluation_ask_for():
         assert len(world.load_training_dataset(3, 0, 64)) == 3
         eval_data = world.load_eval_data(world.PROTOCOL).first(5)
         assert len(world.fresh_renders(eval_data)) == len(eval_data.real) == len(eval_data.targets) == 5
-        assert (world.eval_clip_dir() / "config.json").is_file()
+        scorer = world.load_scorer()
+        assert scorer.encode(["a bird"]).shape == scorer.embed_images(torch.zeros(1, 3, 64, 64)).shape
     assert find_world("flowers") is None and find_world(None) is None
 
 

@@ -2,6 +2,7 @@
 Images, captions, rival captions and labels are of training triples only; `clip_checks.py` says when it will do."""
 
 import json
+import math
 import random
 import sys
 import time
@@ -91,6 +92,27 @@ def small_clip_config(tokenizer: CLIPTokenizer, image_size: int = 64, patch_size
         **special,
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, **special)
+
+
+def enlarged(model: CLIPModel, image_size: int, patch_size: int) -> CLIPModel:
+    """A CLIP for larger images that starts as another one, but for its patches, which it learns from nothing.
+
+    Positions are interpolated from the other's grid.
+    """
+    config = CLIPConfig.from_dict(model.config.to_dict())
+    config.vision_config.image_size, config.vision_config.patch_size = image_size, patch_size
+    larger = CLIPModel(config)
+    weights = model.state_dict()
+    for name in [name for name in weights if ".patch_embedding." in name or ".position_ids" in name]:
+        del weights[name]
+    name = "vision_model.embeddings.position_embedding.weight"
+    positions = weights[name]
+    old, new = (round(math.sqrt(count - 1)) for count in (len(positions), len(larger.state_dict()[name])))
+    grid = positions[1:].T.reshape(1, -1, old, old)
+    grid = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    weights[name] = torch.cat([positions[:1], grid[0].flatten(1).T])
+    larger.load_state_dict(weights, strict=False)
+    return larger
 
 
 _WARMUP_STEPS = 100
@@ -220,19 +242,25 @@ def train_small_clip(
     check_count: int = 1200,
     image_size: int = 64,
     patch_size: int = 8,
+    start_from: str | None = None,
 ) -> tuple[CLIPModel, CLIPTokenizer, dict]:
     """Train until both tests by rival captions reach their gates (or for `max_steps`), then cool down.
 
+    `start_from` is a folder of a small CLIP for smaller images, whose tokenizer and weights this one starts with.
     The learning rate is constant after a short warm-up and falls linearly to zero during the last `tail_steps`.
     Returns the model in eval mode, its tokenizer, and a report with the steps and the scores of `RivalChecks`.
     """
     torch.manual_seed(seed)
     batches = Batches(seed, pool_size, batch_size, image_size)
-    rng = random.Random(seed)
-    tokenizer = build_tokenizer(
-        [caption for bird in batches.birds[:_CAPTIONS_FOR_TOKENIZER] for caption in make_captions(bird, rng)]
-    )
-    model = CLIPModel(small_clip_config(tokenizer, image_size, patch_size)).train()
+    if start_from:
+        tokenizer = CLIPTokenizer.from_pretrained(start_from)
+        model = enlarged(CLIPModel.from_pretrained(start_from), image_size, patch_size).train()
+    else:
+        rng = random.Random(seed)
+        tokenizer = build_tokenizer(
+            [caption for bird in batches.birds[:_CAPTIONS_FOR_TOKENIZER] for caption in make_captions(bird, rng)]
+        )
+        model = CLIPModel(small_clip_config(tokenizer, image_size, patch_size)).train()
     label_head = LabelHead(model.projection_dim)
     parameters = [*model.parameters(), *label_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -283,12 +311,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tail_steps", type=int, default=400, help="steps with falling learning rate after the gate")
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--patch_size", type=int, default=8)
+    parser.add_argument("--start_from", help="folder of a small CLIP for smaller images, to start with its weights")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     start = time.monotonic()
-    sizes = {"image_size": options.image_size, "patch_size": options.patch_size}
-    model, tokenizer, report = train_small_clip(options.seed, options.max_steps, options.tail_steps, **sizes)
-    report |= sizes
+    chosen = {name: getattr(options, name) for name in ("image_size", "patch_size", "start_from")}
+    model, tokenizer, report = train_small_clip(options.seed, options.max_steps, options.tail_steps, **chosen)
+    report |= {"image_size": options.image_size, "patch_size": options.patch_size}
     if below := below_gates(report):
         raise UserError(f"not good enough: {', '.join(below)}; try another --seed or more --max_steps")
     report["minutes"] = round((time.monotonic() - start) / 60, 1)

@@ -40,7 +40,7 @@ def train_scorer(
     parameters = [*scorer.parameters(), *label_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    checks = RivalChecks(scorer.embed_texts, lambda images: scorer.embed_images(2 * images - 1), check_count)
+    checks = RivalChecks(scorer.embed_texts, scorer.embed_images, check_count)
     for step in range(1, steps + 1):
         chosen = rng.sample(range(pool_size), batch_size)
         describe = scene_with_rivals if step % _SCENE_EVERY == 0 else caption_with_rivals
@@ -57,7 +57,9 @@ def train_scorer(
         optimizer.step()
         schedule.step()
         if step % _CHECK_EVERY == 0:
+            scorer.eval()  # or BatchNorm's statistics would take in validation renders
             print(f"step {step}  loss {loss.item():.3f}  {checks.measure()}", flush=True)
+            scorer.train()
     scorer.eval()
     return scorer, {"seed": seed, "steps": steps, "gates": GATES, **checks.measure(), **checks.measure_choice()}
 
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(description=main.__doc__)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1600)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     start = time.monotonic()

@@ -40,9 +40,9 @@ def scene_judge_dir() -> Path:
     return _ROOT / "scene_judge"
 
 
-def eval_clip_dir() -> Path:
-    """Folder of the evaluation CLIP: of another seed, and no bundled generator was trained with it."""
-    return _ROOT / "eval_clip"
+def scorer_dir() -> Path:
+    """Folder of the scorer, which shares neither architecture nor training images with any bundled CLIP."""
+    return _ROOT / "scorer"
 
 
 def resolve(source: str | os.PathLike) -> str | os.PathLike:

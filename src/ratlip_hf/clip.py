@@ -57,6 +57,16 @@ class FrozenCLIP:
         with torch.no_grad():
             return encode_text(self.tokenizer, self.text_encoder, captions)
 
+    def embed_images(self, images: torch.Tensor, clip_input: str = "clip") -> torch.Tensor:
+        """Raw projected embeddings [N, D] of images [N, 3, H, W] in [-1, 1], prepared as [`prepare_pixels`] does."""
+        images = images.to(self.image_encoder.device)
+        return image_features_and_embeds(self.image_encoder, images, layers=(0,), clip_input=clip_input)[1]
+
+    def to(self, device: torch.device | str) -> "FrozenCLIP":
+        """Move both towers. Returns this object."""
+        self.text_encoder.to(device), self.image_encoder.to(device)
+        return self
+
     def describe(self) -> dict[str, str | None]:
         """What a training run records: source, revision, and the SHA-256 of both towers' weights."""
         digest = weights_sha256(self.text_encoder, self.image_encoder)

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", help=model)
     what.add_argument("--images_dir", type=Path, help="images of any system, with a manifest.jsonl or not")
     what.add_argument("--compare", nargs=2, type=Path, metavar="RECORDS", help="two files; their last records")
+    what.add_argument(
+        "--verify_inception", type=Path, metavar="FILE", help="check Inception's weights against the published ones"
+    )
     what.add_argument("--write_prompts", type=Path, help="write the prompts for the images of --images_dir, and end")
     protocols = ", ".join(PROTOCOL_NAMES)
     add("--protocol", default=bundled.NAME, help=f"one of {protocols} (default: %(default)s)")
@@ -42,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.compare:
         return _compare(*options.compare)
+    if options.verify_inception:
+        from ..evaluation.inception import verify
+
+        verified, lines = verify(options.verify_inception)
+        print("\n".join(lines))
+        return 0 if verified else 1
     check_dtype(options.dtype)
     for name in ("max_images", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:

@@ -7,6 +7,7 @@ resample whole clusters."""
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..bundled import find_world
-from ..clip import FrozenCLIP, load_clip
+from ..clip import load_clip
 from ..metrics import Origins
 from ..utils.errors import UserError
 from ..utils.tensors import weights_sha256
@@ -25,7 +26,15 @@ from .inception import InceptionFeatures
 from .inputs import Candidate, EvalData, Images, prompts_sha256
 from .protocols import CANDIDATES, KEPT, Protocol
 from .records import ScoreRecord
-from .scoring import Accumulator, Batch, CLIPAccumulator, FeatureAccumulator, PixelAccumulator, PredictionAccumulator
+from .scoring import (
+    Accumulator,
+    Batch,
+    CLIPAccumulator,
+    Embedder,
+    FeatureAccumulator,
+    PixelAccumulator,
+    PredictionAccumulator,
+)
 
 _FEWEST = 4  # precision and recall need a third neighbour
 
@@ -33,7 +42,7 @@ _FEWEST = 4  # precision and recall need a third neighbour
 @dataclass(frozen=True)
 class Sources:
     """Where the networks that score come from: torch-fidelity's file of Inception's weights, repositories or folders
-    of DINOv2 and of a CLIP that the generator was not trained with; small worlds have such a CLIP by default."""
+    of DINOv2 and of a CLIP that the generator was not trained with; small worlds have a scorer in its place."""
 
     inception: str | None = None
     dinov2: str = "facebook/dinov2-large"
@@ -43,21 +52,24 @@ class Sources:
 @dataclass
 class ScoringNetworks:
     """The networks that score, on their device: a feature extractor for each space of the protocol, the evaluation
-    CLIP, and groups of judges, those of a group for the same attributes. A judge has `predict(images)`, labels
-    [B, fields], and the fields' names in `config.reads`."""
+    CLIP or what embeds images and texts in its place, and groups of judges, those of a group for the same attributes.
+    A judge has `predict(images)`, labels [B, fields], and the fields' names in `config.reads`."""
 
     spaces: dict[str, FeatureExtractor]
-    eval_clip: FrozenCLIP | None
+    eval_clip: Embedder | None
     judges: list[list[nn.Module]] = field(default_factory=list)
 
 
 def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> ScoringNetworks:
     """Raises UserError or ValueError for a network that is needed and not given, or cannot be loaded."""
     world = find_world(protocol.name)
-    source = sources.eval_clip or (world and world.eval_clip_dir())
-    clip = load_clip(source, dtype=torch.float32) if source else None  # however it is stored
+    clip = None
+    if sources.eval_clip:
+        clip = load_clip(sources.eval_clip, dtype=torch.float32)  # however it is stored
+    elif world:
+        clip = world.load_scorer()
     if clip:
-        clip.text_encoder.to(device), clip.image_encoder.to(device)
+        clip.to(device)
     spaces = {space: _load_space(space, protocol, sources).to(device) for space in protocol.spaces}
     return ScoringNetworks(spaces, clip, world.load_judges(device) if world else [])
 
@@ -103,7 +115,8 @@ class Evaluation:
         origins = self.eval_data.origins(clusters)
         fake = self._accumulators()
         if candidate.own_clip:
-            fake["own"] = CLIPAccumulator(candidate.own_clip, KEPT, self.protocol.own_clip_input)
+            prepared = partial(candidate.own_clip.embed_images, clip_input=self.protocol.own_clip_input)
+            fake["own"] = CLIPAccumulator(candidate.own_clip, KEPT, prepared)
         judged = [PredictionAccumulator(judges) for judges in self.networks.judges] if targets is not None else []
         if not self.networks.spaces and not self.networks.eval_clip and not judged and "own" not in fake:
             raise UserError("nothing to score with: give a CLIP with --eval_clip")

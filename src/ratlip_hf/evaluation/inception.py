@@ -175,10 +175,10 @@ def resize_like_tensorflow1(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
-# The first digits of the file's SHA-256, which torch-fidelity's releases put into its name.
-WEIGHTS_SHA256 = "6726825d"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # 95,628,359 bytes
 
 _SIZE = 299
+_AGREEMENT = 1e-4  # of the largest feature: rounding in float32
 
 
 class InceptionFeatures(FeatureExtractor):
@@ -189,7 +189,7 @@ class InceptionFeatures(FeatureExtractor):
 
     The graph was written from its description (Szegedy et al. 2016 and the published FID graph: average pooling that
     does not count padding, maximum pooling in the last block, 1008 classes). With random weights it agrees with
-    torch-fidelity 0.4.0. With the real weights, which are not available offline, agreement has not been verified.
+    torch-fidelity 0.4.0; `ratlip evaluate --verify_inception FILE` says whether it does with the published ones.
 
     `released` is what the authors' evaluation does instead (docs/method.md, section 7, pytorch-fid): unrounded images,
     torch's bilinear resize, [-1, 1].
@@ -225,6 +225,35 @@ class InceptionFeatures(FeatureExtractor):
             return self.network(F.interpolate(images, (_SIZE, _SIZE), mode="bilinear", align_corners=False))
         pixels = ((images + 1) * 127.5).round().clamp(0, 255)
         return self.network((resize_like_tensorflow1(pixels, _SIZE) - 128) / 128)
+
+
+def verify(path: str | os.PathLike, count: int = 64) -> tuple[bool, list[str]]:
+    """Whether a file is the published one, and our features and torch-fidelity's agree on `count` random images to
+    rounding; with a line on each for people. Raises ValueError for no file, or weights that do not fit the network."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is no file")
+    found = file_sha256(path)
+    published = found == WEIGHTS_SHA256
+    lines = [f"SHA-256 {found}: {'the published file' if published else f'not the published file, {WEIGHTS_SHA256}'}"]
+    pixels = torch.randint(256, (count, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    try:
+        theirs = _torch_fidelity_features(path, pixels)
+    except ImportError as error:
+        return False, [*lines, f"features were not compared: pip install torch-fidelity ({error})"]
+    ours = InceptionFeatures.from_file(path, found)(pixels / 127.5 - 1)
+    difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    agree = difference < _AGREEMENT
+    verdict = "they agree" if agree else "they do not agree"
+    lines.append(f"features of {count} images: largest difference to torch-fidelity {difference:.1e}, {verdict}")
+    return published and agree, lines
+
+
+@torch.no_grad()
+def _torch_fidelity_features(path: str | os.PathLike, pixels: torch.Tensor) -> torch.Tensor:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path)).eval()
+    return torch.cat([network(part)[0] for part in pixels.split(16)])
 
 
 def _load(network: InceptionNetwork, weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:

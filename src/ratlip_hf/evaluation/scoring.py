@@ -1,14 +1,14 @@
 """Accumulators keep what is needed of images that pass by once: statistics of features, embeddings of CLIP,
 predictions of judges. Scores are made from accumulators by the functions of `metrics`, each with its interval."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol as Interface
 
 import torch
 from torch import nn
 
 from .. import metrics
-from ..clip import FrozenCLIP, image_features_and_embeds
 from ..metrics import FeatureStatistics, Origins
 from .features import FeatureExtractor
 from .protocols import CANDIDATES
@@ -77,22 +77,33 @@ class FeatureAccumulator:
         return self._merged(*self.parts)
 
 
+class Embedder(Interface):
+    """A [`~ratlip_hf.clip.FrozenCLIP`], or what scores images and prompts as one does."""
+
+    source: str
+
+    def encode(self, captions: list[str]) -> torch.Tensor: ...
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def describe(self) -> dict: ...
+
+
 @dataclass
 class CLIPAccumulator:
-    """Of one CLIP: the first embeddings of images, and, where there are prompts, theirs and all cosines."""
+    """Of one CLIP: the first embeddings of images, and, where there are prompts, theirs and all cosines. `embed` takes
+    the place of the CLIP's own `embed_images`, if given."""
 
-    clip: FrozenCLIP
+    clip: Embedder
     keep: int
-    clip_input: str = "clip"
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None
     images: list[torch.Tensor] = field(default_factory=list)
     texts: list[torch.Tensor] = field(default_factory=list)
     cosines: list[torch.Tensor] = field(default_factory=list)
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
-        tower = self.clip.image_encoder
-        images = batch.images.to(tower.device)
-        images = image_features_and_embeds(tower, images, layers=(0,), clip_input=self.clip_input)[1].float().cpu()
+        images = (self.embed or self.clip.embed_images)(batch.images).float().cpu()
         # An empty slice would keep the memory of the whole batch.
         left = self.keep - batch.first
         self.images += [images[:left]] if left > 0 else []
@@ -176,9 +187,8 @@ def set_scores(
     """Distances between two sets of images, and precision and recall, in one network's features; `origins` are those
     of the kept real and generated vectors."""
     looks_real, is_generated = metrics.precision_recall_hits(real.vectors, fake.vectors)
-    parts = [part for part in fake.parts if part.count]
     scores = {
-        "fid": _score(metrics.frechet_distance_with_error(real.statistics, parts)),
+        "fid": _score(metrics.frechet_distance_with_error(real.parts, fake.parts)),
         "kid": _score(metrics.kernel_distance_with_error(real.vectors, fake.vectors, origins)),
         "precision": _mean(looks_real, origins[1]),
         "recall": _mean(is_generated, origins[0]),

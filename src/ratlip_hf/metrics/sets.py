@@ -1,6 +1,7 @@
 """Scores of two sets of features: the Fréchet distance (FID) between them, seen as two Gaussians, and precision and
 recall, the overlap of the two as unions of balls."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -92,25 +93,28 @@ def frechet_distance(real: Vectors | FeatureStatistics, fake: Vectors | FeatureS
     return _distance(real.mean(dim=0) - fake.mean(dim=0), *roots)
 
 
-def frechet_distance_with_error(real: FeatureStatistics, groups: Sequence[FeatureStatistics]) -> Spread:
-    """[`frechet_distance`] of all groups together, with the standard error of a delete-a-group jackknife (Kott 2001).
+def frechet_distance_with_error(real: Sequence[FeatureStatistics], fake: Sequence[FeatureStatistics]) -> Spread:
+    """[`frechet_distance`] of all parts together, with the standard error of a delete-a-group jackknife (Kott 2001).
 
-    `groups` are the generated features in parts of about equal size, at least two; those that belong together, such as
-    of images of one prompt, must be in one. The error is that of generating other images; the real side is taken as it
-    is. Raises ValueError for fewer than two groups, and as [`frechet_distance`].
+    `real` and `fake` are the features in equally many parts, at least two, of about equal size; what belongs together
+    must be in parts of one number, such as real and generated images of one prompt. Those are left out together: the
+    error is that of taking other prompts, with their images. Raises ValueError for fewer than two parts or different
+    numbers of them, and as [`frechet_distance`].
     """
-    if len(groups) < 2:
-        raise ValueError(f"a jackknife needs at least two groups, not {len(groups)}")
-    root = _root(real.covariance)
+    if len(real) != len(fake):
+        raise ValueError(f"{len(real)} parts of real features do not go with {len(fake)} parts of generated ones")
+    pairs = [pair for pair in zip(real, fake, strict=True) if any(side.count for side in pair)]
+    if len(pairs) < 2:
+        raise ValueError(f"a jackknife needs at least two parts, not {len(pairs)}")
 
-    def distance(parts: Sequence[FeatureStatistics]) -> float:
-        merged = FeatureStatistics.empty(len(real.mean), real.mean.device).merge(*parts)
-        return _distance(real.mean - merged.mean, root, _root(merged.covariance))
+    def distance(parts: Sequence[tuple[FeatureStatistics, FeatureStatistics]]) -> float:
+        empty = FeatureStatistics.empty(len(real[0].mean), real[0].mean.device)
+        return frechet_distance(*(copy.copy(empty).merge(*side) for side in zip(*parts, strict=True)))
 
-    count = len(groups)
-    without = torch.tensor([distance([*groups[:i], *groups[i + 1 :]]) for i in range(count)], dtype=torch.float64)
+    count = len(pairs)
+    without = torch.tensor([distance([*pairs[:i], *pairs[i + 1 :]]) for i in range(count)], dtype=torch.float64)
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
-    return Spread(distance(groups), float(error), count - 1)
+    return Spread(distance(pairs), float(error), count - 1)
 
 
 def frechet_from_statistics(mean1: Vectors, cov1: Vectors, mean2: Vectors, cov2: Vectors) -> float:

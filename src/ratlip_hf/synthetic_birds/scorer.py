@@ -16,7 +16,6 @@ from ..utils.tensors import weights_sha256
 
 IMAGE_SIZE = 64
 _PADDING, _UNKNOWN = 0, 1  # the first word of the vocabulary has index 2
-_GROUPS = 8
 
 
 class BirdScorer(ModelMixin, ConfigMixin):
@@ -42,7 +41,7 @@ class BirdScorer(ModelMixin, ConfigMixin):
         self.text_projection = nn.Linear(2 * text_width, dim)
         layers, before = [], 3
         for width in widths:
-            layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.GroupNorm(_GROUPS, width), nn.SiLU()]
+            layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.SiLU()]
             before = width
         self.layers = nn.Sequential(*layers)
         grid = IMAGE_SIZE // 2 ** len(widths)

@@ -18,6 +18,7 @@ from .captions import named_scene
 from .dataset import load_prompts, make_dataset, prompt_bird
 from .judge import BirdJudge, BirdJudgeFeatures
 from .renderer import first_render_seed, render_pixels
+from .scorer import BirdScorer
 
 PROTOCOL = Protocol(
     bundled.NAME,
@@ -28,7 +29,6 @@ PROTOCOL = Protocol(
     spaces=("judge",),
 )
 _FIELDS = tuple(FIELD_VOCABULARIES)
-eval_clip_dir = bundled.eval_clip_dir
 
 
 def load_training_dataset(count: int | None, seed: int, image_size: int) -> datasets.Dataset:
@@ -110,6 +110,11 @@ class _FreshRenders(Candidate):
 def load_features() -> BirdJudgeFeatures:
     """The feature extractor of the space "judge"."""
     return BirdJudgeFeatures.from_pretrained()
+
+
+def load_scorer() -> BirdScorer:
+    """What tells how well images fit prompts, in the place of an evaluation CLIP."""
+    return BirdScorer.from_pretrained(bundled.scorer_dir()).float()  # stored in half precision
 
 
 def load_judges(device: torch.device | str) -> list[list[BirdJudge]]:

@@ -192,7 +192,7 @@ class Range:
 
 
 def healthy_ranges(config: TrainingConfig) -> list[Range]:
-    """The ranges for a run. They are wide: in two good runs on the synthetic birds no median came near an end."""
+    """The ranges for a run. Wide on purpose: a warning should be worth a look."""
     weaker = "lower discriminator_learning_rate or raise penalty_weight"
     stronger = "raise discriminator_learning_rate"
     ranges = [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..bundled import find_world
-from ..clip import FrozenCLIP, image_features_and_embeds
+from ..clip import FrozenCLIP
 from ..losses import clip_similarity
 from ..metrics import kernel_distance
 from ..models import RATLIPGenerator
@@ -95,7 +95,7 @@ class QuickEvaluation:
             yield generator(latents, embeds, self.clip.image_encoder, return_dict=False)[0].float().clamp(-1, 1)
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        return image_features_and_embeds(self.clip.image_encoder, images.to(self.device), layers=(0,))[1].float()
+        return self.clip.embed_images(images).float()
 
     @torch.no_grad()
     def _read_real(self, data: CaptionedImages) -> tuple[torch.Tensor, torch.Tensor]:
