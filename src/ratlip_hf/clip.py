@@ -14,10 +14,12 @@ from safetensors import safe_open
 from torch import nn
 from transformers import (
     CLIPModel,
+    CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -107,6 +109,31 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
     except OSError as error:
         raise ValueError(f"no CLIP could be loaded from {str(source)!r}: {one_line(error)}") from error
     return FrozenCLIP(tokenizer, text, image, str(source), revision)
+
+
+def clip_configs(source: str | os.PathLike, **kwargs) -> tuple[CLIPTextConfig, CLIPVisionConfig]:
+    """The configurations of both towers of what [`load_clip`] takes as `source`, without their weights.
+
+    `kwargs` are those that find files on the Hub, for example `revision=`. Raises ValueError, in one line, where there
+    are none, and for another architecture, such as SigLIP.
+    """
+    source, configs = resolve(source), []
+    try:
+        index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **kwargs)
+        for kind, folder in ((CLIPTextConfig, "text_encoder"), (CLIPVisionConfig, "image_encoder")):
+            values, _ = PreTrainedConfig.get_config_dict(source, subfolder=folder if index else "", **kwargs)
+            architecture = (
+                values.get("model_type", "unknown").removesuffix("_text_model").removesuffix("_vision_model")
+            )
+            if architecture != "clip":
+                raise ValueError(
+                    f"{source} is of the architecture {architecture!r}: RATLIP prompts a CLIP tower between its class "
+                    "token and its patches, which others lack or order differently; take one of model_type 'clip'"
+                )
+            configs.append(kind.from_dict(values.get(kind.base_config_key, values)))
+    except OSError as error:
+        raise ValueError(f"no CLIP was found at {str(source)!r}: {one_line(error)}") from error
+    return tuple(configs)
 
 
 def _load_tower(kind: type, source: str | os.PathLike, folder: str, kwargs: dict):

@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "generate": "generate images from prompts: one PNG per image, a grid and a manifest",
     "evaluate": "score a model, or any system's images, by a named protocol; or compare two records",
     "study": "run a table of the paper as an experiment, or print how to",
+    "init": "write a training configuration that fits a CLIP",
     "data": "prepare, check, embed and publish captioned datasets for training",
     "convert": "convert a checkpoint of the original RATLIP or GALIP programs, or write one",
     "export": "write a pipeline for other programs: the Hub with code, ONNX, a page",

@@ -25,7 +25,7 @@ from .base import (
 from .blocks import CONV_BLOCKS, FUSION_SLOPE, UPSAMPLINGS, BridgeBlock, ImageBlock
 from .recurrence import RECURRENCES, build_states
 
-SAMPLE_SIZES = (32, 64, 128, 224, 256)
+SAMPLE_SIZES = (32, 64, 128, 224, 256, 512)
 FUSIONS = ("cat", "rat")
 
 
@@ -47,7 +47,7 @@ class RATLIPGenerator(RATLIPModel):
     checkpoint of this class and is never trained by it.
 
     Args:
-        sample_size (`int`): side of the images: 32, 64, 128, 224 or 256.
+        sample_size (`int`): side of the images: 32, 64, 128, 224, 256 or 512.
         noise_dim (`int`): width Z of the noise.
         text_dim (`int`): width D of the text embedding.
         clip_width (`int`), clip_grid (`int`): width of the CLIP image tower and patches along one side.
