@@ -122,13 +122,12 @@ def clip_configs(source: str | os.PathLike, **kwargs) -> tuple[CLIPTextConfig, C
         index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **kwargs)
         for kind, folder in ((CLIPTextConfig, "text_encoder"), (CLIPVisionConfig, "image_encoder")):
             values, _ = PreTrainedConfig.get_config_dict(source, subfolder=folder if index else "", **kwargs)
-            architecture = (
-                values.get("model_type", "unknown").removesuffix("_text_model").removesuffix("_vision_model")
-            )
-            if architecture != "clip":
+            if not values:
+                raise OSError("there is no config.json")
+            if (architecture := values.get("model_type", "unknown")) not in ("clip", kind.model_type):
                 raise ValueError(
-                    f"{source} is of the architecture {architecture!r}: RATLIP prompts a CLIP tower between its class "
-                    "token and its patches, which others lack or order differently; take one of model_type 'clip'"
+                    f"{source} is of the architecture {architecture!r}: RATLIP needs the class token and the "
+                    "projections of a CLIP; take one of model_type 'clip'"
                 )
             configs.append(kind.from_dict(values.get(kind.base_config_key, values)))
     except OSError as error:
