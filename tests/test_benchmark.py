@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from ratlip_hf.benchmark import inference, measuring, training_speed
+from ratlip_hf.benchmark import inference, measuring, runtimes, training_speed
+from ratlip_hf.benchmark.runtimes import RUNTIMES
 from ratlip_hf.cli import benchmark
 from ratlip_hf.cli.main import main
 from ratlip_hf.models import PRESETS
@@ -28,7 +29,18 @@ def no_processes(monkeypatch):
 def test_the_record_holds_what_the_tables_show(no_processes, monkeypatch, tmp_path, capsys):
     out = tmp_path / "new" / "speed.jsonl"
     command = ["benchmark", "--preset", "tiny", "--parts", "inference", "training", "--batch_sizes", "1", "3"]
-    command += ["--training_batch", "2", "--repetitions", "2", "--threads", "1", "--device", "cpu"]
+    command += [
+        "--runtimes",
+        "onnxruntime",
+        "--training_batch",
+        "2",
+        "--repetitions",
+        "2",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main([*command, "--output_file", str(out)]) == 0
     shown = capsys.readouterr().out
     record = json.loads(out.read_text())
@@ -43,7 +55,9 @@ def test_the_record_holds_what_the_tables_show(no_processes, monkeypatch, tmp_pa
 
     rows = {(row["path"], row["batch"]): row for row in record["inference"]["rows"]}
     assert rows.keys() == {
-        (path, batch) for path in ("plain fp32", "optimized fp32", "optimized bf16") for batch in (1, 3)
+        (path, batch)
+        for path in ("plain fp32", "optimized fp32", "optimized bf16", "onnxruntime fp32")
+        for batch in (1, 3)
     }
     for (path, batch), row in rows.items():
         assert row["least_s"] <= row["median_s"] <= row["greatest_s"]
@@ -53,7 +67,9 @@ def test_the_record_holds_what_the_tables_show(no_processes, monkeypatch, tmp_pa
         assert row["of_roofline"] == pytest.approx(row["median_s"] * rate / work / batch)
         assert row["of_plain_peak"] == (1 if path == "plain fp32" else 0.5)
         assert f"| {batch} | {path} | {row['median_s']:.3g} |" in shown
-    assert 0 < rows["optimized fp32", 3]["max_error"] < 1e-4
+    assert 0 < rows["optimized fp32", 3]["max_error"] < 1e-4 and 0 < rows["onnxruntime fp32", 3]["max_error"] < 1e-4
+    work = record["inference"]["multiply_adds_per_image"]
+    assert work["onnxruntime fp32"] == work["plain fp32"]
     assert 35 < rows["optimized bf16", 3]["psnr_db"] < 90
     steps = {row["path"]: row for row in record["training"]["rows"]}
     assert (
@@ -113,6 +129,19 @@ def test_paths_give_the_same_images():
     exact, *halves = (inference.errors(images, plain) for images in others)
     assert exact["max_error"] < 1e-5 and all(found["psnr_db"] > 35 for found in halves)
     assert inference.errors(plain, plain) == {"max_error": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [f"{name} {precision}" for name in RUNTIMES for precision in RUNTIMES[name]])
+def test_other_runtimes_give_the_same_images(path):
+    if path.split()[0] not in runtimes.installed():
+        pytest.skip("not installed")
+    networks = inference.build_networks("tiny", CPU)
+    for batch in (1, 3):
+        given = inference.inputs_of(networks[0], batch)
+        plain, other = (inference.image_function(name, *networks)(*given) for name in (inference.PLAIN, path))
+        found = inference.errors(other, plain)
+        assert found["psnr_db"] > 35 if path.endswith("bf16") else found["max_error"] < 1e-4
 
 
 def test_the_step_arranged_as_released_computes_what_ours_does():

@@ -30,6 +30,7 @@ from ..models import RATLIPGenerator
 from ..pipeline import RATLIPPipeline
 from . import measuring
 from .measuring import DTYPES
+from .runtimes import RUNTIMES, runtime_function
 
 PLAIN = "plain fp32"
 DIFFUSION_SIZE = 256  # pixels; the denoiser halves its 32 x 32 latents three times
@@ -44,18 +45,20 @@ Tower = CLIPVisionModelWithProjection
 
 @dataclass(frozen=True)
 class Inference:
-    """What is measured: a preset, batch sizes, repetitions, and the device."""
+    """What is measured: a preset, batch sizes, repetitions, the device, and on CPUs further runtimes."""
 
     preset: str
     batch_sizes: tuple[int, ...]
     repetitions: int
     device: torch.device
+    runtimes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What a device has: `optimize()` is for CPUs, plain halves and compiled ones for GPUs."""
+        """What a device has: `optimize()` and other runtimes are for CPUs, plain halves and compiled ones for GPUs."""
         if self.device.type == "cpu":
-            return (PLAIN, "optimized fp32", "optimized bf16")
+            others = (f"{name} {precision}" for name in self.runtimes for precision in RUNTIMES[name])
+            return (PLAIN, "optimized fp32", "optimized bf16", *others)
         return (PLAIN, "plain bf16", "compiled fp32", "compiled bf16")
 
 
@@ -88,7 +91,9 @@ def measure(what: Inference) -> dict:
         "matrix_product_rate": rates,
         "multiply_adds_per_image": work,
         "rows": rows,
-        "operations": {path: operations(partial(call, *one)) for path, call in calls.items()},
+        "operations": {
+            path: operations(partial(call, *one)) for path, call in calls.items() if path.split()[0] not in RUNTIMES
+        },
     }
 
 
@@ -164,6 +169,8 @@ def image_function(path: str, generator: RATLIPGenerator, tower: Tower) -> Calla
     if kind == "optimized":
         session = FastSession(dtype)
         run = session.prepare(generator, tower)
+    elif kind in RUNTIMES:
+        run = runtime_function(*path.split(), generator, tower)
     else:
         # Autocast rather than `.to(dtype)`, so that all paths share one set of weights.
         network = torch.compile(generator) if kind == "compiled" else generator
@@ -194,6 +201,8 @@ def errors(images: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
 
 def multiply_adds(path: str, generator: RATLIPGenerator, tower: Tower) -> int:
     """Multiply-adds of convolutions and matrix products for one image, as this path arranges them."""
+    if path.split()[0] in RUNTIMES:  # the arrangement is that of the plain networks
+        path = PLAIN
     # Packed operators are not counted: the same arrangement without them.
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.filterwarnings("ignore", message="TF32 acceleration")  # which the switch below has no part in

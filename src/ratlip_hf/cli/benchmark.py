@@ -13,6 +13,7 @@ from .options import find_device, quiet_libraries
 PARTS = ("inference", "diffusion", "training", "start_up")
 # Not `ratlip-released`, whose recurrence couples the images of a batch, so that batch sizes do not compare.
 PRESETS = ("ratlip", "galip", "tiny")
+_RUNTIMES = ("inductor", "onnxruntime", "openvino")
 _BATCH_SIZES = {"cpu": [1, 8], "cuda": [1, 16, 64, 256]}
 
 
@@ -21,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     add("--preset", choices=PRESETS, default="ratlip", help="random weights; default: %(default)s")
     add("--batch_sizes", type=int, nargs="+", metavar="N", help="of inference (default: 1 8, on GPUs more)")
+    text = "measured beside ours on CPUs (default: those that are installed)"
+    add("--runtimes", nargs="*", choices=_RUNTIMES, metavar="NAME", help=f"of {', '.join(_RUNTIMES)}, {text}")
     add("--training_batch", type=int, default=4, metavar="N", help="default: %(default)s")
     add("--repetitions", type=int, default=5, help="of each path, in turns (default: %(default)s)")
     add("--threads", type=int, help="default: torch's choice")
@@ -56,14 +59,17 @@ def _measure(options: argparse.Namespace, device, sizes: tuple[int, ...]) -> dic
     import torch
 
     try:
-        from ..benchmark import inference, measuring, training_speed
+        from ..benchmark import inference, measuring, runtimes, training_speed
     except ModuleNotFoundError as error:
         raise UserError(f"benchmarks need {error.name}: pip install 'ratlip_hf[train]'") from error
     preset, repetitions = options.preset, options.repetitions
+    if options.runtimes is None:
+        options.runtimes = runtimes.installed() if device.type == "cpu" else []
+    others = tuple(options.runtimes)
     steps = max(1, repetitions // 2)
     parts = {
         "start_up": lambda: inference.measure_start_up(steps),
-        "inference": lambda: inference.measure(inference.Inference(preset, sizes, repetitions, device)),
+        "inference": lambda: inference.measure(inference.Inference(preset, sizes, repetitions, device, others)),
         "training": lambda: training_speed.measure(
             training_speed.Training(preset, options.training_batch, steps, device)
         ),
@@ -80,7 +86,8 @@ def _measure(options: argparse.Namespace, device, sizes: tuple[int, ...]) -> dic
 def _command(options: argparse.Namespace, sizes: tuple[int, ...], threads: int) -> str:
     """What to type for the same, whatever was left to its default here and wherever the record went."""
     words = ["ratlip", "benchmark", "--parts", *options.parts, "--preset", options.preset]
-    words += ["--batch_sizes", *map(str, sizes), "--training_batch", str(options.training_batch)]
+    words += ["--batch_sizes", *map(str, sizes), "--runtimes", *options.runtimes]
+    words += ["--training_batch", str(options.training_batch)]
     return shlex.join([*words, "--repetitions", str(options.repetitions), "--threads", str(threads)])
 
 
