@@ -21,7 +21,7 @@ from ..bundled import WORLDS, resolve
 from ..evaluation.engine import Evaluation, Sources, load_networks
 from ..evaluation.inputs import Folder, Model, load_eval_data
 from ..evaluation.protocols import find_protocol
-from ..evaluation.records import ScoreRecord, append_record, read_records
+from ..evaluation.records import ScoreRecord, append_record, check_place_for_records, read_records
 from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
 from ..training.config import load_config
@@ -144,7 +144,9 @@ class Scoring:
 def known_records(study: Path) -> list[ScoreRecord]:
     """The records of a study, oldest first; none if there is no file yet."""
     path = study / RECORDS
-    return read_records(path) if path.is_file() else []
+    if path.exists():
+        check_place_for_records(path)
+    return read_records(path) if path.exists() else []
 
 
 def is_scored(variant: str, seed: int, records: Sequence[ScoreRecord]) -> bool:
@@ -165,8 +167,11 @@ def write_curves(study: Path, runs: Sequence[StudyRun]) -> None:
     for run in runs:
         log = run.folder / "evaluations.jsonl"
         for line in log.read_text().splitlines() if log.is_file() else ():
-            entry = json.loads(line)
-            facts = {"variant": run.variant.name, "seed": run.seed}
-            facts |= {"images": entry["images"], "scores": entry["scores"]}
+            try:
+                entry = json.loads(line)
+                facts = {"variant": run.variant.name, "seed": run.seed}
+                facts |= {"images": entry["images"], "scores": entry["scores"]}
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # cut short by a kill
             lines.append(json.dumps(facts) + "\n")
     atomic_write(study / CURVES, "".join(lines))
