@@ -194,9 +194,9 @@ class TestModels:
             torch.save(weights, folder / "one.bin")
             index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tower.state_dict(), "one.bin")}
             (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match="lacks [0-9]+ weight"):
+        with pytest.raises(ValueError, match=r"lacks [0-9]+ weight"):
             RATLIPPipeline.from_pretrained(saved)
-        with pytest.raises(ValueError, match="lacks [0-9]+ weight"):
+        with pytest.raises(ValueError, match=r"lacks [0-9]+ weight"):
             load_clip(saved)
 
     def test_threads_share_a_pipeline_whose_generator_trains(self, pipe):  # C4

@@ -83,6 +83,11 @@ def _naming_the_dead(peers: Peers) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # torch raises it wherever the program is
+            raise UserError(
+                "a process that loads images was killed, perhaps for lack of memory: resume with fewer "
+                "dataloader_num_workers"
+            ) from error
         if (words := peers.explain()) is None:
             raise
         raise UserError(f"{words}: resume from the last checkpoint") from error

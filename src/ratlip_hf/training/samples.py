@@ -92,18 +92,10 @@ class CaptionedImages:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_signals,
         )
-        try:
-            for batch in loader:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a process that loads images was killed, perhaps for lack of memory: resume with fewer "
-                "dataloader_num_workers"
-            ) from error
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def __getitem__(self, indices: Sequence[int]) -> StepInputs | UserError:
         """[`batch`] as workers of a loader call it: a user's mistake, raised there, would arrive in a traceback."""
