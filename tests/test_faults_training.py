@@ -25,6 +25,7 @@ from ratlip_hf.training.monitor import Health, Log
 from ratlip_hf.utils.errors import Stopped, UserError
 from ratlip_hf.utils.files import file_sha256
 from ratlip_hf.utils.locks import locked
+from several_processes import free_port
 
 NEWEST = "checkpoints/step-00000004"
 STARTS = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', *sys.argv[1:3]])"
@@ -208,12 +209,14 @@ class TestValues:
 
 
 class TestSignals:  # H8
-    def test_the_first_signal_asks_and_the_second_interrupts(self):
+    def test_signals_ask_and_a_second_ctrl_c_interrupts(self):
         with Ending() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert asked.asked and asked.stopped().number == signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked.asked and asked.stopped().number == signal.SIGINT
             with pytest.raises(Stopped):
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(1)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -295,3 +298,91 @@ class TestSignals:  # H8
         monkeypatch.setattr(loop, "training_step", started)
         with pytest.raises(UserError, match="a process that loads images was killed"):
             loop.train(config)
+
+
+def launched(config, folder: Path, processes: int) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a run of so many processes; one by `accelerate launch`, several by our own launcher."""
+    file = folder / "config.json"
+    file.write_text(config.to_json())
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    if processes == 1:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "ratlip_hf.training"]
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        command += ["--master_port", str(free_port()), "-m", "ratlip_hf.training"]
+    return [*command, "--config", str(file)], environment
+
+
+def wait_for(condition, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def trainers(config) -> list[int]:
+    """Processes that run this configuration, the launcher among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(Path(config.output_dir).parent / "config.json").encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def endless(config) -> TrainingConfig:
+    config.max_train_images, config.checkpointing_steps, config.sample_every = 10**6, 10**6, 10**6
+    config.resume_from_checkpoint = "latest"
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("to", ["launcher", "trainer"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_everything_stops_with_a_checkpoint_within_seconds(number, to, processes, endless, tmp_path):  # H8
+    command, environment = launched(endless, tmp_path, processes)
+    launcher = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log = Path(endless.output_dir) / "log.jsonl"
+    try:
+        assert wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, 120)
+        own = [pid for pid in trainers(endless) if pid != launcher.pid]
+        os.kill(launcher.pid if to == "launcher" else min(own), number)
+        assert wait_for(lambda: launcher.poll() is not None and not trainers(endless), 30)
+        assert launcher.returncode != 0
+        ((step),) = [int(path.name[5:]) for path in (Path(endless.output_dir) / "checkpoints").iterdir()]
+        assert step == json.loads(log.read_text().splitlines()[-1])["step"]
+    finally:
+        for pid in {launcher.pid, *trainers(endless)}:
+            if launcher.poll() is None or pid != launcher.pid:
+                os.kill(pid, signal.SIGKILL)
+        launcher.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_other_with_a_line_that_names_it(rank, endless, tmp_path):
+    """Without a launcher that would see it: both are started here."""
+    command, environment = launched(endless, tmp_path, 2)
+    command = [sys.executable, "-m", "ratlip_hf.training", *command[-2:]]
+    environment |= {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    both = []
+    for number in ("0", "1"):
+        given = {**environment, "RANK": number, "LOCAL_RANK": number}
+        both.append(subprocess.Popen(command, env=given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    log = Path(endless.output_dir) / "log.jsonl"
+    assert wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, 120)
+    both[rank].kill()
+    _, said = both[1 - rank].communicate(timeout=60)
+    both[rank].communicate()
+    assert both[1 - rank].returncode != 0
+    assert f"process {rank} of 2 (pid {both[rank].pid}) has died" in said

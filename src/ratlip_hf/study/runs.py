@@ -6,7 +6,9 @@
 import dataclasses
 import json
 import logging
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,11 +76,23 @@ class StudyRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "train.log"
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "ratlip_hf.training"]
-        with log.open("a") as file:
-            done = subprocess.run([*command, *self.trainer_options()], stdout=file, stderr=subprocess.STDOUT)
-        if done.returncode:
+        if _launched([*command, *self.trainer_options()], log):
             lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
             raise UserError(f"{self.name} failed: {lines[-1] if lines else f'see {log}'}")
+
+
+_RUNNING: set[subprocess.Popen] = set()
+
+
+def _launched(command: list[str], log: Path) -> int:
+    """Run a program to its end, in a process group of its own; returns its exit code."""
+    options = {"stderr": subprocess.STDOUT, "start_new_session": True}
+    with log.open("a") as file, subprocess.Popen(command, stdout=file, **options) as process:
+        _RUNNING.add(process)
+        try:
+            return process.wait()
+        finally:
+            _RUNNING.discard(process)
 
 
 def parameter_counts(dataset: Dataset, variant: Variant) -> tuple[float, float]:
@@ -98,8 +112,14 @@ def parameter_counts(dataset: Dataset, variant: Variant) -> tuple[float, float]:
 def train_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[StudyRun]:
     """Train runs, `jobs` of them at the same time; yields each when it is done, in their order."""
     with ThreadPoolExecutor(jobs) as pool:
-        for run, _ in zip(runs, pool.map(StudyRun.train, runs), strict=True):
-            yield run
+        try:
+            for run, _ in zip(runs, pool.map(StudyRun.train, runs), strict=True):
+                yield run
+        except BaseException:  # a failure or a signal: those that run save their state and end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 class Scoring:

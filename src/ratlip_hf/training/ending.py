@@ -22,8 +22,8 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 
 
 class Ending:
-    """Whether this process has been asked to end; a context manager, within which the first signal of each kind only
-    asks, and a second one of the same kind interrupts."""
+    """Whether this process has been asked to end; a context manager, within which signals only ask. A second Ctrl-C
+    interrupts; other signals come again by themselves, from a launcher and to a whole group."""
 
     def __init__(self):
         self.number: int | None = None  # the signal that asked
@@ -42,9 +42,9 @@ class Ending:
         self._before = {}
 
     def _ask(self, number: int, frame) -> None:
-        if self.number == number:
+        if self.number == number == signal.SIGINT:
             raise Stopped(number)
-        self.number = number
+        self.number = self.number or number
 
     @property
     def asked(self) -> bool:
