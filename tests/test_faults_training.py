@@ -301,7 +301,7 @@ class TestSignals:  # H8
 
 
 def launched(config, folder: Path, processes: int) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a run of so many processes; one by `accelerate launch`, several by our own launcher."""
+    """Command and environment of a run of so many processes: one by `accelerate launch`, several by torch's launcher."""
     file = folder / "config.json"
     file.write_text(config.to_json())
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -349,7 +349,7 @@ def test_everything_stops_with_a_checkpoint_within_seconds(number, to, processes
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     log = Path(endless.output_dir) / "log.jsonl"
     try:
-        assert wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, 120)
+        assert wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, 300)
         own = [pid for pid in trainers(endless) if pid != launcher.pid]
         os.kill(launcher.pid if to == "launcher" else min(own), number)
         assert wait_for(lambda: launcher.poll() is not None and not trainers(endless), 30)
@@ -380,7 +380,7 @@ def test_a_process_that_dies_ends_the_other_with_a_line_that_names_it(rank, endl
         given = {**environment, "RANK": number, "LOCAL_RANK": number}
         both.append(subprocess.Popen(command, env=given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
     log = Path(endless.output_dir) / "log.jsonl"
-    assert wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, 120)
+    assert wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, 300)
     both[rank].kill()
     _, said = both[1 - rank].communicate(timeout=60)
     both[rank].communicate()

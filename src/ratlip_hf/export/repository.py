@@ -105,7 +105,7 @@ def code_files() -> dict[str, str]:
         },
         stand_ins={"RATLIPGenerator": Import("diffusers", "ModelMixin", inside=False)},
     )
-    generator = self_contained("models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset",)})
+    generator = self_contained("models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset", "_upload_folder")})
     return dict(zip(CODE, (pipeline, generator), strict=True))
 
 
@@ -116,15 +116,18 @@ def _complete_index(folder: Path, with_code: bool) -> None:
     unread = sorted(file.relative_to(folder).as_posix() for file in folder.glob("discriminator/*.safetensors"))
     if unread:
         index["_ignore_files"] = unread
+    code = {"auto_map": {"AutoModel": f"{_GENERATOR}.RATLIPGenerator"}}  # where diffusers' AutoModel looks for it
     if with_code:
         index["_class_name"] = [_PIPELINE, "RATLIPPipeline"]
         index["generator"] = [_GENERATOR, "RATLIPGenerator"]
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if with_code:
-        path = folder / "generator" / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["auto_map"] = {"AutoModel": f"{_GENERATOR}.RATLIPGenerator"}  # for diffusers' AutoModel
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        index |= code
+        config = folder / "generator" / "config.json"
+        _write_json(config, json.loads(config.read_text(encoding="utf-8")) | code)
+    _write_json(path, index)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _source_card(source: str | os.PathLike) -> ModelCard | None:

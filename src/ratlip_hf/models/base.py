@@ -4,15 +4,18 @@ CLIP's outputs, and checks of configuration values."""
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig
 
 from ..clip import MOST_LAYERS, grid_size
+from ..model_card import network_card
 from ..utils.compat import PortableConfig, for_diffusers
 from ..utils.tensors import check_weights
 from .blocks import ImageBlock
@@ -101,6 +104,12 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
                 f"for example {missing[0]}: the file is incomplete or belongs to another configuration"
             )
         return (model, info) if with_info else model
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
+        """Every way of publishing a network ends here, with the card that diffusers has written or found."""
+        if (readme := Path(working_dir) / "README.md").is_file():
+            network_card(self, ModelCard.load(readme), repo_id).save(readme)
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
     def check_tower(self, tower: CLIPVisionConfig) -> None:
         """Raise ValueError unless this network was built for an image tower of that width, grid and depth."""
