@@ -301,7 +301,7 @@ class TestSignals:  # H8
 
 
 def launched(config, folder: Path, processes: int) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a run of so many processes: one by `accelerate launch`, several by torch's launcher."""
+    """Command and environment of a run of so many processes: one by `accelerate launch`, more by torch's launcher."""
     file = folder / "config.json"
     file.write_text(config.to_json())
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,7 @@
 """What is wrong with weights and models is refused at every door, or set right: convert, from_pretrained, evaluate,
 export. Names in brackets are those of the list in docs/reliability.md."""
 
+import contextlib
 import json
 import os
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
@@ -24,6 +27,7 @@ from ratlip_hf.evaluation.inputs import Model
 from ratlip_hf.evaluation.protocols import find_protocol
 from ratlip_hf.export.onnx_runner import FORMAT, OnnxRunner
 from ratlip_hf.export.repository import ONNX_RECORD, export_hub, write_record
+from ratlip_hf.model_card import network_card
 from ratlip_hf.utils.tensors import evaluating
 
 
@@ -324,7 +328,46 @@ class TestGraphs:
             OnnxRunner(graphs)
 
 
+def test_the_number_of_threads_is_rounding(pipe):
+    one = _draw(pipe, 0)
+    torch.set_num_threads(2)
+    try:
+        assert np.abs(_draw(pipe, 0) - one).max() < 1e-4
+    finally:
+        torch.set_num_threads(1)
+
+
 class TestHabits:
+    def test_the_card_of_a_network_by_itself(self, pipe, tmp_path):
+        empty = ModelCard("---\nlicense: mit\n---\n")
+        text = str(network_card(pipe.generator, empty, "ada/generator"))
+        assert 'RATLIPGenerator.from_pretrained("ada/generator")' in text and "`noise_dim`: 100" in text
+        written = ModelCard("---\nlicense: mit\n---\nMine.")
+        assert network_card(pipe.generator, written, "ada/generator") is written
+
+    def test_tensors_of_another_library_are_refused_as_documented(self, pipe):
+        class Quantized(torch.Tensor):
+            pass
+
+        weight = pipe.generator.noise_proj.weight.detach().as_subclass(Quantized)
+        pipe.generator.noise_proj.weight = torch.nn.Parameter(weight)
+        with pytest.raises(ValueError, match="quantized"):
+            pipe.optimize()
+
+    def test_a_folder_that_was_saved_quantized_keeps_its_dtype(self, saved, monkeypatch):
+        path, seen = saved / "generator" / "config.json", []
+        load = DiffusionPipeline.from_pretrained.__func__
+        monkeypatch.setattr(
+            DiffusionPipeline,
+            "from_pretrained",
+            classmethod(lambda cls, *a, **k: (seen.append(k), load(cls, *a, **k))[1]),
+        )
+        RATLIPPipeline.from_pretrained(saved)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "x"}}))
+        with contextlib.suppress(Exception):  # no such method
+            RATLIPPipeline.from_pretrained(saved)
+        assert [("dtype" in options or "torch_dtype" in options) for options in seen] == [True, False]
+
     def test_arguments_after_the_prompt_have_names(self, pipe):
         with pytest.raises(TypeError, match="positional"):
             pipe("a bird", 64)

@@ -34,8 +34,8 @@ _NETWORK = """---
 
 # {title}
 
-The `{name}` of a text-to-image GAN of the RATLIP family, {millions:.1f} M parameters, by itself: images need a pipeline
-with the CLIP that it was trained with.
+The `{name}` of a text-to-image GAN of the RATLIP family, {millions:.1f} M parameters, by itself: images need a
+pipeline with the CLIP that it was trained with.
 
 ```python
 from ratlip_hf import {name}

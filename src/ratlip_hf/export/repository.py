@@ -105,7 +105,9 @@ def code_files() -> dict[str, str]:
         },
         stand_ins={"RATLIPGenerator": Import("diffusers", "ModelMixin", inside=False)},
     )
-    generator = self_contained("models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset", "_upload_folder")})
+    generator = self_contained(
+        "models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset", "_upload_folder")}
+    )
     return dict(zip(CODE, (pipeline, generator), strict=True))
 
 

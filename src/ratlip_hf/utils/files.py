@@ -4,6 +4,7 @@ only, and no more than memory can hold."""
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -134,6 +135,11 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 def _atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by a killed process: no other can be at work
+        if re.fullmatch(r"[a-z0-9_]{8}(\.old)?", left.name[len(path.name) + 2 :]):
+            if left.suffix == ".old" and not path.exists():  # it was between its two renames
+                os.rename(left, path)
+            shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         os.chmod(temporary, 0o755)
