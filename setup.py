@@ -10,7 +10,7 @@ VERSION: dict[str, str] = {}
 exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 
 EXTRAS = {
-    "train": ["datasets>=4.0.0", "fsspec>=2025.3.0", "pyarrow>=21.0.0", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
+    "train": ["datasets>=4.0.0", "fsspec>=2025.3.0", "pyarrow>=26.0.1", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
     "demo": ["gradio>=6"],
     "plots": ["matplotlib>=3.9.0"],

@@ -106,7 +106,7 @@ def signals_as_exceptions() -> Iterator[None]:
 @contextlib.contextmanager
 def first_few(log: logging.Logger, count: int = 3) -> Iterator[None]:
     """Let a few messages of each kind through, then say that they fall silent: long captions come by thousands."""
-    seen = Counter()
+    seen: Counter[object] = Counter()
 
     def rare(record: logging.LogRecord) -> bool:
         kind = record.msg

@@ -11,7 +11,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _HELD: dict[Path, tuple[int, int]] = {}  # lock file -> thread that holds it, its open file
 _GUARD = threading.Lock()
