@@ -1,6 +1,6 @@
 """Every parser of files from elsewhere, fed with damaged ones by hypothesis for a bounded time: `make fuzz`.
 A parser may refuse with one of the errors that commands turn into a line; anything else is a finding, whose input is
-kept in tests/fuzz_corpus, which the fast tests read again. Figures go to docs/records/fuzz.jsonl and
+kept in tests/fuzz_corpus. Figures go to docs/records/fuzz.jsonl and
 docs/reliability.md."""
 
 import argparse

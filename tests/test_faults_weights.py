@@ -345,6 +345,14 @@ class TestHabits:
         written = ModelCard("---\nlicense: mit\n---\nMine.")
         assert network_card(pipe.generator, written, "ada/generator") is written
 
+    def test_diffusers_automodel_finds_the_code_of_an_export(self, pipe, tmp_path, caplog):
+        export_hub(pipe, tmp_path / "out", "user/name", tmp_path, with_code=True)
+        for name in ("model_index.json", "generator/config.json"):
+            known = json.loads((tmp_path / "out" / name).read_text())["auto_map"]
+            assert known == {"AutoModel": "ratlip_generator.RATLIPGenerator"}
+        assert "auto_map" not in RATLIPPipeline.from_pretrained(tmp_path / "out").generator.config
+        assert "auto_map" not in caplog.text
+
     def test_tensors_of_another_library_are_refused_as_documented(self, pipe):
         class Quantized(torch.Tensor):
             pass
