@@ -49,6 +49,7 @@ class Command:
     check: Callable[[Path], object]
     tries: int
     again: bool = True  # whether the same call completes what a kill has left
+    before: Callable[[Path], object] = lambda out: None  # what lies there when the command begins
 
 
 def in_child(call: Callable[[], object], limit: int | None = None) -> int:
@@ -148,9 +149,12 @@ def commands(place: Path) -> list[Command]:
     assert ratlip([*prepare, "--output_dir", str(data)]) == 0
     clip = ["--protocol", "clip", "--data", str(data), "--eval_clip", model, "--max_images", "8"]
 
-    def embed(out: Path) -> int:
+    def copy(out: Path) -> None:
         if not out.exists():
             shutil.copytree(data, out)
+
+    def embed(out: Path) -> int:
+        copy(out)
         return ratlip(["data", "embed", str(out), "--clip", model])
 
     training = ["--config", "synthetic_birds", "--clip", model, "--max_train_samples", "12", "--train_batch_size", "4"]
@@ -169,7 +173,7 @@ def commands(place: Path) -> list[Command]:
         Command("generate", lambda out: ratlip(["generate", PROMPT, "--num_images", "6", "--output_dir", str(out)]),
                 images_are_listed, 120),
         Command("data prepare", lambda out: ratlip([*prepare, "--output_dir", str(out)]), shards_are_whole, 100),
-        Command("data embed", embed, embeddings_are_whole, 60),
+        Command("data embed", embed, embeddings_are_whole, 60, before=copy),
         Command("convert", lambda out: ratlip(["convert", str(source), str(out), "--clip", model, *family]),
                 pipeline_loads, 60, again=False),
         Command("export hub", lambda out: ratlip(["export", "hub", str(out), "--with_code"]), pipeline_loads, 60),
@@ -200,6 +204,7 @@ def killed(command: Command, folder: Path, whole: object, seconds: float, rng: r
 def full(command: Command, folder: Path, whole: object, seconds: float, rng: random.Random) -> str:
     """No file may grow beyond a random size, as on a disk that is full; then the same call with room."""
     out = folder / "out"
+    command.before(out)
     code = ended(in_child(lambda: command.run(out), rng.choice([0, 100, 10_000, 100_000, 1_000_000])))
     assert code in (0, 2), f"exit code {code}"
     command.check(out)
