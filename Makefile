@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle worker threads that spin slow down everything else on small machines.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help generate web web-libraries test test-web test-all test-wheel test-oldest test-newest lint style accuracy tables figures clean
+.PHONY: help generate web web-libraries test test-web test-all test-wheel test-oldest test-newest lint style faults fuzz types coverage accuracy tables figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -84,6 +84,22 @@ test-newest:  ## the fast tests with the newest releases of everything but torch
 		"$$(grep '^torch==' constraints.txt)" -e ".[dev,plots]"
 	@$(VENV)-newest/bin/pip freeze --exclude-editable | grep -E $(SHOWN)
 	HF_HUB_OFFLINE=1 $(VENV)-newest/bin/pytest -n 2 --dist worksteal
+
+faults: $(VENV)/.installed-dev  ## kill, fill, damage and collide, and count what is lost: docs/reliability.md (an hour or more)
+	$(BIN)/python benchmarks/faults.py
+
+fuzz: $(VENV)/.installed-dev  ## damaged files for every parser, a minute each: docs/reliability.md
+	$(BIN)/pip install --quiet -c constraints.txt hypothesis
+	$(BIN)/python benchmarks/fuzz.py
+
+types: $(VENV)/.installed-dev  ## mypy on the public modules
+	$(BIN)/pip install --quiet -c constraints.txt mypy
+	$(BIN)/mypy
+
+coverage: $(VENV)/.installed-dev  ## lines of src that the fast tests run
+	$(BIN)/pip install --quiet -c constraints.txt coverage
+	HF_HUB_OFFLINE=1 $(BIN)/coverage run --source src -m pytest
+	$(BIN)/coverage report --skip-covered --sort cover
 
 accuracy: $(VENV)/.installed-dev  ## score the bundled model by its own protocol
 	$(BIN)/ratlip evaluate --model synthetic-birds

@@ -10,11 +10,11 @@ VERSION: dict[str, str] = {}
 exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 
 EXTRAS = {
-    "train": ["datasets>=4.0.0", "pyarrow>=26.0.1", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
+    "train": ["datasets>=4.0.0", "fsspec>=2025.3.0", "pyarrow>=26.0.1", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
     "demo": ["gradio>=6"],
     "plots": ["matplotlib>=3.9.0"],
-    "export": ["torch>=2.13", "onnx>=1.19.0", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
+    "export": ["torch>=2.13", "onnx>=1.19.0", "onnx_ir>=0.1.16", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
 }
 EXTRAS["web"] = EXTRAS["export"]  # the page's own libraries lie in the package: docs/web.md
 EXTRAS["dev"] = [
@@ -35,11 +35,24 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The ratlip_hf developers",
+    project_urls={"Paper": "https://arxiv.org/abs/2405.08114"},  # whoever hosts the project adds its address
+    keywords=["text-to-image", "GAN", "CLIP", "diffusers", "RATLIP", "GALIP"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={
         "ratlip_hf": [
+            "py.typed",
             "assets/**/*.json",
             "assets/**/*.md",
             "assets/**/*.safetensors",

@@ -42,6 +42,17 @@ def test_a_directory_appears_complete_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_a_killed_writer_left_goes_and_an_old_folder_comes_back(tmp_path):
+    for name in (".model.abcdefgh", ".model.partial", ".model.ABC"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".model.12345678.old").mkdir()
+    (tmp_path / ".model.12345678.old" / "a").write_text("1")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "model"):
+        raise RuntimeError
+    assert (tmp_path / "model" / "a").read_text() == "1"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".model.partial", ".model.ABC"}
+
+
 def test_staged_files_join_a_folder_only_on_success(tmp_path):
     target = tmp_path / "out"
     with pytest.raises(RuntimeError), staged_files(target) as folder:

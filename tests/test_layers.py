@@ -16,11 +16,11 @@ ROOT = Path(ratlip_hf.__file__).parent
 LAYERS = (
     ("version", "registration"),
     ("utils",),
-    ("bundled", "losses"),
+    ("bundled", "losses", "model_card"),
     ("clip",),
     ("models",),
     ("metrics", "data"),
-    ("fast", "model_card"),
+    ("fast",),
     ("pipeline",),
     ("training", "evaluation", "convert", "export"),
     ("synthetic_birds", "evaluate_modules"),

@@ -38,6 +38,15 @@ def test_the_wheel_carries_everything(tmp_path):
     assert packed == wanted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["train", "eval", "plots", "export", "web", "dev"])
+def test_extras_resolve_together_with_the_constraints(extra):
+    """Asks pip's resolver, which needs a package index."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*command, f"{ROOT}[{extra}]"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_bundle_is_under_20_megabytes():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*")) < 20e6
 

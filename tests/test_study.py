@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shlex
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -252,11 +251,11 @@ def test_printed_commands_are_what_is_run(tmp_path, capsys):
 
 
 def test_a_failing_run_says_why(tmp_path, monkeypatch):
-    def fail(command, stdout, **_):
-        stdout.write("a warning\nerror: train_batch_size must be at least 1\n")
-        return subprocess.CompletedProcess(command, 2)
+    def fail(command, log):
+        log.write_text("a warning\nerror: train_batch_size must be at least 1\n")
+        return 2
 
-    monkeypatch.setattr(runs.subprocess, "run", fail)
+    monkeypatch.setattr(runs, "_launched", fail)
     with pytest.raises(UserError, match="rat-1 failed: error: train_batch_size must be at least 1"):
         study_run(tmp_path).train()
 

@@ -26,15 +26,34 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file, extract_commit_hash
 
 from .bundled import resolve
-from .utils.errors import one_line
-from .utils.tensors import at_least_float32, weights_sha256
+from .utils.errors import one_line, printable
+from .utils.files import read_json, require_regular_files
+from .utils.tensors import at_least_float32, check_weights, load_tensors, weights_sha256
 
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"  # what the original programs were trained with
+DEFAULT_REVISION = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"  # of it, where no other is asked for
 CLIP_INPUTS = ("clip", "released")
+
+# What a configuration may ask for: far beyond the largest CLIP, and still built in seconds.
+MOST_LAYERS = 128
+_LARGEST_SIZES = {
+    "num_hidden_layers": MOST_LAYERS,
+    "hidden_size": 8192,
+    "intermediate_size": 65536,
+    "num_attention_heads": 256,
+    "projection_dim": 8192,
+    "vocab_size": 2**20,
+    "max_position_embeddings": 2**14,
+    "image_size": 2048,
+    "patch_size": 2048,
+    "num_channels": 3,
+}
+_SHORTEST = 3  # tokens of a prompt: start, a word, end
+_PICKLED = "pytorch_model"
 
 
 @dataclass
@@ -95,6 +114,10 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
             raise ValueError(f"{', '.join(kwargs)} mean nothing for a CLIPModel that is already loaded")
         return _split(source, tokenizer, dtype)
     source = resolve(source)
+    if source == DEFAULT_CLIP:
+        kwargs.setdefault("revision", DEFAULT_REVISION)
+    if os.path.isdir(source):
+        require_regular_files(source)
     try:
         where = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **where)
@@ -106,7 +129,7 @@ def load_clip(source: str | os.PathLike | CLIPModel, tokenizer: CLIPTokenizer | 
         text = _load_tower(CLIPTextModelWithProjection, source, folders[0], kwargs)
         image = _load_tower(CLIPVisionModelWithProjection, source, folders[1], kwargs)
         tokenizer = tokenizer or CLIPTokenizer.from_pretrained(source, subfolder=folders[2], **where)
-    except OSError as error:
+    except Exception as error:  # a damaged folder raises almost anything
         raise ValueError(f"no CLIP could be loaded from {str(source)!r}: {one_line(error)}") from error
     return FrozenCLIP(tokenizer, text, image, str(source), revision)
 
@@ -136,25 +159,59 @@ def clip_configs(source: str | os.PathLike, **kwargs) -> tuple[CLIPTextConfig, C
 
 
 def _load_tower(kind: type, source: str | os.PathLike, folder: str, kwargs: dict):
+    check_clip_sizes(source, folder, kwargs)
     # A full CLIP holds the other tower too, which transformers would report tensor by tensor.
     with _quiet_transformers():
         tower, info = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, **kwargs)
     _raise_if_missing(info["missing_keys"], source, kind)
+    check_weights(tower, source)
     return tower
 
 
-def refuse_missing_weights(tower: PreTrainedModel, source: str | os.PathLike, folder: str, options: dict) -> None:
-    """Raise ValueError if the file that `tower` was loaded from lacks any of its weights.
+def check_clip_sizes(source: str | os.PathLike, folder: str, options: dict) -> None:
+    """Raise ValueError for a configuration of a CLIP, or of one of its towers, that asks for sizes which make no sense
+    or no machine can build; nothing is allocated. `options` are those of the loading call."""
+    where = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    file = cached_file(source, "config.json", subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
+    config = read_json(file) if file else {}
+    for part in (config, *(config.get(name) for name in ("text_config", "vision_config"))):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if name in _LARGEST_SIZES and (type(value) is not int or not 1 <= value <= _LARGEST_SIZES[name]):
+                raise ValueError(
+                    f"{file}: {name} must be a whole number from 1 to {_LARGEST_SIZES[name]}, not {value!r}"
+                )
+
+
+def check_loaded_tower(tower: PreTrainedModel, source: str | os.PathLike, folder: str, options: dict) -> None:
+    """Raise ValueError if the files that `tower` was loaded from lack any of its weights, or hold implausible ones.
 
     transformers only warns and leaves random numbers in their place. `options` are those of the loading call.
     """
+    check_weights(tower, source)
     where = {key: options[key] for key in _HUB_OPTIONS if key in options}
-    name = "model.safetensors" if not options.get("variant") else f"model.{options['variant']}.safetensors"
-    file = cached_file(source, name, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
-    if file is None:  # another format (shards, pickles), whose completeness the file itself does not tell
+    variant = f".{options['variant']}" if options.get("variant") else ""
+
+    def find(name: str) -> str | None:
+        return cached_file(source, name, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
+
+    names = (f"model{variant}.safetensors", f"{_PICKLED}{variant}.bin")
+    indices = (f"model.safetensors.index{variant}.json", f"{_PICKLED}.bin.index{variant}.json")
+    files = [file for file in map(find, (names[0], indices[0], names[1], indices[1])) if file][:1]
+    if not files:  # a format of somebody else's, of whose completeness nothing is known here
         return
+    if files[0].endswith(".json"):
+        files = [find(name) for name in sorted(set(read_json(files[0])["weight_map"].values()))]
+    stored: set[str] = set()
+    for file in files:
+        stored.update(_stored_names(file))
+    _raise_if_missing(set(tower.state_dict()) - stored, source, type(tower))
+
+
+def _stored_names(file: str) -> Iterable[str]:
+    if file.endswith(".bin"):
+        return load_tensors(file, mmap=True)
     with safe_open(file, "pt") as weights:
-        _raise_if_missing(set(tower.state_dict()) - set(weights.keys()), source, type(tower))
+        return weights.keys()
 
 
 def _raise_if_missing(missing: Iterable[str], source: str | os.PathLike, kind: type) -> None:
@@ -200,7 +257,10 @@ def encode_text(
         ValueError: when tokenizer and text tower do not belong together.
     """
     config = text_encoder.config
-    limit = min(tokenizer.model_max_length, config.max_position_embeddings)
+    limits = (tokenizer.model_max_length, config.max_position_embeddings)
+    if not all(isinstance(value, int | float) and value >= _SHORTEST for value in limits):
+        raise ValueError(f"the tokenizer's model_max_length must be a number from {_SHORTEST}, not {limits[0]!r}")
+    limit = int(min(limits))
     tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
     ids = tokens.input_ids
     if int(ids.max()) >= config.vocab_size or not _end_token_is_found(ids, config.eos_token_id):
@@ -224,7 +284,7 @@ def _warn_of_lost_words(tokenizer: CLIPTokenizer, captions: list[str], limit: in
         ids = tokenizer(caption, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
             lost = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip()
-            logger.warning("the prompt was cut at %d tokens; these words were lost: %s", limit, lost)
+            logger.warning("the prompt was cut at %d tokens; these words were lost: %s", limit, printable(lost[:300]))
 
 
 def grid_size(config: CLIPVisionConfig) -> int:

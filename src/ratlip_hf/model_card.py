@@ -28,6 +28,23 @@ images = pipe({prompt}, num_images_per_prompt=4, generator=torch.Generator().man
 images[0].save("image.png")
 ```
 {sections}"""
+_NETWORK = """---
+{metadata}
+---
+
+# {title}
+
+The `{name}` of a text-to-image GAN of the RATLIP family, {millions:.1f} M parameters, by itself: images need a
+pipeline with the CLIP that it was trained with.
+
+```python
+from ratlip_hf import {name}
+
+network = {name}.from_pretrained("{repository}")
+```
+
+{options}
+"""
 _MODEL = """
 ## Model
 
@@ -72,12 +89,24 @@ def pipeline_card(components: dict, repository: str, known: ModelCardData | None
     return compose(data, repository, _MODEL.format(facts=listed(_facts(components))))
 
 
-def own_card(found: ModelCard, components: dict, repository: str) -> ModelCard:
-    """`found` if somebody wrote it, else [`pipeline_card`] with the metadata of `found`.
+def network_card(network, found: ModelCard, repository: str) -> ModelCard:
+    """The card of a generator or discriminator by itself; `found` if somebody wrote it."""
+    if _is_written(found):
+        return found
+    named = {"repository": repository, "title": repository.split("/")[-1], "name": type(network).__name__}
+    millions, config = network.num_parameters() / 1e6, dict(network.config)
+    options = listed(f"`{name}`: {value}" for name, value in sorted(config.items()) if not name.startswith("_"))
+    return ModelCard(_NETWORK.format(**named, metadata=card_data().to_yaml(), millions=millions, options=options))
 
-    Nobody wrote a card without text, which the Hub's site makes, or the generic one of diffusers.
-    """
-    if found.text.strip() and _GENERIC not in found.text:
+
+def _is_written(card: ModelCard) -> bool:
+    """Nobody wrote a card without text, which the Hub's site makes, or the generic one of diffusers."""
+    return bool(card.text.strip()) and _GENERIC not in card.text
+
+
+def own_card(found: ModelCard, components: dict, repository: str) -> ModelCard:
+    """`found` if somebody wrote it, else [`pipeline_card`] with the metadata of `found`."""
+    if _is_written(found):
         return found
     return pipeline_card(components, repository, found.data)
 

@@ -11,16 +11,19 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import ModelCard
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import cached_file
 
-from .clip import DEFAULT_CLIP, FrozenCLIP, encode_text, load_clip, refuse_missing_weights
+from .clip import DEFAULT_CLIP, FrozenCLIP, check_clip_sizes, check_loaded_tower, encode_text, load_clip
 from .fast import FastSession
 from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
 from .registration import register
 from .utils.compat import PortableConfig, for_diffusers
+from .utils.files import check_recorded_hashes, read_json, require_regular_files
 from .utils.tensors import evaluating
 
+RECORD = "hub_export.json"  # in a folder that `ratlip export hub` has written: the hashes of all files
 MIN_TRUNCATION = 0.01
 OUTPUT_TYPES = ("pil", "np", "pt")
 _DIFFUSION_HABITS = {
@@ -65,6 +68,10 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         generator: RATLIPGenerator,
     ):
         super().__init__()
+        if isinstance(generator, torch.Generator):
+            raise TypeError(
+                "generator= is the network here; a random generator goes into the call: pipe(..., generator=)"
+            )
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, image_encoder=image_encoder, generator=generator
         )
@@ -75,6 +82,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
+        *,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -127,7 +135,10 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 generate(z, text)
                 for z, text in zip(latents.split(batch_size), prompt_embeds.split(batch_size), strict=True)
             ]
-        images = self.image_processor.postprocess(torch.cat(samples).float(), output_type=output_type)
+        sample = torch.cat(samples).float()
+        if not sample.isfinite().all():
+            raise ValueError("the images hold NaN or infinite values: damaged weights, or too small a dtype")
+        images = self.image_processor.postprocess(sample, output_type=output_type)
 
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -213,20 +224,28 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers; but a missing weight or a dtype given as a string raises ValueError.
+        """As in diffusers; but a missing or implausible weight, a file that differs from its checksum in an export, or
+        a dtype given as a string raises ValueError.
 
-        Without `dtype` everything is float32, and a repository that ships its own code is loaded with this package's
-        classes. Through `DiffusionPipeline.from_pretrained` diffusers ignores a string with a warning, and
-        transformers fills in a missing weight of a CLIP tower with random numbers and takes the precision in which
-        the tower was saved last; a missing weight of ours raises there too.
+        Without `dtype` everything is float32, except what was saved quantized; and a repository that ships its own
+        code is loaded with this package's classes. Through `DiffusionPipeline.from_pretrained` diffusers ignores a
+        string with a warning, and transformers fills in a missing weight of a CLIP tower with random numbers and takes
+        the precision in which the tower was saved last; a missing weight of ours raises there too.
         """
+        source = pretrained_model_name_or_path
         refuse_string_dtypes(kwargs)
-        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+        towers = [name for name in ("text_encoder", "image_encoder") if name not in kwargs]
+        if os.path.isdir(source):
+            require_regular_files(source)
+            check_recorded_hashes(source, RECORD, (".safetensors", ".bin"))
+        for name in towers:
+            check_clip_sizes(source, name, kwargs)
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None and not _is_quantized(source, kwargs):
             kwargs["dtype"] = torch.float32
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **for_diffusers(kwargs))
-        for name in {"text_encoder", "image_encoder"} - kwargs.keys():
+        pipe = super().from_pretrained(source, **for_diffusers(kwargs))
+        for name in towers:
             if (tower := getattr(pipe, name)) is not None:
-                refuse_missing_weights(tower, pretrained_model_name_or_path, name, kwargs)
+                check_loaded_tower(tower, source, name, kwargs)
         return pipe
 
     @classmethod
@@ -330,6 +349,15 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 "prompt_embeds have length 1; this model reads CLIP's raw text_embeds, which are not normalised",
                 stacklevel=3,
             )
+
+
+def _is_quantized(source: str | os.PathLike, options: dict) -> bool:
+    """Whether the generator was saved quantized, together with the dtype that its other weights need."""
+    where = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    file = cached_file(
+        source, "config.json", subfolder="generator", _raise_exceptions_for_missing_entries=False, **where
+    )
+    return bool(file) and "quantization_config" in read_json(file)
 
 
 def prepare_latents(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
         if count < 1:
             least = 2 if name == "training_batch" else 1  # mismatched captions are those of the next image
             raise UserError(f"--{name} must be at least {least}")
+    if options.threads and options.threads > (most := 8 * (os.cpu_count() or 1)):
+        raise UserError(f"--threads must be at most {most} on this machine")
     if options.output_file:
         check_appendable(options.output_file)
     if options.threads:

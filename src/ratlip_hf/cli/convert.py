@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError, one_line, printable
+from ..utils.locks import locked
 from .options import find_pipeline, quiet_libraries
 
 _ONLY_FROM_ORIGINAL = ("clip", "family", "coupled", "sample_size", "prompt_layers", "feature_layers")
@@ -45,23 +46,25 @@ def run(options: argparse.Namespace) -> int:
         return _to_original(options)
     if options.without_tower:
         raise UserError("--without_tower goes with --to_original only")
-    refuse_existing(options.output)  # before minutes of work
-    conversion = convert_original(options.source, **given)
-    save_conversion(conversion, options.output)
-    print("\n".join([*conversion.summary(), f"written        {options.output}"]))
+    with locked(options.output):
+        refuse_existing(options.output)  # before minutes of work
+        conversion = convert_original(options.source, **given)
+        save_conversion(conversion, options.output)
+    print("\n".join([*map(printable, conversion.summary()), f"written        {options.output}"]))
     _warn(conversion.warnings)
     return 0
 
 
 def _to_original(options: argparse.Namespace) -> int:
-    from safetensors import SafetensorError
-
     from ..convert.folder import save_original
 
     source = find_pipeline(options.source, options.source)
     try:
-        remarks = save_original(source, options.output, with_tower=not options.without_tower)
-    except (AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        with locked(options.output):
+            remarks = save_original(source, options.output, with_tower=not options.without_tower)
+    except (UserError, ValueError, OSError):
+        raise
+    except Exception as error:  # a damaged folder raises almost anything
         raise UserError(f"{options.source} cannot be loaded: {one_line(error)}") from error
     print(f"written        {options.output}")
     _warn(remarks)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..data.prepare.importers import DEFAULT_NUM_IMAGES, KINDS, WITHOUT_SOURCE
-from ..utils.errors import UserError
+from ..utils.errors import UserError, printable
 from .options import add_subcommands
 
 _SUBCOMMANDS = {
@@ -15,6 +15,7 @@ _SUBCOMMANDS = {
     "embed": "store text embeddings, for training with --text_embeddings true",
     "push": "publish a prepared dataset on the Hub",
 }
+_MOST_WORKERS = 512
 _LINES = 24  # of problems: a screen, together with the counts
 _EXAMPLE_WIDTH = 44
 
@@ -77,8 +78,8 @@ def _prepare(options: argparse.Namespace) -> int:
     for name in ("source", "captions"):
         if (folder := getattr(options, name)) is not None and not folder.is_dir():
             raise UserError(f"--{name} {folder} is not a folder")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {options.workers}")
+    if options.workers is not None and not 1 <= options.workers <= _MOST_WORKERS:
+        raise UserError(f"--workers must lie in 1..{_MOST_WORKERS}, not {options.workers}")
     original = options.store_size == "original"
     if not (original or (options.store_size.isascii() and options.store_size.isdecimal())):
         raise UserError(f"--store_size must be 'original' or a number of pixels, not {options.store_size!r}")
@@ -134,7 +135,7 @@ def prepared_screen(manifest: dict, output_dir: Path) -> str:
             f"  splits: {manifest['splits_from']}",
             *_problem_lines({f"skipped: {reason}": entry for reason, entry in manifest["skipped"].items()}),
             *_problem_lines({f"repaired: {reason}": entry for reason, entry in manifest["repaired"].items()}),
-            *(f"  note: {note}" for note in manifest["notes"]),
+            *(f"  note: {printable(note)}" for note in manifest["notes"]),
             f"train on it: python -m ratlip_hf.training --train_data_dir {output_dir}",
         ]
     )
@@ -142,22 +143,25 @@ def prepared_screen(manifest: dict, output_dir: Path) -> str:
 
 def checked_screen(result: dict) -> str:
     """Counts per split, then problems, the most frequent first."""
-    lines = [f"{result['folder']} ({result['kind']})"]
+    lines = [f"{result['folder']} ({printable(str(result['kind']))})"]
     for name, split in result["splits"].items():
         spread = ", ".join(f"{count:,} with {number}" for number, count in split["captions_per_image"].items())
         classes = f", {split['classes']} classes" if split["classes"] else ""
-        lines.append(f"  {name}: {split['images']:,} images{classes}, {split['captions']:,} captions ({spread})")
+        lines.append(
+            f"  {printable(name)}: {split['images']:,} images{classes}, {split['captions']:,} captions ({spread})"
+        )
     return "\n".join([*lines, *(_problem_lines(result["problems"]) or ["  no problems found"])])
 
 
 def _problem_lines(problems: dict[str, dict]) -> list[str]:
     ordered = sorted(problems.items(), key=lambda item: -item[1]["count"])
-    lines = [f"  {entry['count']:>7,}  {reason} ({_examples(entry)})" for reason, entry in ordered[:_LINES]]
+    lines = [f"  {entry['count']:>7,}  {printable(reason)} ({_examples(entry)})" for reason, entry in ordered[:_LINES]]
     return lines + ([f"  and {len(ordered) - _LINES} more kinds"] if len(ordered) > _LINES else [])
 
 
 def _examples(entry: dict) -> str:
     """The first example, cut to what a line can hold."""
     first = entry["examples"][0]
+    first = printable(first)
     shown = first if len(first) <= _EXAMPLE_WIDTH else f"...{first[-_EXAMPLE_WIDTH:]}"
     return shown + (", ..." if entry["count"] > 1 else "")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from .. import bundled
 from ..evaluation.protocols import PROTOCOL_NAMES, find_protocol
-from ..utils.errors import UserError, first_few
+from ..utils.errors import UserError, first_few, printable
 from ..utils.files import atomic_write
 from .options import add_device_arguments, check_dtype, find_device, load_pipeline
 
 REAL_RENDERS = "real-renders"
+_MOST = 10_000_000  # images
 _LARGEST_SEED = 2**62  # image n has the seed + n, which must stay below 2^63
 
 
@@ -53,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
         return 0 if verified else 1
     check_dtype(options.dtype)
     for name in ("max_images", "batch_size"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
+        if (value := getattr(options, name)) is not None and not 1 <= value <= _MOST:
+            raise UserError(f"--{name} must lie in 1..{_MOST}, not {value}")
     if not 0 <= options.seed < _LARGEST_SEED:
         raise UserError(f"--seed must be a non-negative 62-bit number, not {options.seed}")
     try:
@@ -136,11 +137,13 @@ def _compare(first: Path, second: Path) -> int:
         records.append(found[-1])
     shared = compare_records(*records)
     for path, record in zip((first, second), records, strict=True):
-        print(f"{path}: {json.dumps(dict(record.candidate))}")
+        print(printable(f"{path}: {json.dumps(dict(record.candidate))}"))
     width = max(map(len, shared))
-    print(f"protocol {records[0].protocol['name']}")
+    print(printable(f"protocol {records[0].protocol['name']}"))
     for name, pair in shared.items():
-        print(f"  {name:<{width}}  " + "   ".join(f"{_score_as_text(score):<34}" for score in pair).rstrip())
+        print(
+            f"  {printable(name):<{width}}  " + "   ".join(f"{_score_as_text(score):<34}" for score in pair).rstrip()
+        )
     for line in dict.fromkeys(line for record in records for line in record.warnings()):
         print(f"note: {line}")
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import bundled
 from ..utils.errors import UserError
+from ..utils.locks import locked
 from .options import add_model_argument, add_subcommands, load_pipeline
 
 _TARGETS = {
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return {"hub": _hub, "onnx": _onnx, "web": _web}[options.export_target](options)
+    with locked(options.folder):
+        return {"hub": _hub, "onnx": _onnx, "web": _web}[options.export_target](options)
 
 
 def _hub(options: argparse.Namespace) -> int:

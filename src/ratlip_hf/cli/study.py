@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     scoring = runs.Scoring(study, dataset, options.data, options.inception, options.eval_clip)
     scoring.check(systems)  # before days of training
+    runs.known_records(study)
     unfinished = [run for run in planned if not run.is_finished()]
     print(f"{len(planned)} runs, {len(unfinished)} of them to train", flush=True)
     for run in runs.train_all(unfinished, options.jobs):

@@ -38,6 +38,7 @@ def save_conversion(conversion: Conversion, folder: str | os.PathLike) -> None:
     clip = conversion.clip
     pipeline = RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, conversion.generator)
     with atomic_directory(folder) as staged:
+        refuse_existing(folder)  # again: another process may have been faster
         pipeline.save_pretrained(staged)
         if conversion.discriminator is not None:
             conversion.discriminator.save_pretrained(staged / "discriminator")

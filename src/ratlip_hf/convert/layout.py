@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..models import RATLIPDiscriminator, RATLIPGenerator
+from ..models.base import MOST_BLOCKS
 from ..models.generator import SAMPLE_SIZES, image_sizes
 
 FAMILIES = ("ratlip", "galip")
@@ -161,7 +162,10 @@ def _needed(shapes: Shapes, dimensions: Mapping[str, int], what: str) -> list[tu
 
 def _count(shapes: Shapes, pattern: str) -> int:
     # Distinct numbers, not the largest: a stray name must not ask for a million blocks.
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+    count = len({found[1] for name in shapes if (found := re.match(pattern, name))})
+    if count > MOST_BLOCKS:
+        raise ValueError(f"the file has {count} blocks of one kind; at most {MOST_BLOCKS} can be converted")
+    return count
 
 
 def _conv_form(shapes: Shapes, prefix: str) -> str:

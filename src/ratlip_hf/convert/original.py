@@ -5,8 +5,6 @@ file with the CLIP at hand, and fills the networks once everything fits.
 """
 
 import os
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from ..clip import DEFAULT_CLIP, FrozenCLIP, load_clip
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
-from ..utils.errors import one_line
 from ..utils.files import file_sha256
+from ..utils.tensors import check_weights, load_tensors
 from . import layout
 
 NETWORKS = ("netG", "netD", "netC")
@@ -183,22 +181,10 @@ def read_original(path: str | os.PathLike) -> OriginalCheckpoint:
 
 def _load(path: Path):
     try:
-        with open(path, "rb"):  # torch would say other things of a folder
-            pass
+        # Mapped where the format allows it: optimizer states, twice as large as the weights, stay on the disk.
+        return load_tensors(path, mmap=True)
     except OSError as error:
         raise OSError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        # Mapped where the format allows it: optimizer states, twice as large as the weights, stay on the disk.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file raises almost anything
-        if needed := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} is refused: to read it Python would have to run {needed[1]}; only tensors and plain values "
-                "are read (if you trust the file, load it with torch and save its networks alone)"
-            ) from error
-        raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely: {one_line(error)}") from error
 
 
 def _find_networks(content, place: tuple) -> Iterator[tuple[tuple, dict[str, Mapping]]]:
@@ -216,11 +202,29 @@ def _find_networks(content, place: tuple) -> Iterator[tuple[tuple, dict[str, Map
 
 def _unwrapped(path: Path, network: str, tensors: Mapping) -> StateDict:
     strays = [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    strays += [repr(name) for name in tensors if not isinstance(name, str)]
     if strays:
         raise ValueError(f"{path}: {network} holds entries that are no tensors: {', '.join(strays[:8])}")
+    for name, value in tensors.items():
+        if what := _not_plain(value):
+            raise ValueError(f"{path}: {name} of {network} is {what}; weights are plain tensors of numbers")
     while tensors and all(name.startswith(_WRAPPER) for name in tensors):
         tensors = {name.removeprefix(_WRAPPER): value for name, value in tensors.items()}
     return dict(tensors)
+
+
+def _not_plain(value: torch.Tensor) -> str | None:
+    """What a tensor is that cannot be converted as it stands."""
+    if value.is_meta:
+        return "a tensor without values"
+    if value.layout != torch.strided or value.is_quantized:
+        return "sparse or quantized"
+    if not value.is_floating_point() and value.dtype != torch.int64:  # the latter counts batches
+        return f"of the type {str(value.dtype).removeprefix('torch.')}"
+    # A file of a kilobyte may claim any size by repeating one number.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "larger than what is stored of it"
+    return None
 
 
 def _other_entries(content: Mapping, place: tuple) -> list[str]:
@@ -252,6 +256,7 @@ def _built(
     # Copies, because the file's tensors may be windows into the file itself.
     weights = {name: value.to(like[name].dtype, copy=True) for name, value in weights.items()}
     network.load_state_dict(weights, assign=True)
+    check_weights(network, f"the file's {what}")
     return network.eval()
 
 

@@ -19,7 +19,7 @@ from ..bundled import find_world
 from ..clip import load_clip
 from ..metrics import Origins
 from ..utils.errors import UserError
-from ..utils.tensors import weights_sha256
+from ..utils.tensors import check_weights, weights_sha256
 from . import scoring
 from .features import DINOv2Features, FeatureExtractor
 from .inception import InceptionFeatures
@@ -71,6 +71,8 @@ def load_networks(protocol: Protocol, sources: Sources, device: torch.device) ->
     if clip:
         clip.to(device)
     spaces = {space: _load_space(space, protocol, sources).to(device) for space in protocol.spaces}
+    for space, extractor in spaces.items():
+        check_weights(extractor.network, f"the network of {space}")
     return ScoringNetworks(spaces, clip, world.load_judges(device) if world else [])
 
 
@@ -144,8 +146,10 @@ class Evaluation:
     ) -> None:
         """Put this process's share of images through all accumulators, then merge those of all processes."""
         mine = share(len(source), self.state)
-        for start in range(mine.start, mine.stop, self.batch_size):
-            stop = min(start + self.batch_size, mine.stop)
+        most = source.most_at_once() if isinstance(source, Candidate) else None
+        size = min(self.batch_size, most or self.batch_size)
+        for start in range(mine.start, mine.stop, size):
+            stop = min(start + size, mine.stop)
             images = source.load(start, stop)
             if self.protocol.rounded:
                 images = (images * 127.5 + 127.5).round() / 127.5 - 1

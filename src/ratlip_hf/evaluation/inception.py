@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..utils.files import file_sha256
+from ..utils.tensors import load_tensors
 from .features import FeatureExtractor
 
 # A convolution: name, output channels, kernel, stride. Padded to keep the size, unless the stride is 2.
@@ -217,7 +218,7 @@ class InceptionFeatures(FeatureExtractor):
         if not sha256 or not found.startswith(sha256.lower()):
             raise ValueError(f"{path} is not the published file: its SHA-256 is {found}, not {sha256 or 'given'}")
         network = InceptionNetwork()
-        _load(network, torch.load(path, map_location="cpu", weights_only=True), path)
+        _load(network, load_tensors(path), path)
         return cls(network, released=released)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol as Interface
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..data.read.rows import Columns, MapRows, load_captioned, row_pixels
 from ..metrics import Origins
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
+from ..utils.files import read_bytes, read_text, split_lines
 from ..utils.tensors import weights_sha256
 from .protocols import Protocol
 
@@ -152,6 +153,10 @@ class Candidate:
     own_clip: FrozenCLIP | None = None  # that the generator was trained with
     patch: int | None = None  # side of its patches in pixels of the generated images
 
+    def most_at_once(self) -> int | None:
+        """How many images memory should hold together; None where they are small."""
+        return None
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -176,7 +181,7 @@ class Model(Candidate):
     def load(self, start: int, stop: int) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(self.seed + index) for index in range(start, stop)]
         images = self.pipe(self.prompts[start:stop], generator=generators, output_type="pt").images
-        return images.nan_to_num(0).clamp(0, 1) * 2 - 1
+        return images.clamp(0, 1) * 2 - 1  # the pipeline refuses what is not finite
 
     def describe(self) -> dict:
         generator = self.pipe.generator
@@ -192,6 +197,7 @@ class Model(Candidate):
 
 
 _MANIFEST = "manifest.jsonl"
+_PIXELS_AT_ONCE = 2**24  # 200 MB as float32, several times of which are needed
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -216,13 +222,17 @@ class Folder(Candidate):
     def _read_manifest(self) -> tuple[list[str], list[str] | None]:
         manifest = self.folder / _MANIFEST
         if not manifest.is_file():
-            found = (path for path in self.folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+            found = (path for path in self.folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
             return sorted(path.name for path in found if path.name != "grid.png"), None
         try:
-            entries = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+            entries = [json.loads(line) for line in split_lines(read_text(manifest)) if line.strip()]
             names, prompts = [entry["file"] for entry in entries], [entry["prompt"] for entry in entries]
-        except (ValueError, KeyError, TypeError) as error:
+            if wrong := [value for value in (*names, *prompts) if not isinstance(value, str)]:
+                raise TypeError(f"{wrong[0]!r} is no text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{manifest} must have a line with 'file' and 'prompt' for each image: {error}") from error
+        if outside := [name for name in names if ".." in PurePath(name).parts or PurePath(name).is_absolute()]:
+            raise UserError(f"{manifest} names {outside[0]}, which lies outside of {self.folder}")
         if missing := [name for name in names if not (self.folder / name).is_file()]:
             raise UserError(f"{len(missing)} images of {manifest} are missing, for example {missing[0]}")
         return names, prompts
@@ -237,9 +247,12 @@ class Folder(Candidate):
             raise UserError(f"the images in {self.folder} must have one size; there are {found}")
         return as_images(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
 
+    def most_at_once(self) -> int:
+        return max(1, _PIXELS_AT_ONCE // self._read(self.names[0])[..., 0].size)
+
     def _read(self, name: str) -> np.ndarray:
         try:
-            return np.array(to_rgb(decode((self.folder / name).read_bytes())))
+            return np.array(to_rgb(decode(read_bytes(self.folder / name))))
         except BadImage as error:
             raise UserError(f"{self.folder / name}: {error}") from error
 

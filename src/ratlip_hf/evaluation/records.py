@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from ..utils.files import append_line, check_appendable
+from ..utils.files import append_line, check_appendable, read_text, require_regular, split_lines
 from ..version import __version__
 
 # Below this many images a Fréchet distance of 2048 features is mostly bias.
@@ -48,13 +48,21 @@ class ScoreRecord:
     per_prompt: Mapping[str, list[float | None]] = field(default_factory=dict)
 
     def __post_init__(self):
+        if not isinstance(self.protocol, Mapping):
+            raise ValueError(f"a protocol has entries, unlike {self.protocol!r}")
         if missing := [name for name in _REQUIRED if name not in self.protocol]:
             raise ValueError(f"a protocol needs {', '.join(missing)}")
-        if not self.scores:
+        if not all(isinstance(self.protocol[name], int) for name in _REQUIRED[1:]):
+            raise ValueError(f"{' and '.join(_REQUIRED[1:])} must be whole numbers")
+        if not self.scores or not isinstance(self.scores, Mapping) or not isinstance(self.candidate, Mapping):
             raise ValueError("a record without scores says nothing")
         for name, score in self.scores.items():
-            if "value" not in score or not all(math.isfinite(number) for number in score.values()):
-                raise ValueError(f"the score {name!r} must have a value and be finite, not {dict(score)}")
+            if (
+                not isinstance(score, Mapping)
+                or "value" not in score
+                or not all(math.isfinite(number) for number in score.values())
+            ):
+                raise ValueError(f"the score {name!r} must have a value and be finite, not {score!r}")
 
     def warnings(self) -> list[str]:
         """What a reader has to be told with the scores; one line each."""
@@ -85,10 +93,10 @@ def check_place_for_records(path: str | os.PathLike) -> None:
 def read_records(path: str | os.PathLike) -> list[ScoreRecord]:
     """All records of a file. Raises ValueError with the line's number for one that is no record."""
     records = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(path)) if require_regular(path) else [], 1):
         try:
             records.append(ScoreRecord(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is no record: {error}") from error
     return records
 

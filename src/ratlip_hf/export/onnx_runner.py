@@ -4,7 +4,6 @@ First the call, then the graphs as networks, then the folder of an export and it
 """
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from ..models.generator import RATLIPGeneratorOutput
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import one_line
+from ..utils.files import check_recorded_hashes, read_json
 from .repository import ONNX_RECORD
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
@@ -45,6 +45,7 @@ class OnnxRunner:
 
     def __init__(self, folder: str | os.PathLike, providers: Sequence[str] = DEFAULT_PROVIDERS):
         folder, self.record = Path(folder), read_record(folder)
+        check_recorded_hashes(folder, ONNX_RECORD)
         text_encoder = OnnxTextEncoder(folder / TEXT_GRAPH, self.record["text_encoder"], providers)
         generator = OnnxGenerator(
             folder / IMAGE_GRAPH, self.record["generator"], self.record["couples_batch"], providers
@@ -139,13 +140,16 @@ def read_record(folder: str | os.PathLike) -> dict:
     """
     path = Path(folder) / ONNX_RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except OSError as error:
         raise ValueError(f"{folder} holds no ONNX export: there is no {path.name} (see ratlip export onnx)") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by this version of ratlip export onnx: export the model again")
     if missing := {"generator", "text_encoder", "couples_batch"} - record.keys():
         raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    for name, kind in {"generator": dict, "text_encoder": dict, "couples_batch": bool}.items():
+        if not isinstance(record[name], kind) or (kind is dict and not record[name]):
+            raise ValueError(f"{path} is damaged: {name} must be {kind.__name__}, not {record[name]!r}")
     return record

@@ -14,12 +14,13 @@ from transformers.utils import cached_file
 from .. import bundled
 from ..model_card import pipeline_card
 from ..models import RATLIPDiscriminator
-from ..pipeline import RATLIPPipeline
+from ..pipeline import RECORD, RATLIPPipeline
+from ..utils.errors import one_line
 from ..utils.files import atomic_directory, file_sha256
+from ..utils.tensors import check_weights
 from ..version import __version__
 from .single_file import Import, self_contained
 
-RECORD = "hub_export.json"
 ONNX_RECORD = "onnx_export.json"
 WEB_RECORD = "web_export.json"
 _HOLDS = {RECORD: "export for the Hub", ONNX_RECORD: "ONNX export", WEB_RECORD: "web export"}
@@ -71,6 +72,9 @@ def export_hub(
     refuse_other_folders(folder)
     if missing := [name for name in ("generator", "image_encoder") if getattr(pipe, name) is None]:
         raise ValueError(f"{source} has no {missing[0]}: there is nothing to publish without it")
+    for network in (pipe.generator, pipe.image_encoder, pipe.text_encoder):
+        if network is not None:
+            check_weights(network, source)
     discriminator = RATLIPDiscriminator.of_pipeline(source)
     with atomic_directory(folder) as staged:
         pipe.save_pretrained(staged)
@@ -96,10 +100,14 @@ def code_files() -> dict[str, str]:
     pipeline = self_contained(
         "pipeline",
         "RATLIPPipeline",
-        left_out={"RATLIPPipeline": ("from_clip", "from_single_file", "_dict_from_json_file", "optimize")},
+        left_out={
+            "RATLIPPipeline": ("from_clip", "from_single_file", "from_pretrained", "_dict_from_json_file", "optimize")
+        },
         stand_ins={"RATLIPGenerator": Import("diffusers", "ModelMixin", inside=False)},
     )
-    generator = self_contained("models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset",)})
+    generator = self_contained(
+        "models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset", "_upload_folder")}
+    )
     return dict(zip(CODE, (pipeline, generator), strict=True))
 
 
@@ -110,15 +118,26 @@ def _complete_index(folder: Path, with_code: bool) -> None:
     unread = sorted(file.relative_to(folder).as_posix() for file in folder.glob("discriminator/*.safetensors"))
     if unread:
         index["_ignore_files"] = unread
+    code = {"auto_map": {"AutoModel": f"{_GENERATOR}.RATLIPGenerator"}}  # where diffusers' AutoModel looks for it
     if with_code:
         index["_class_name"] = [_PIPELINE, "RATLIPPipeline"]
         index["generator"] = [_GENERATOR, "RATLIPGenerator"]
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        index |= code
+        config = folder / "generator" / "config.json"
+        _write_json(config, json.loads(config.read_text(encoding="utf-8")) | code)
+    _write_json(path, index)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _source_card(source: str | os.PathLike) -> ModelCard | None:
     path = cached_file(source, "README.md", _raise_exceptions_for_missing_entries=False)
-    return ModelCard.load(path) if path else None
+    try:
+        return ModelCard.load(path) if path else None
+    except Exception as error:  # YAML that is none raises errors of several libraries
+        raise ValueError(f"{path} has no metadata that can be read, correct it first: {one_line(error)}") from error
 
 
 def _own_card(pipe: RATLIPPipeline, repository: str, source: str | os.PathLike) -> ModelCard:

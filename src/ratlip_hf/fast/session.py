@@ -95,6 +95,8 @@ def _addition(module: nn.Module) -> str | None:
         return f"is a {kind.__module__}.{kind.__name__}: merge adapters, leave out torch.compile"
     if module._forward_hooks or module._forward_pre_hooks or _foreign_forward(module) is not None:
         return "has hooks or is offloaded: remove them"
+    if any(type(tensor) not in (torch.Tensor, nn.Parameter) for tensor in _own_tensors(module)):
+        return "is quantized, or has tensors of another library: load the weights as they were saved in float32"
     if any(tensor.device.type != "cpu" for tensor in _own_tensors(module)):
         return "is not on the CPU: the faster path is written and measured for CPUs only; move the pipeline there"
     return None

@@ -4,17 +4,25 @@ CLIP's outputs, and checks of configuration values."""
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig
 
-from ..clip import grid_size
+from ..clip import MOST_LAYERS, grid_size
+from ..model_card import network_card
 from ..utils.compat import PortableConfig, for_diffusers
+from ..utils.tensors import check_weights
 from .blocks import ImageBlock
+
+MOST_BLOCKS = 64
+_LARGEST = {"bridge_blocks": MOST_BLOCKS, "base_channels": 1024, "bridge_channels": 4096, "clip_grid": 256}
+_WIDEST = 16384  # of all other sizes: beyond it a single layer has gigabytes
 
 PRESETS: dict[str, dict[str, dict]] = {
     # The paper's recurrence; shuffle attention where the released code has it (docs/method.md, section 9).
@@ -88,6 +96,7 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
         with_info = kwargs.pop("output_loading_info", False)
         kwargs = for_diffusers({**kwargs, "output_loading_info": True})
         model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_weights(model, pretrained_model_name_or_path)
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(
@@ -95,6 +104,12 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
                 f"for example {missing[0]}: the file is incomplete or belongs to another configuration"
             )
         return (model, info) if with_info else model
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
+        """Every way of publishing a network ends here, with the card that diffusers has written or found."""
+        if (readme := Path(working_dir) / "README.md").is_file():
+            network_card(self, ModelCard.load(readme), repo_id).save(readme)
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
     def check_tower(self, tower: CLIPVisionConfig) -> None:
         """Raise ValueError unless this network was built for an image tower of that width, grid and depth."""
@@ -218,11 +233,13 @@ class untracked_statistics:
 
 
 def check_counts(config: Mapping, *names: str) -> None:
-    """Sizes must be positive integers."""
+    """Sizes must be positive integers, and no larger than what can be built in seconds."""
     for name in names:
-        value = config[name]
+        value, largest = config[name], _LARGEST.get(name, _WIDEST)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if value > largest:
+            raise ValueError(f"{name} must be at most {largest}, not {value}")
 
 
 def check_choices(config: Mapping, **choices: Sequence) -> None:
@@ -244,7 +261,7 @@ def check_layers(config: Mapping, name: str) -> None:
     """Layers of the CLIP tower: at least one, 0-based, increasing."""
     layers = config[name]
     sound = isinstance(layers, list | tuple) and len(layers) > 0
-    sound = sound and all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in layers)
+    sound = sound and all(type(layer) is int and 0 <= layer < MOST_LAYERS for layer in layers)
     if not sound or list(layers) != sorted(set(layers)):
         raise ValueError(f"{name} must list increasing 0-based layers of the CLIP tower, at least one, not {layers!r}")
 

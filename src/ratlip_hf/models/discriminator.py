@@ -1,7 +1,6 @@
 """`RATLIPDiscriminator`: CLIP features and a text embedding in, one logit per sample out (docs/method.md, section 5).
 It never reads pixels; `clip.image_features` makes its input."""
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +159,11 @@ class RATLIPDiscriminator(RATLIPModel):
         if Path(source).is_dir():  # of a name on the Hub, this would be another repository
             places.append((Path(source).parent / "discriminator", None))
         for folder, subfolder in places:
-            with contextlib.suppress(OSError):
+            try:
                 return cls.from_pretrained(str(folder), subfolder=subfolder, **options)
+            except OSError:
+                if Path(folder, subfolder or "", "config.json").exists():  # it is there, but cannot be read
+                    raise
         return None
 
     def condition(

@@ -6,7 +6,9 @@
 import dataclasses
 import json
 import logging
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from ..bundled import WORLDS, resolve
 from ..evaluation.engine import Evaluation, Sources, load_networks
 from ..evaluation.inputs import Folder, Model, load_eval_data
 from ..evaluation.protocols import find_protocol
-from ..evaluation.records import ScoreRecord, append_record, read_records
+from ..evaluation.records import ScoreRecord, append_record, check_place_for_records, read_records
 from ..pipeline import RATLIPPipeline
 from ..training.checkpoints import Checkpoints
 from ..training.config import load_config
@@ -74,11 +76,23 @@ class StudyRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "train.log"
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "ratlip_hf.training"]
-        with log.open("a") as file:
-            done = subprocess.run([*command, *self.trainer_options()], stdout=file, stderr=subprocess.STDOUT)
-        if done.returncode:
+        if _launched([*command, *self.trainer_options()], log):
             lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
             raise UserError(f"{self.name} failed: {lines[-1] if lines else f'see {log}'}")
+
+
+_RUNNING: set[subprocess.Popen] = set()
+
+
+def _launched(command: list[str], log: Path) -> int:
+    """Run a program to its end, in a process group of its own; returns its exit code."""
+    options = {"stderr": subprocess.STDOUT, "start_new_session": True}
+    with log.open("a") as file, subprocess.Popen(command, stdout=file, **options) as process:
+        _RUNNING.add(process)
+        try:
+            return process.wait()
+        finally:
+            _RUNNING.discard(process)
 
 
 def parameter_counts(dataset: Dataset, variant: Variant) -> tuple[float, float]:
@@ -98,8 +112,14 @@ def parameter_counts(dataset: Dataset, variant: Variant) -> tuple[float, float]:
 def train_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[StudyRun]:
     """Train runs, `jobs` of them at the same time; yields each when it is done, in their order."""
     with ThreadPoolExecutor(jobs) as pool:
-        for run, _ in zip(runs, pool.map(StudyRun.train, runs), strict=True):
-            yield run
+        try:
+            for run, _ in zip(runs, pool.map(StudyRun.train, runs), strict=True):
+                yield run
+        except BaseException:  # a failure or a signal: those that run save their state and end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 class Scoring:
@@ -144,7 +164,9 @@ class Scoring:
 def known_records(study: Path) -> list[ScoreRecord]:
     """The records of a study, oldest first; none if there is no file yet."""
     path = study / RECORDS
-    return read_records(path) if path.is_file() else []
+    if path.exists():
+        check_place_for_records(path)
+    return read_records(path) if path.exists() else []
 
 
 def is_scored(variant: str, seed: int, records: Sequence[ScoreRecord]) -> bool:
@@ -165,8 +187,11 @@ def write_curves(study: Path, runs: Sequence[StudyRun]) -> None:
     for run in runs:
         log = run.folder / "evaluations.jsonl"
         for line in log.read_text().splitlines() if log.is_file() else ():
-            entry = json.loads(line)
-            facts = {"variant": run.variant.name, "seed": run.seed}
-            facts |= {"images": entry["images"], "scores": entry["scores"]}
+            try:
+                entry = json.loads(line)
+                facts = {"variant": run.variant.name, "seed": run.seed}
+                facts |= {"images": entry["images"], "scores": entry["scores"]}
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # cut short by a kill
             lines.append(json.dumps(facts) + "\n")
     atomic_write(study / CURVES, "".join(lines))

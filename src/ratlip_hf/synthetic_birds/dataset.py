@@ -97,6 +97,9 @@ class RenderedImage:
     def fingerprint(self) -> str:
         return repr(self)
 
+    def stored_bytes(self) -> int:
+        return 0  # a few kilobytes, known when it is rendered
+
 
 def read(source: Path | None, options: SourceOptions) -> SourceDataset:
     """Sample attributes and captions; no two splits show the same colour triple. No file is read."""

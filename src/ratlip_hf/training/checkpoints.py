@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..utils.errors import UserError
-from ..utils.files import atomic_directory, file_sha256, remove_unfinished
+from ..utils.errors import UserError, one_line
+from ..utils.files import atomic_directory, file_sha256, read_json, remove_unfinished
+from ..utils.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -74,24 +75,40 @@ class Checkpoints:
 
     def restore(self, path: Path) -> None:
         """Load every registered object from a checkpoint that `find` returned; UserError if one does not fit."""
-        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        try:
+            state = load_tensors(path / _STATE)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the checkpoint {path} cannot be read: {one_line(error)}") from error
         for name, item in self.objects.items():
             try:
+                if not _is_finite(state[name]):
+                    raise UserError(
+                        f"the checkpoint {path} holds NaN or infinite values ({name}): resume an earlier one"
+                    )
                 item.load_state_dict(state[name])
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise UserError(f"the checkpoint {path} does not fit this configuration ({name})") from error
 
     def _all(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+        found = (path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+        return sorted(path for path in found if path.is_dir())
 
 
 def _sound_facts(path: Path) -> dict:
     """Raises UserError for files that are incomplete or do not match their checksum."""
     try:
-        facts = json.loads((path / _FACTS).read_text())
+        facts = read_json(path / _FACTS)
         sound = facts["sha256"] == file_sha256(path / _STATE)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"no complete checkpoint at {path}") from error
     if not sound:
         raise UserError(f"the checkpoint {path} is damaged: its checksum differs")
     return facts
+
+
+def _is_finite(state) -> bool:
+    """Whether all tensors within nested dicts and lists hold finite numbers."""
+    if isinstance(state, torch.Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return all(map(_is_finite, parts))

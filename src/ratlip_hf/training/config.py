@@ -15,16 +15,17 @@ from ..data.read.transforms import ANTIALIASED, VARIANTS
 from ..losses import PENALTY_FORMS
 from ..models import PRESETS
 from ..utils.errors import CommandParser, UserError
+from ..utils.files import read_json
 from .augmentation import AUGMENTATIONS
 
 PRECISIONS = ("no", "fp16", "bf16")
 _WORLDS = " or ".join(WORLDS)
 
 
-def _option(default, text: str, least: int | None = None):
-    """A field with its help text, and the smallest whole number that it takes."""
+def _option(default, text: str, least: int | None = None, most: int = 2**40):
+    """A field with its help text, and the smallest and largest whole number that it takes."""
     kind = "default_factory" if callable(default) else "default"
-    return field(metadata={"help": text, "least": least}, **{kind: default})
+    return field(metadata={"help": text, "least": least, "most": most}, **{kind: default})
 
 
 @dataclass
@@ -60,18 +61,22 @@ class TrainingConfig:
     random_crop: bool = _option(True, "crop at random; off: the middle. Images of the right size stay whole")
     resize: str = _option(ANTIALIASED, f"how images are cropped and scaled: {', '.join(VARIANTS)} (the released code)")
     streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole dataset")
-    stream_window: int = _option(2, "shards that are in memory, and shuffled, together when streaming", least=1)
+    stream_window: int = _option(
+        2, "shards that are in memory, and shuffled, together when streaming", least=1, most=4096
+    )
     text_embeddings: bool = _option(
         False, "compute the captions' embeddings once, or take those of `ratlip data embed`; no text tower in the loop"
     )
-    max_train_samples: int | None = _option(None, f"use the first N samples; of {_WORLDS}, render N", least=1)
+    max_train_samples: int | None = _option(
+        None, f"use the first N samples; of {_WORLDS}, render N", least=1, most=1000000000
+    )
     random_flip: bool = _option(True, "mirror half of the images; off where captions speak of left and right")
-    dataloader_num_workers: int = _option(0, "processes that load images for each training process", least=0)
+    dataloader_num_workers: int = _option(0, "processes that load images for each training process", least=0, most=512)
 
     # Optimisation (docs/method.md, section 6)
     max_train_images: int = _option(1_000_000, "length of the run in real images seen", least=1)
-    train_batch_size: int = _option(16, "real images per process and micro-batch", least=1)
-    gradient_accumulation_steps: int = _option(1, "micro-batches per step", least=1)
+    train_batch_size: int = _option(16, "real images per process and micro-batch", least=1, most=65536)
+    gradient_accumulation_steps: int = _option(1, "micro-batches per step", least=1, most=65536)
     generator_learning_rate: float = _option(1e-4, "Adam, generator")
     discriminator_learning_rate: float = _option(4e-4, "Adam, discriminator")
     final_learning_rate_factor: float = _option(1.0, "learning rates fall to this share over the last third")
@@ -87,7 +92,7 @@ class TrainingConfig:
     range_weight: float = _option(0.0, "weight of the penalty on pixels beyond [-1, 1]; not in the paper")
     pixel_loss_weight: float = _option(0.0, "weight of an auxiliary discriminator that reads pixels; not in the paper")
     pixel_penalty_weight: float = _option(1.0, "weight of the zero-centred gradient penalties of that discriminator")
-    pixel_channels: int = _option(16, "channels of that discriminator at full size", least=1)
+    pixel_channels: int = _option(16, "channels of that discriminator at full size", least=1, most=1024)
     ema_decay: float = _option(0.999, "decay of the EMA weights, which are saved and sampled; 0: no averaging")
     max_grad_norm: float | None = _option(None, "clip each network's gradients to this norm")
     augmentation: str = _option(
@@ -103,6 +108,7 @@ class TrainingConfig:
     output_dir: str = _option("ratlip-output", "where everything goes")
     seed: int = _option(0, "noise, captions and order are functions of it and of the sample's global index")
     resume_from_checkpoint: str | None = _option(None, "'latest' or a checkpoint folder")
+    allow_changes: bool = _option(False, "resume even if data or CLIP are not those that the checkpoint was made with")
     checkpointing_steps: int = _option(1000, "steps between checkpoints", least=1)
     checkpoints_total_limit: int | None = _option(2, "checkpoints kept", least=1)
     logging_steps: int = _option(10, "steps between lines of log.jsonl", least=1)
@@ -113,7 +119,7 @@ class TrainingConfig:
     evaluate_every: int | None = _option(
         None, "images between quick evaluations, which keep the best weights", least=1
     )
-    evaluation_samples: int = _option(256, "images generated for a quick evaluation", least=1)
+    evaluation_samples: int = _option(256, "images generated for a quick evaluation", least=1, most=1048576)
     push_to_hub: bool = _option(False, "upload pipeline, samples and model card to the Hub at every checkpoint")
     hub_model_id: str | None = _option(None, "repository on the Hub, name or user/name; by default as output_dir")
     hub_private_repo: bool = _option(False, "make the repository a private one")
@@ -164,13 +170,15 @@ class TrainingConfig:
             value, least = getattr(self, item.name), item.metadata["least"]
             if least is not None and value is not None and value < least:
                 raise UserError(f"{item.name} must be at least {least}, not {value}")
+            if type(value) is int and value > item.metadata["most"]:
+                raise UserError(f"{item.name} must be at most {item.metadata['most']}, not {value}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{item.name} must be finite, not {value}")
         for name in ("generator_learning_rate", "discriminator_learning_rate", "penalty_power", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, not {value}")
-        for name in ("pixel_loss_weight", "pixel_penalty_weight"):
+        for name in _WEIGHTS:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -179,6 +187,7 @@ class TrainingConfig:
             raise UserError(f"final_learning_rate_factor must lie in [0, 1], not {self.final_learning_rate_factor}")
 
 
+_WEIGHTS = ("clip_loss_weight", "penalty_weight", "range_weight", "pixel_loss_weight", "pixel_penalty_weight")
 _CHOICES = {
     "preset": PRESETS,
     "resize": VARIANTS,
@@ -217,10 +226,10 @@ def _read_json(source: str | None) -> dict:
         return {}
     path = Path(source) if Path(source).suffix == ".json" else SHIPPED / f"{source}.json"
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except OSError as error:
         raise UserError(f"cannot read configuration {source}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold one JSON object")
@@ -240,7 +249,7 @@ def _parse(name: str, text: str):
         return text
     try:
         value = json.loads(text.lower() if bool in kinds else text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = text
     return _checked(name, value)
 

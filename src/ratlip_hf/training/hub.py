@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, get_token, utils
@@ -113,11 +113,12 @@ class HubRepository:
         self._last = self._executor.submit(self._send, Path(stage.name), f"Upload after {images} images")
         self._last.add_done_callback(lambda _: stage.cleanup())
 
-    def close(self) -> None:
-        """Wait for the last upload; nothing can be uploaded afterwards."""
+    def close(self, patience: float | None = None) -> None:
+        """Wait for the last upload, or only so many seconds; nothing can be uploaded afterwards."""
         if self._last is not None and not self._last.done():
             logger.info("waiting for the upload to %s", self.name)
-        self._executor.shutdown()
+            wait([self._last], patience)
+        self._executor.shutdown(wait=patience is None, cancel_futures=True)
 
     def _stage(self, images: int, prompts: Sequence[str], evaluation: Mapping | None) -> tempfile.TemporaryDirectory:
         """A folder in the layout of the repository, which the trainer's later writing does not touch."""

@@ -15,7 +15,9 @@ from ..pipeline import prepare_latents
 from ..utils.display import grid_image
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory, atomic_write, remove_unfinished, staged_files
+from ..utils.tensors import check_weights
 from .config import TrainingConfig
+from .ending import Peers, watched_launcher
 from .monitor import Report
 from .optimization import lr_factor
 from .pixel_discriminator import PENALTY_INTERVAL
@@ -25,6 +27,7 @@ from .validation import QuickEvaluation
 
 logger = logging.getLogger(__name__)
 
+_UPLOAD_PATIENCE = 10.0  # seconds that an upload gets when a signal has ended the run
 _SAMPLE_CAPTIONS, _IMAGES_PER_CAPTION = 16, 4  # of a sample grid
 
 
@@ -39,14 +42,20 @@ def train(config: TrainingConfig) -> Path:
         UserError, ValueError: before anything is trained, when configuration, surroundings, CLIP and data do not fit
             together; later when the run diverges.
     """
-    run = prepare(config)
-    if run is None:
-        return Path(config.output_dir)
     with contextlib.ExitStack() as ending:
+        ending.enter_context(watched_launcher())
+        run = prepare(config, ending)
+        if run is None:
+            return Path(config.output_dir)
+        ending.enter_context(run.ending)
+        peers = Peers(run.accelerator)
+        ending.enter_context(peers.watched())
+        ending.enter_context(_naming_the_dead(peers))
         if run.hub:
-            ending.enter_context(contextlib.closing(run.hub))
+            ending.callback(lambda: run.hub.close(_UPLOAD_PATIENCE if run.ended else None))
         ending.callback(run.accelerator.end_training)  # trackers keep their last events, also after an error
         if run.accelerator.is_main_process:
+            run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
             # `--config` reads the first again; the second says which frozen CLIP the run really used.
             atomic_write(run.output_dir / "config.json", config.to_json())
             atomic_write(run.output_dir / "clip.json", json.dumps(run.clip.describe(), indent=2) + "\n")
@@ -55,19 +64,40 @@ def train(config: TrainingConfig) -> Path:
             logger.info("%d images in the dataset, %d to see", len(run.data), config.max_train_images)
             logger.info("%d process(es) on %s", run.accelerator.num_processes, run.accelerator.device)
             _iterate_and_report(run)
-            logger.info("finished: %s", run.output_dir)
+            logger.info(
+                "ended at step %d: resume it" if run.ended else "finished: %s",
+                run.step if run.ended else run.output_dir,
+            )
         else:
             for _ in iterate(run):
                 pass
         run.accelerator.wait_for_everyone()
+        if run.ended:
+            raise run.ending.stopped()
     return run.output_dir
+
+
+@contextlib.contextmanager
+def _naming_the_dead(peers: Peers) -> Iterator[None]:
+    """Let an operation that fails because another process has died say which one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # torch raises it wherever the program is
+            raise UserError(
+                "a process that loads images was killed, perhaps for lack of memory: resume with fewer "
+                "dataloader_num_workers"
+            ) from error
+        if (words := peers.explain()) is None:
+            raise
+        raise UserError(f"{words}: resume from the last checkpoint") from error
 
 
 def iterate(run: Run) -> Iterator[dict[str, float]]:
     """Take steps until enough images are seen, and yield the metrics of each: means over all processes."""
     config, accelerator = run.config, run.accelerator
     micro_batches = run.data.batches(run.seen, accelerator.process_index, accelerator.num_processes)
-    while run.seen < config.max_train_images:
+    while run.seen < config.max_train_images and not run.ended:
         batches = islice(micro_batches, config.gradient_accumulation_steps)
         inputs = [to_device(batch, run.clip, accelerator.device) for batch in batches]
         run.nets.set_lr_factor(lr_factor(config, run.step, run.seen))
@@ -78,7 +108,10 @@ def iterate(run: Run) -> Iterator[dict[str, float]]:
             penalise_pixels=run.step % PENALTY_INTERVAL == 0,
         )
         run.step, run.seen = run.step + 1, run.seen + run.per_step
-        metrics = mean_over_processes(metrics, accelerator)
+        asked = torch.tensor(float(run.ending.asked), device=accelerator.device)
+        metrics = mean_over_processes({**metrics, "asked to end": asked}, accelerator)
+        asked_somewhere = metrics.pop("asked to end") > 0  # so that all end after the same step
+        run.ended = asked_somewhere and run.seen < config.max_train_images
         _stop_if_not_finite(run, metrics)
         run.ema.update(run.generator)
         yield metrics
@@ -103,12 +136,13 @@ def _iterate_and_report(run: Run) -> None:
                 scores = evaluation.run(run.ema.module)
                 record = report.evaluated(run.step, run.seen, scores, evaluation.protocol)
                 run.best.update(record, run.pipeline)
-            if run.step % config.checkpointing_steps == 0 or run.seen >= config.max_train_images:
+            finished = run.seen >= config.max_train_images
+            if run.step % config.checkpointing_steps == 0 or finished or run.ended:
                 _save_models(run)
                 # After the models: whoever finds the last checkpoint finds them, too.
-                facts = {"step": run.step, "images": run.seen}
+                facts = {"step": run.step, "images": run.seen, "identity": run.identity}
                 run.checkpoints.save(run.step, facts | describe_state(run.generator, run.discriminator, config))
-                if run.hub:
+                if run.hub and not run.ended:  # there may be seconds left
                     run.hub.upload(run.seen, prompts, record)
     if run.seen == first and run.step:  # nothing was left to do, but the models may have been moved away
         _save_models(run)
@@ -138,8 +172,10 @@ def _stop_if_not_finite(run: Run, metrics: dict[str, float]) -> None:
 def _save_models(run: Run) -> None:
     """Write `pipeline/`, with the EMA weights, and `discriminator/`, unless the weights are not finite."""
     # Finite losses do not rule out that the optimizer's last move was none.
-    trained = {"generator_norm": run.generator, "discriminator_norm": run.discriminator}
+    trained = {"generator_norm": run.generator, "discriminator_norm": run.discriminator, "ema_norm": run.ema.module}
     _stop_if_not_finite(run, {name: float(get_total_norm(net.parameters())) for name, net in trained.items()})
+    for name, network in trained.items():
+        check_weights(network, f"step {run.step}, {name.removesuffix('_norm')}")
     for name, model in (("pipeline", run.pipeline), ("discriminator", run.discriminator)):
         with atomic_directory(run.output_dir / name) as folder:
             model.save_pretrained(folder)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, split_lines
 from .config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -107,10 +107,14 @@ class Log:
     def read(self) -> list[dict]:
         """All lines, without a last one that a kill has cut short: a run that resumes writes it again."""
         records = []
-        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in split_lines(self.path.read_text(errors="replace")) if self.path.is_file() else []:
+            with contextlib.suppress(ValueError, RecursionError):
                 records.append(json.loads(line))
-        return records
+        return [record for record in records if isinstance(record, dict) and _is_dated(record)]
+
+
+def _is_dated(record: dict) -> bool:
+    return all(isinstance(record.get(name), int) for name in ("step", "images"))
 
 
 def tracker_arguments(config: TrainingConfig) -> dict:
@@ -188,7 +192,7 @@ class Range:
     def value(self, line: Mapping[str, float | None]) -> float:
         """The metric in a line of the log; NaN where there is none."""
         values = [line.get(name) for name in self.metric.split(" - ")]
-        return math.nan if None in values else values[0] - sum(values[1:])
+        return values[0] - sum(values[1:]) if all(isinstance(value, int | float) for value in values) else math.nan
 
 
 def healthy_ranges(config: TrainingConfig) -> list[Range]:

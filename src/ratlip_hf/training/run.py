@@ -1,10 +1,11 @@
 """A training run as one thing: everything that takes part, put together, checked and brought to where it left off."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from torch import nn
 
 from ..bundled import resolve
 from ..clip import FrozenCLIP, image_features, load_clip
+from ..data.read.rows import rows_sha256
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError, one_line
+from ..utils.locks import locked
 from . import pixel_discriminator as pixels
 from .batch_norm import synchronize_batch_norm
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
+from .ending import Ending
 from .footprint import disk_use
 from .hub import HubRepository
 from .monitor import tracker_arguments
@@ -58,8 +62,11 @@ class Run:
     best: Best
     pipeline: RATLIPPipeline
     hub: HubRepository | None
+    identity: dict  # hashes of data and CLIP, for the checkpoints
     step: int = 0
     seen: int = 0
+    ending: Ending = field(default_factory=Ending)
+    ended: bool = False  # whether some process has been asked to end
 
     @property
     def output_dir(self) -> Path:
@@ -72,16 +79,19 @@ class Run:
         return self.config.images_per_step(self.accelerator.num_processes)
 
 
-def prepare(config: TrainingConfig) -> Run | None:
-    """Put a run together and restore its checkpoint, if it has one; None after a dry run, which leaves nothing.
+def prepare(config: TrainingConfig, locks: contextlib.ExitStack | None = None) -> Run | None:
+    """Put a run together and restore its checkpoint, if it has one; None after a dry run, which leaves nothing. With
+    `locks` the output folder stays locked until they are closed.
 
     Raises UserError or ValueError when configuration, surroundings, CLIP and data do not fit together.
     """
     accelerator = start_accelerator(config)
     check_surroundings(config, accelerator.num_processes, accelerator.device)
     checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.checkpoints_total_limit)
-    found = _find_checkpoint(config, checkpoints)
     main = accelerator.is_main_process
+    if locks and main and not config.dry_run:
+        locks.enter_context(locked(config.output_dir, inside=True))
+    found = _find_checkpoint(config, checkpoints)
     hub = HubRepository.open(config) if main and config.push_to_hub and not config.dry_run else None
     set_seed(config.seed)
 
@@ -101,14 +111,18 @@ def prepare(config: TrainingConfig) -> Run | None:
         if main:
             print(describe_run(config, accelerator, generator, discriminator, clip, data), end="")
         return None
-    if not found:
+    identity = {"clip_sha256": clip.describe()["weights_sha256"], "data_sha256": rows_sha256(data.rows)}
+    if found:
+        _compare_identity(found[1], identity, config)
+    else:
         fit_conditioning(fresh, clip, data, discriminator)
 
     nets, ema = set_in_motion(generator, discriminator, clip.image_encoder, accelerator, config)
     pipeline = RATLIPPipeline(clip.tokenizer, clip.text_encoder, clip.image_encoder, ema.module)
     pipeline.set_progress_bar_config(disable=True)
     best = Best(Path(config.output_dir))
-    run = Run(config, accelerator, checkpoints, generator, discriminator, clip, data, nets, ema, best, pipeline, hub)
+    networks = (generator, discriminator, clip, data, nets, ema)
+    run = Run(config, accelerator, checkpoints, *networks, best, pipeline, hub, identity)
     _restore(run, found)
     return run
 
@@ -125,14 +139,34 @@ def _find_checkpoint(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[
     which = config.resume_from_checkpoint
     if which and which != "latest" and checkpoints.any() and not checkpoints.owns(which):
         raise UserError(f"{config.output_dir} already holds another run than {which}: choose another --output_dir")
-    if which:
-        return checkpoints.find(which)
-    if checkpoints.any() and not config.dry_run:
+    if which and (found := checkpoints.find(which)):
+        _check_facts(*found)
+        return found
+    _refuse_finished(config, checkpoints)
+    if not which and checkpoints.any() and not config.dry_run:
         raise UserError(
             f"{config.output_dir} already holds a run: continue it with --resume_from_checkpoint latest "
             "or choose another --output_dir"
         )
     return None
+
+
+def _check_facts(path: Path, facts: dict) -> None:
+    kinds = {"step": int, "images": int, "architecture": dict, "config": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]:
+        raise UserError(f"the checkpoint {path} is damaged: its facts have no {wrong[0]}")
+
+
+def _refuse_finished(config: TrainingConfig, checkpoints: Checkpoints) -> None:
+    """A model without checkpoints is a finished one, or somebody else's: a new run would replace it."""
+    models = [name for name in ("pipeline", "discriminator", "best") if (Path(config.output_dir) / name).exists()]
+    # Between its first model and its first checkpoint a run may be killed; it has made the folder of checkpoints.
+    begun = config.resume_from_checkpoint and checkpoints.folder.is_dir()
+    if models and not checkpoints.any() and not begun and not config.dry_run:
+        raise UserError(
+            f"{config.output_dir} holds {models[0]}/ and no checkpoint to go on from: choose another --output_dir, or "
+            "fine-tune it with --pretrained_model_name_or_path"
+        )
 
 
 def build_networks(config: TrainingConfig) -> tuple[RATLIPGenerator, RATLIPDiscriminator, list[RATLIPModel]]:
@@ -182,6 +216,17 @@ def _compare_with_checkpoint(
         new = now["config"][name]
         if new != old and name not in ("resume_from_checkpoint", "generator", "discriminator"):
             logger.warning("changed since the checkpoint: %s from %s to %s", name, old, new)
+
+
+def _compare_identity(facts: dict, identity: dict, config: TrainingConfig) -> None:
+    """Refuse other data or another CLIP than the checkpoint's, unless allowed; earlier versions noted none."""
+    known = facts.get("identity")
+    for name, what in {"data_sha256": "data are", "clip_sha256": "CLIP is"}.items():
+        if isinstance(known, dict) and known.get(name, identity[name]) != identity[name]:
+            told = f"the {what} not the same as when the checkpoint was made"
+            if not config.allow_changes:
+                raise UserError(f"{told}: put them back, or go on with --allow_changes")
+            logger.warning("%s", told)
 
 
 def load_frozen_clip(config: TrainingConfig, device: torch.device) -> FrozenCLIP:

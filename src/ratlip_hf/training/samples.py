@@ -20,6 +20,7 @@ from ..data.read.embeddings import FOLDER, EmbeddingTable, StoredEmbeddings, rem
 from ..data.read.rows import Row, Rows, ShardRows
 from ..utils.errors import UserError
 from .config import TrainingConfig
+from .ending import ignore_signals
 
 _SAMPLE = 2  # random stream of what is decided per sample; `rows` and `augmentation` have their own
 _LOOK_AHEAD = 1000  # samples among which a mismatched caption must be found
@@ -89,6 +90,7 @@ class CaptionedImages:
             batch_size=None,
             num_workers=self.config.dataloader_num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_signals,
         )
         for batch in loader:
             if isinstance(batch, UserError):

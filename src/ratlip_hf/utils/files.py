@@ -1,17 +1,23 @@
 """All-or-nothing writing of files and folders: a reader finds the old state or the new one, never half of either.
-Everything in the package that leaves something on disk goes through here."""
+Everything in the package that leaves something on disk goes through here. And reading what others wrote: regular files
+only, and no more than memory can hold."""
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .locks import in_turn, locked
+
+LARGEST_TEXT = 2**28  # bytes of a file that is read as a whole: text, JSON, one image
 # A full disk, a quota, a file too large for the file system, a broken or read-only one.
 _FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -32,19 +38,68 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     return path
 
 
+def require_regular(path: str | os.PathLike) -> int:
+    """Bytes of a regular file, links followed. Raises OSError for anything else: a pipe would hang whoever reads it, a
+    device would never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return status.st_size
+
+
+def require_regular_files(folder: str | os.PathLike) -> None:
+    """[`require_regular`] for all files below a folder, which libraries are about to open."""
+    for path in Path(folder).rglob("*"):
+        if not path.is_dir():
+            require_regular(path)
+
+
+def read_bytes(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises OSError for any other."""
+    if require_regular(path) > limit:
+        raise OSError(errno.EINVAL, f"it is larger than {limit / 1e6:.0f} MB", str(path))
+    with open(path, "rb") as file:
+        return file.read(limit + 1)[:limit]
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """[`read_bytes`] as UTF-8, a byte order mark left out. Raises ValueError for bytes that are none."""
+    return read_bytes(path).decode("utf-8-sig")
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines ended by LF, CRLF or CR. Other separators of Unicode may stand within a line, also of JSON."""
+    return re.split(r"\r\n|\r|\n", re.sub(r"(\r\n|\r|\n)\Z", "", text))
+
+
 def read_json(path: str | os.PathLike):
     """The value in a JSON file. Raises OSError when it cannot be read, ValueError when it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
-    """Add a line to a text file, which is created if there is none; a failure leaves the file as it was."""
+    """Add a line to a text file, which is created if there is none; a failure leaves the file as it was. Processes may
+    add to one file at the same time: each waits for its turn."""
     path = Path(path)
-    before = path.read_text() if path.exists() else ""
-    atomic_write(path, f"{before}\n{line}\n" if before and not before.endswith("\n") else f"{before}{line}\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    with open(handle, "rb+", buffering=0) as file, in_turn(handle):
+        before = file.seek(0, os.SEEK_END)
+        file.seek(max(0, before - 1))
+        ended = file.read(1) in (b"", b"\n")
+        try:
+            with _failed_writes_as_oserror(path):
+                rest = f"{'' if ended else chr(10)}{line}\n".encode()
+                while rest:
+                    rest = rest[file.write(rest) :]
+        except BaseException:
+            file.truncate(before)
+            raise
 
 
 def check_appendable(path: str | os.PathLike) -> None:
@@ -74,7 +129,17 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     where the library that wrote into the folder raises something of its own.
     """
     path = Path(path)
+    with locked(path):
+        yield from _atomic_directory(path)
+
+
+def _atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by a killed process: no other can be at work
+        if re.fullmatch(r"[a-z0-9_]{8}(\.old)?", left.name[len(path.name) + 2 :]):
+            if left.suffix == ".old" and not path.exists():  # it was between its two renames
+                os.rename(left, path)
+            shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         os.chmod(temporary, 0o755)
@@ -115,14 +180,19 @@ def staged_files(path: str | os.PathLike) -> Iterator[Path]:
     try:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            staged = tempfile.TemporaryDirectory(prefix=".staged-", dir=path)
         except OSError as error:
             raise OSError(f"cannot write to {path}: {error.strerror}") from error
-        with staged as temporary:
-            with _failed_writes_as_oserror(path):
-                yield Path(temporary)
-            for file in sorted(Path(temporary).iterdir()):
-                os.replace(file, path / file.name)
+        with locked(path, inside=True):
+            remove_unfinished(path / "staged")  # of a killed process: no other can be at work
+            try:
+                staged = tempfile.TemporaryDirectory(prefix=".staged.", dir=path)
+            except OSError as error:
+                raise OSError(f"cannot write to {path}: {error.strerror}") from error
+            with staged as temporary:
+                with _failed_writes_as_oserror(path):
+                    yield Path(temporary)
+                for file in sorted(Path(temporary).iterdir()):
+                    os.replace(file, path / file.name)
     except BaseException:
         for folder in created:
             with contextlib.suppress(OSError):
@@ -177,6 +247,23 @@ def _errno_behind(error: BaseException | None) -> int | None:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """Hash of a file's bytes."""
+    """Hash of the bytes of a regular file."""
+    require_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_recorded_hashes(folder: str | os.PathLike, record: str, suffixes: tuple[str, ...] = ("",)) -> None:
+    """Compare files of these suffixes with the hashes that a JSON file in the folder has of them, where there is one.
+    Raises ValueError for one that differs or is not there, or a damaged record."""
+    path = Path(folder) / record
+    if not path.is_file():
+        return
+    files = read_json(path)
+    files = files.get("files", {}) if isinstance(files, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(f"{path} is damaged: it has no list of files")
+    for name, known in files.items():
+        file = path.parent / name
+        if name.endswith(suffixes) and not (file.is_file() and file_sha256(file) == known):
+            raise ValueError(f"{file} differs from its checksum in {record}: damaged, or changed after the export")

@@ -37,6 +37,7 @@ def check(folder: Path) -> dict:
         per_image, labels[split] = Counter(), Counter()
         for file in entry["files"]:
             for row in _rows(folder, file, problems):
+                row = _plain(row, file["path"], problems)
                 readable += 1
                 _check_image(row, split, images, problems)
                 per_image[len(_check_captions(row, wordings, problems))] += 1
@@ -52,7 +53,7 @@ def check(folder: Path) -> dict:
 
 def _rows(folder: Path, file: dict, problems: Tally) -> Iterator[dict]:
     path = folder / file["path"]
-    if not path.is_file():
+    if not path.is_file():  # a pipe or a device neither
         problems.add("shard that is not there", file["path"])
         problems.add("image in a shard that cannot be read", file["path"], count=file["rows"])
         return
@@ -66,9 +67,25 @@ def _rows(folder: Path, file: dict, problems: Tally) -> Iterator[dict]:
         problems.add("shard that cannot be read", file["path"])
 
 
+def _plain(row: dict, shard: str, problems: Tally) -> dict:
+    """The row with values of the kinds that preparing writes; what is of another kind is counted and left out."""
+    kinds = {"image_id": str, "image": dict, "captions": list, "label": int}
+    wrong = [name for name, kind in kinds.items() if row.get(name) is not None and not isinstance(row[name], kind)]
+    captions = row.get("captions")
+    if isinstance(captions, list) and not all(isinstance(caption, str) for caption in captions):
+        wrong.append("captions")
+    if not isinstance(row.get("image_id"), str):
+        problems.add("row without an image_id", shard)
+    for name in wrong:
+        problems.add(f"{name} of another kind than ratlip data prepare writes", shard)
+    return {"image_id": shard} | {
+        name: value for name, value in row.items() if name not in wrong and value is not None
+    }
+
+
 def _check_image(row: dict, split: str, images: dict[bytes, list[str]], problems: Tally) -> None:
-    content = (row.get("image") or {}).get("bytes")
-    if not content:
+    content = row.get("image", {}).get("bytes")
+    if not isinstance(content, bytes) or not content:
         problems.add("row without an image", row["image_id"])
         return
     images[hashlib.sha256(content).digest()].append(f"{split}/{row['image_id']}")
@@ -79,7 +96,7 @@ def _check_image(row: dict, split: str, images: dict[bytes, list[str]], problems
 
 
 def _check_captions(row: dict, wordings: Counter, problems: Tally) -> list[str]:
-    captions, name = row.get("captions") or [], row["image_id"]
+    captions, name = row.get("captions", []), row["image_id"]
     wordings.update(captions)
     if not captions:
         problems.add("image without captions", name)
@@ -121,4 +138,6 @@ def _check_classes(labels: dict[str, Counter], manifest: dict, problems: Tally) 
     for index, first in enumerate(splits):
         for second in splits[index + 1 :]:
             for label in sorted(labels[first].keys() & labels[second].keys()):
-                problems.add(f"class in both {first} and {second}", manifest["label_names"][label])
+                names = manifest.get("label_names") or []
+                name = names[label] if 0 <= label < len(names) else f"class {label}"
+                problems.add(f"class in both {first} and {second}", str(name))

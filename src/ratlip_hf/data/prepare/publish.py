@@ -1,14 +1,16 @@
 """Publishing a prepared dataset: its card, with license, counts, splits and checksums, and its upload to the Hub."""
 
 import hashlib
-from pathlib import Path
+import html
+import re
+from pathlib import Path, PurePosixPath
 
 import datasets
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, HfApi
 
-from ...utils.errors import UserError, one_line
-from ..manifest import read_manifest
+from ...utils.errors import UserError, one_line, printable
+from ..manifest import MANIFEST, read_manifest, require_recorded_shards
 from .source_dataset import Origin
 
 _TEXT = """---
@@ -55,6 +57,7 @@ Captions are cleaned: white space collapsed, empty and repeated captions of an i
 {checksums}
 ```
 """
+_MARKUP = re.compile(r"[\\`*\[\]|<>&]|[^\x20-\x7e]")
 _COLUMNS = {
     "image": "the image, embedded",
     "captions": "one or more captions",
@@ -78,7 +81,7 @@ def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> st
         version=manifest["made_by"]["ratlip_hf"],
         images=original if storage["size"] is None else scaled,
         terms=origin.terms,
-        splits_from=manifest["splits_from"],
+        splits_from=_escaped(manifest["splits_from"]),
         order_seed=manifest["order_seed"],
         counts="\n".join(f"| {name} | {split['rows']:,} | {len(split['files'])} |" for name, split in splits.items()),
         columns="\n".join(f"| `{name}` | {_COLUMNS[name]} |" for name in features),
@@ -110,11 +113,18 @@ def _metadata(manifest: dict, origin: Origin, features: datasets.Features) -> st
 
 def _problems(manifest: dict) -> str:
     lines = [
-        f"* {fate} {entry['count']:,}: {reason}"
+        f"* {fate} {entry['count']:,}: {_escaped(reason)}"
         for fate, entries in (("left out", manifest["skipped"]), ("repaired", manifest["repaired"]))
         for reason, entry in entries.items()
     ]
-    return "\n".join([*lines, *(f"* {note}" for note in manifest["notes"])]) or "Nothing."
+    return "\n".join([*lines, *(f"* {_escaped(note)}" for note in manifest["notes"])]) or "Nothing."
+
+
+def _escaped(text: str) -> str:
+    """Words that may come from a file, as text of a card: no markup, no second line."""
+    return (
+        re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(printable(text), quote=False)) if _MARKUP.search(text) else text
+    )
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:
@@ -123,10 +133,18 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     if repository.count("/") != 1:
         raise UserError(f"the repository must be user/name, not {repository!r}")
     manifest = read_manifest(folder)
-    files = [file["path"] for split in manifest["splits"].values() for file in split["files"]]
-    missing = [str(folder / file) for file in files if not (folder / file).is_file()]
-    if missing:
-        raise UserError(f"{folder} is incomplete: {missing[0]} is not there")
+    require_recorded_shards(folder)
+    files = [
+        MANIFEST,
+        "README.md",
+        *(file["path"] for split in manifest["splits"].values() for file in split["files"]),
+    ]
+    for name in files:  # a link would publish a file from elsewhere
+        path = folder / name
+        if any(part.is_symlink() for part in (path, *list(path.parents)[: len(PurePosixPath(name).parts) - 1])):
+            raise UserError(f"{path} is a link, or in one: only what lies in {folder} itself is published")
+        if not path.is_file():
+            raise UserError(f"{folder} is incomplete: {path} is not there")
     try:
         api = HfApi()
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
@@ -135,6 +153,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
             repo_id=repository,
             repo_type="dataset",
             folder_path=folder,
+            allow_patterns=[re.sub(r"([*?[])", r"[\1]", name) for name in files],  # nothing that only lies there
             delete_patterns="data/*.parquet",
             commit_message="Upload prepared captioned images",
         )

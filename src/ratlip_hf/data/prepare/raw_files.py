@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ...utils.errors import UserError
+from ...utils.files import read_bytes, require_regular, split_lines
 from ..images import SUFFIXES
 from .source_dataset import Report, as_text
 
@@ -81,12 +82,14 @@ def path_inside(root: Path, name: str) -> Path | None:
 
 def read_text(path: Path, report: Report) -> str:
     """Text of a file in UTF-8, with or without a byte order mark, or else in Windows' Western encoding."""
-    return decode_text(path.read_bytes(), path.name, report)
+    return decode_text(read_bytes(path), path.name, report)
 
 
 def decode_text(content: bytes, name: str, report: Report) -> str:
     """`read_text` for bytes that are already here; `name` is for the report."""
     try:
+        if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark begins the same
+            return content.decode("utf-32")
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return content.decode("utf-16")
         return content.decode("utf-8-sig")
@@ -100,14 +103,9 @@ def read_lines(path: Path, report: Report) -> list[str]:
     return [line.strip() for line in split_lines(read_text(path, report)) if line.strip()]
 
 
-def split_lines(text: str) -> list[str]:
-    """Lines ended by LF, CRLF or CR. Other separators of Unicode may stand within a line, also of JSON."""
-    return re.split(r"\r\n|\r|\n", re.sub(r"(\r\n|\r|\n)\Z", "", text))
-
-
 def clean_captions(raw_captions: list[str], name: str, report: Report) -> tuple[str, ...]:
     """Distinct, non-empty captions in their order, white space collapsed and U+FFFD replaced by a space."""
-    cleaned = []
+    cleaned: dict[str, None] = {}
     for caption in raw_captions:
         if REPLACEMENT in caption:
             report.repair("caption with U+FFFD, which became a space", name)
@@ -120,7 +118,7 @@ def clean_captions(raw_captions: list[str], name: str, report: Report) -> tuple[
         elif caption in cleaned:
             report.skip("caption that repeats another one of its image", name)
         else:
-            cleaned.append(caption)
+            cleaned[caption] = None
     return tuple(cleaned)
 
 
@@ -144,25 +142,29 @@ def parse_json(text: str, name: str, report: Report):
 def captions_next_to(stem: Path, report: Report) -> list[str]:
     """Captions of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
     text, structured = (stem.with_name(stem.name + suffix) for suffix in (".txt", ".json"))
-    if text.is_file():
-        return split_lines(read_text(text, report))
-    if structured.is_file():
-        return captions_from_json(parse_json(read_text(structured, report), structured.name, report))
+    try:
+        if text.is_file():
+            return split_lines(read_text(text, report))
+        if structured.is_file():
+            return captions_from_json(parse_json(read_text(structured, report), structured.name, report))
+    except OSError as error:
+        report.skip(f"captions that cannot be read ({error.strerror})", stem.name)
     return []
 
 
 def distinct_names(names: list[str], report: Report) -> list[str]:
     """Names of classes, made different where two are the same: a class label needs that."""
-    result: list[str] = []
+    result: dict[str, None] = {}
+    numbers: dict[str, int] = {}
     for name in names:
-        number, candidate = 1, name
+        candidate = name
         while candidate in result:
-            number += 1
-            candidate = f"{name} ({number})"
+            numbers[name] = numbers.get(name, 1) + 1
+            candidate = f"{name} ({numbers[name]})"
         if candidate != name:
             report.repair("class with the name of another, numbered", name)
-        result.append(candidate)
-    return result
+        result[candidate] = None
+    return list(result)
 
 
 # Pickles
@@ -186,6 +188,7 @@ def load_plain_pickle(path: Path) -> list | dict | str | int | float:
     No code of the pickle runs: whatever needs a class or function is refused before it is looked up. Raises
     RefusedPickle, which names what else is in it or says that it is damaged.
     """
+    require_regular(path)
     with open(path, "rb") as file:
         try:
             value = _PlainUnpickler(file, encoding="latin1").load()  # Python 2 wrote most of them

@@ -1,11 +1,13 @@
 """From a source folder to a prepared dataset: read, shuffle, write shards in several processes, manifest and card.
 One task per shard, resumable after a kill. The processes import this module, so nothing heavy is imported here."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,15 +23,19 @@ from tqdm import tqdm
 
 from ...utils.errors import UserError
 from ...utils.files import atomic_write, file_sha256, is_free, read_json
+from ...utils.locks import locked
 from ...version import __version__
 from ..images import BadImage, decode, orientation, remarks, store, turn_box
 from ..manifest import MANIFEST
 from .importers import DEFAULT_NUM_IMAGES, load_importer
 from .source_dataset import Record, Report, SourceDataset, SourceOptions
 
-ROW_GROUP = 100  # rows that must be loaded at once to read one
+ROW_GROUP = 100  # rows that must be loaded at once to read one, or fewer that have more than so many bytes
+_GROUP_BYTES = 2**26
+_SHARD_BYTES = 2**29  # of the source's files: a shard is in memory as a whole when it is read
 ORDER_SEED = 0  # rows lie in a fixed random order, so that every shard is a fair sample of its split
 _PLAN = "plan.json"
+_LEFT = re.compile(r"(data/)?\w+-\d+(-of-\d+)?\.(parquet|json|writing)|plan\.json|manifest\.json|README\.md|\.\S+")
 
 
 @dataclass(frozen=True)
@@ -76,18 +82,37 @@ def prepare(
     Raises:
         UserError: when `output_dir` exists, or nothing in `source` can be used.
     """
-    from .publish import card_text  # needs `datasets`, which the processes that write do without
-
     options, storage = options or SourceOptions(), storage or Storage()
     if options.num_images is None:
         options = dataclasses.replace(options, num_images=DEFAULT_NUM_IMAGES.get(kind))
     output_dir = Path(os.path.abspath(output_dir))
-    if not is_free(output_dir, UserError):
-        raise UserError(f"--output_dir {output_dir} exists already: choose another or remove it")
+    working = output_dir.with_name(f".{output_dir.name}.partial")
+    if source is not None and any(
+        place in (p := Path(source).resolve(), *p.parents) for place in (working, output_dir)
+    ):
+        raise UserError(f"--source {source} lies in {output_dir} or in {working}, which is written: choose another")
+    with locked(output_dir):
+        if not is_free(output_dir, UserError):
+            raise UserError(f"--output_dir {output_dir} exists already: choose another or remove it")
+        return _prepare(kind, source, output_dir, working, options, storage, workers)
+
+
+def _prepare(
+    kind: str,
+    source: Path | None,
+    output_dir: Path,
+    working: Path,
+    options: SourceOptions,
+    storage: Storage,
+    workers: int,
+) -> dict:
+    """[`prepare`] by the only process that writes `output_dir` and the folder `working` in which it grows."""
+    from .publish import card_text  # needs `datasets`, which the processes that write do without
+
     read, origin = load_importer(kind)
     dataset = read(source, options)
     dataset.drop_repeated_names()
-    features, working = dataset.features(), output_dir.with_name(f".{output_dir.name}.partial")
+    features = dataset.features()
     tasks = _plan(dataset, features.arrow_schema, working, storage)
     _open_working_folder(working, _fingerprint(kind, dataset, storage))
     outcomes = {}
@@ -137,41 +162,81 @@ class ShardTask:
 
 def _plan(dataset: SourceDataset, schema: pyarrow.Schema, working: Path, storage: Storage) -> list[ShardTask]:
     """Shuffle each split and cut it into tasks, in order."""
-    tasks, size = [], storage.images_per_shard
+    tasks = []
     for split in sorted({record.split for record in dataset.records}):
         records = sorted((r for r in dataset.records if r.split == split), key=lambda record: record.image_id)
         order = np.random.default_rng(ORDER_SEED).permutation(len(records))
-        for number, start in enumerate(range(0, len(records), size)):
-            shard = tuple(records[index] for index in order[start : start + size])
-            tasks.append(ShardTask(working / f"{split}-{number:05d}.parquet", shard, schema, storage))
+        shards = _cut([records[index] for index in order], storage.images_per_shard)
+        for number, shard in enumerate(shards):
+            tasks.append(ShardTask(working / f"{split}-{number:05d}.parquet", tuple(shard), schema, storage))
     return tasks
+
+
+def _cut(records: list[Record], count: int) -> Iterator[list[Record]]:
+    """Consecutive records, `count` at a time, or fewer where their files are large."""
+    shard, size = [], 0
+    for record in records:
+        added = _size(record)
+        if shard and (len(shard) == count or size + added > _SHARD_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append(record)
+        size += added
+    if shard:
+        yield shard
+
+
+def _size(record: Record) -> int:
+    try:
+        return record.image.stored_bytes()
+    except OSError:  # said when it is read
+        return 0
 
 
 def _fingerprint(kind: str, dataset: SourceDataset, storage: Storage) -> str:
     """Of everything that decides the shards' bytes: only shards of the same plan may be kept after a kill."""
     digest = hashlib.sha256(repr((__version__, kind, storage, dataset.label_names, dataset.choices)).encode())
     for record in dataset.records:
-        digest.update(repr(dataclasses.replace(record, image=record.image.fingerprint())).encode())
+        try:
+            image = record.image.fingerprint()
+        except OSError as error:  # said when it is read
+            image = str(error)
+        digest.update(repr(dataclasses.replace(record, image=image)).encode())
     return digest.hexdigest()
 
 
 def _open_working_folder(working: Path, fingerprint: str) -> None:
     """Make the folder, or keep what an interrupted run of the same plan left in it."""
     plan = working / _PLAN
-    if plan.is_file() and read_json(plan) == fingerprint:
-        return
-    if working.exists():
+    if os.path.lexists(working):
+        if not _is_ours(working):
+            raise UserError(
+                f"{working} is in the way: no earlier preparation has left it; move it, or choose another name"
+            )
+        with contextlib.suppress(OSError, ValueError):  # a plan that a kill or a disk has damaged
+            if read_json(plan) == fingerprint:
+                return
         shutil.rmtree(working)
     working.mkdir(parents=True)
     atomic_write(plan, json.dumps(fingerprint))
+
+
+def _is_ours(working: Path) -> bool:
+    """Whether a folder is what an interrupted run leaves: its plan, and nothing but what goes with it."""
+    if working.is_symlink() or not working.is_dir():
+        return False
+    names = {
+        path.relative_to(working).as_posix() for path in working.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+    return not names or (_PLAN in names and all(_LEFT.fullmatch(name) for name in names))
 
 
 def _finish(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask, dict]]:
     """Write the shards that are not there yet, here or in several processes; yields (task, {"rows", "report"})."""
     waiting = []
     for task in tasks:
-        if task.outcome_path.is_file():
-            yield task, read_json(task.outcome_path)
+        if (outcome := _known_outcome(task)) is not None:
+            yield task, outcome
         else:
             waiting.append(task)
     if workers == 1 or len(waiting) < 2:
@@ -193,6 +258,16 @@ def _finish(tasks: list[ShardTask], workers: int) -> Iterator[tuple[ShardTask, d
             raise
 
 
+def _known_outcome(task: ShardTask) -> dict | None:
+    """What an interrupted run has noted of a shard; None for one that is not there, or whose note is damaged."""
+    try:
+        outcome = read_json(task.outcome_path)
+        Report().merge(outcome["report"])
+        return outcome if outcome["rows"] >= 0 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _clean_context() -> multiprocessing.context.BaseContext:
     """Processes that inherit none of the locks and threads of this one's libraries."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -205,16 +280,34 @@ def _clean_context() -> multiprocessing.context.BaseContext:
 def write_shard(task: ShardTask) -> dict:
     """Write one shard, if any of its images is usable, and then its outcome, each as a whole. Returns the outcome, in
     whose report images that cannot be used are counted."""
-    report = Report()
-    rows = [row for record in task.records if (row := _row(record, task, report)) is not None]
-    if rows:
-        table = pyarrow.Table.from_pylist(rows, schema=task.schema)
-        temporary = task.path.with_suffix(".writing")
-        pyarrow.parquet.write_table(table, temporary, row_group_size=ROW_GROUP)
+    report, count = Report(), 0
+    rows = (row for record in task.records if (row := _row(record, task, report)) is not None)
+    temporary, writer = task.path.with_suffix(".writing"), None
+    for group in _groups(rows):
+        if writer is None:
+            writer = pyarrow.parquet.ParquetWriter(temporary, task.schema)
+        writer.write_table(pyarrow.Table.from_pylist(group, schema=task.schema), row_group_size=ROW_GROUP)
+        count += len(group)
+    if writer is not None:
+        writer.close()
         os.replace(temporary, task.path)
-    outcome = {"rows": len(rows), "report": report.to_dict()}
+    outcome = {"rows": count, "report": report.to_dict()}
     atomic_write(task.outcome_path, json.dumps(outcome))
     return outcome
+
+
+def _groups(rows: Iterator[dict]) -> Iterator[list[dict]]:
+    """Rows that are written, and later read, together."""
+    group, size = [], 0
+    for row in rows:
+        added = len(row["image"]["bytes"])
+        if group and (len(group) == ROW_GROUP or size + added > _GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += added
+    if group:
+        yield group
 
 
 def _row(record: Record, task: ShardTask, report: Report) -> dict | None:

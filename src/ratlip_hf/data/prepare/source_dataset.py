@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...utils.errors import UserError
+from ...utils.files import read_bytes
 
 if TYPE_CHECKING:
     import datasets
@@ -24,6 +25,9 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """Changes when the bytes do, without reading them."""
 
+    def stored_bytes(self) -> int:
+        """How many bytes `read` gives; 0 where that is not known before."""
+
 
 @dataclass(frozen=True)
 class FileImage:
@@ -32,11 +36,14 @@ class FileImage:
     path: Path
 
     def read(self) -> bytes:
-        return self.path.read_bytes()
+        return read_bytes(self.path)
 
     def fingerprint(self) -> str:
         status = self.path.stat()
         return f"{self.path}:{status.st_size}:{status.st_mtime_ns}"
+
+    def stored_bytes(self) -> int:
+        return self.path.stat().st_size
 
 
 @dataclass(frozen=True)

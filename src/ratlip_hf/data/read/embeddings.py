@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...utils.errors import UserError
 from ...utils.files import atomic_directory, read_json
-from ..manifest import read_manifest
+from ..manifest import read_manifest, require_recorded_shards
 
 FOLDER = "text_embeddings"
 _EMBEDS, _STARTS, _FACTS = "embeds.npy", "starts.npy", "facts.json"
@@ -24,6 +24,7 @@ def embed_captions(folder: Path, encode: Callable[[list[str]], torch.Tensor], cl
     """Encode all captions of a prepared dataset and return the folders written, one per split. `encode` turns N
     captions into embeddings [N, D]; `clip_sha256` is the fingerprint of the CLIP behind it."""
     manifest = read_manifest(folder)
+    require_recorded_shards(folder)  # the hashes that are noted must be those of what is encoded
     written = []
     for split, entry in manifest["splits"].items():
         per_row = [captions for file in entry["files"] for captions in _captions(folder / file["path"])]
@@ -43,11 +44,24 @@ class EmbeddingTable:
     def __init__(self, place: Path, facts: dict):
         if read_json(place / _FACTS) != facts:
             raise OtherFacts(place)
+        self._open(place)
+
+    def _open(self, place: Path) -> None:
+        self._place = place
         try:
             self._embeds = np.load(place / _EMBEDS, mmap_mode="r", allow_pickle=False)
             self._starts = np.load(place / _STARTS, allow_pickle=False)
         except EOFError as error:  # what numpy calls an empty file
             raise ValueError(f"{place} holds an empty file") from error
+        if self._embeds.ndim != 2 or self._starts.ndim != 1 or list(self._starts[-1:]) != [len(self._embeds)]:
+            raise ValueError(f"{place} holds arrays that do not belong together")
+
+    def __getstate__(self) -> Path:
+        """A worker process gets the place and opens the files itself, instead of a copy of the whole table."""
+        return self._place
+
+    def __setstate__(self, place: Path) -> None:
+        self._open(place)
 
     def of(self, place: int, caption: int) -> torch.Tensor:
         """Embedding [D] of a row, counted in the order of storage, and one of its captions."""
@@ -66,6 +80,7 @@ class StoredEmbeddings(EmbeddingTable):
             raise UserError(f"{folder} has no embeddings of this CLIP for {split}: run ratlip data embed") from error
         except OtherFacts as error:
             raise UserError(f"{place} belongs to other shards or another CLIP: run ratlip data embed again") from error
+        require_recorded_shards(folder, [split])
 
 
 def remembered_embeddings(
@@ -101,9 +116,13 @@ def _place(folder: Path, split: str, clip_sha256: str) -> Path:
 
 def _captions(shard: Path) -> Iterator[list[str]]:
     try:
-        yield from pyarrow.parquet.read_table(shard, columns=["captions"]).column(0).to_pylist()
+        rows = pyarrow.parquet.read_table(shard, columns=["captions"]).column(0).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"cannot read the shard {shard}") from error
+    for number, captions in enumerate(rows):
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise UserError(f"row {number} of the shard {shard} has no list of captions (see ratlip data check)")
+        yield captions
 
 
 def _write_embeds(path: Path, captions: list[str], encode: Callable, what: str) -> None:

@@ -2,6 +2,8 @@
 Then from the name of a dataset to such rows, and from a row to the pixels of a square."""
 
 import contextlib
+import hashlib
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +19,15 @@ import pyarrow
 import pyarrow.parquet
 
 from ...utils.errors import UserError, one_line
+from ...utils.files import read_bytes, read_text
 from ..images import BadImage, open_image
-from ..manifest import CLASS_NAMES, class_caption, parse_class_names
+from ..manifest import CLASS_NAMES, MANIFEST, class_caption, parse_class_names, require_recorded_shards
 from .transforms import ANTIALIASED, frame
 
 logger = logging.getLogger(__name__)
 _ORDER, _SHARDS, _WITHIN, _MIXTURE = 1, 3, 4, 5  # separate random streams; 2 is the samples' own
 _BLOCK = 1000  # visits within which a mixture has exactly its weights
+_HASHED_IMAGES = 64
 _PIECE = 1000  # rows whose captions are read together
 
 
@@ -237,6 +241,19 @@ class Recent:
         return {**vars(self), "results": OrderedDict()}
 
 
+def rows_sha256(rows: Rows) -> str:
+    """Hash by which a run knows its data again: numbers of rows, captions (of shards, which would have to be read
+    whole, the first thousand) and some images spread over everything."""
+    digest = hashlib.sha256()
+    for part in rows.parts if isinstance(rows, MixedRows) else [rows]:
+        digest.update(json.dumps(part.counts.tolist() if isinstance(part, ShardRows) else len(part)).encode())
+        for captions in part.captions(_PIECE if isinstance(part, ShardRows) else len(part)):
+            digest.update(json.dumps(captions).encode())
+        for place in range(0, len(part), -(-len(part) // _HASHED_IMAGES)) if isinstance(part, MapRows) else ():
+            digest.update(part.stored(place).content)
+    return digest.hexdigest()
+
+
 def _to_row(values: dict, columns: Columns, place: int) -> Row:
     image = values[columns.image]
     if isinstance(image, dict):
@@ -248,7 +265,7 @@ def _to_row(values: dict, columns: Columns, place: int) -> Row:
 
 def _read(path: str, place: int) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_bytes(path)
     except OSError as error:  # a worker process could not send it on in one line
         raise UserError(f"cannot read the image of row {place}, {path}: {error.strerror}") from error
 
@@ -270,6 +287,8 @@ def load_captioned(
 ) -> datasets.Dataset:
     """One split of a dataset, the first `limit` rows of it; without captions, names of classes make them. Raises
     UserError when nothing loadable has that name, or it has no such split."""
+    if (Path(source) / MANIFEST).is_file():  # `datasets` finds its cache without looking at the shards
+        require_recorded_shards(Path(source), [split])
     try:
         dataset = datasets.load_dataset(str(source), split=split)
     except Exception as error:  # datasets raises many kinds; each means that the name or folder is wrong
@@ -289,7 +308,7 @@ def _with_captions(dataset: datasets.Dataset, source: str, caption_column: str) 
     if caption_column in dataset.column_names or not isinstance(label, datasets.ClassLabel):
         return dataset
     try:
-        names = parse_class_names((Path(source) / CLASS_NAMES).read_text(encoding="utf-8-sig"))
+        names = parse_class_names(read_text(Path(source) / CLASS_NAMES))
     except (OSError, ValueError):
         names = {}
     captions = [class_caption(names.get(name, name)) for name in label.names]

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ....utils.errors import UserError
-from ...images import SUFFIXES
+from ....utils.files import LARGEST_TEXT, require_regular
+from ...images import SUFFIXES, BadImage
 from .. import raw_files as raw
 from ..source_dataset import (
     TEST,
@@ -22,6 +23,7 @@ from ..source_dataset import (
 
 FOLDER = WEBDATASET = Origin("Captioned images", "", "unknown", "As the source says.")
 METADATA = "metadata.jsonl"
+_LONGEST_HEADER = 2**20
 SPLIT_FOLDERS = {"train": TRAIN, "test": TEST, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
 
 
@@ -83,6 +85,8 @@ class ArchivedImage:
     size: int
 
     def read(self) -> bytes:
+        if self.size > LARGEST_TEXT:
+            raise BadImage(f"image file of more than {LARGEST_TEXT / 1e6:.0f} MB")
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -90,6 +94,20 @@ class ArchivedImage:
     def fingerprint(self) -> str:
         status = self.archive.stat()
         return f"{self.archive}:{status.st_mtime_ns}:{self.offset}:{self.size}"
+
+    def stored_bytes(self) -> int:
+        return self.size
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long names and other attributes, which are read into memory, are no longer than a name can be."""
+
+    def _proc_member(self, tar):
+        attributes = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        names = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if self.type in attributes + names and not 0 <= self.size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {self.size} bytes")
+        return super()._proc_member(tar)
 
 
 @dataclass
@@ -127,10 +145,14 @@ def _archive_split(name: str) -> str:
 def _index(archive: Path, report: Report) -> dict[str, _Entry]:
     found: dict[str, _Entry] = {}
     try:
-        with tarfile.open(archive, "r:") as tar:
+        require_regular(archive)
+        with tarfile.open(archive, "r:", tarinfo=_Member) as tar:
             for member in tar:
                 key, suffix = _key(member.name)
                 if not member.isfile() or not key:
+                    continue
+                if member.issparse() or (suffix in (".txt", ".json") and member.size > LARGEST_TEXT):
+                    report.skip("file with holes, or text beyond any size, in a tar file", member.name)
                     continue
                 entry = found.setdefault(key, _Entry())
                 if suffix in SUFFIXES:
