@@ -4,6 +4,7 @@ Tests run on one thread and cannot reach the network."""
 import copy
 import ipaddress
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,13 @@ CLIP_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_in_a_terminal() -> None:
+    """Whoever runs the tests in the background may have had these ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
