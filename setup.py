@@ -12,9 +12,9 @@ exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 EXTRAS = {
     "train": ["datasets>=4.0.0", "pyarrow>=26.0.1", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
-    "demo": ["gradio>=6"],
+    "demo": ["gradio[mcp]>=6.29"],
     "plots": ["matplotlib>=3.9.0"],
-    "export": ["torch>=2.13", "onnx>=1.19.0", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
+    "export": ["torch>=2.13", "onnx>=1.19.0", "onnxruntime>=1.22.0"],
 }
 EXTRAS["web"] = EXTRAS["export"]  # the page's own libraries lie in the package: docs/web.md
 EXTRAS["dev"] = [

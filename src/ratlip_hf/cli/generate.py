@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add("--num_images", type=int, default=1, help="images per prompt (default: 1)")
     add("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
+    add("--truncation", type=float, help="sample noise beyond this value again: less variety, more typical images")
     add("--output_dir", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
     add_device_arguments(parser)
 
@@ -35,9 +36,11 @@ def run(options: argparse.Namespace) -> int:
         images = []
         for start in range(0, len(jobs), _BATCH):
             prompts, seeds = zip(*jobs[start : start + _BATCH], strict=True)
-            images += pipe(list(prompts), generator=[torch.Generator().manual_seed(seed) for seed in seeds]).images
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            images += pipe(list(prompts), generator=generators, truncation=options.truncation).images
+        cut = {} if options.truncation is None else {"truncation": options.truncation}
         records = [
-            {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": options.model}
+            {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": options.model, **cut}
             for index, (prompt, seed) in enumerate(jobs)
         ]
         for record, image in zip(records, images, strict=True):
@@ -80,10 +83,10 @@ def _file_name(index: int, prompt: str) -> str:
 
 
 def _metadata(record: dict):
-    """What a PNG carries about itself: prompt, seed and model."""
+    """What a PNG carries about itself: prompt, seed, model and a truncation."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    for key in ("prompt", "seed", "model"):
+    for key in record.keys() - {"file"}:
         info.add_itxt(key, str(record[key]))
     return info
