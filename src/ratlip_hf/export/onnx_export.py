@@ -128,6 +128,8 @@ def _write_graphs(pipe: RATLIPPipeline, folder: Path, dtype: torch.dtype) -> Non
     if dtype != torch.float32:
         parts = (text_encoder, image_encoder, generator)
         text_encoder, image_encoder, generator = (copy.deepcopy(part).to(dtype) for part in parts)
+        for tower in (text_encoder, image_encoder):
+            tower.set_attn_implementation("eager")  # torch writes the fused one's scale in float32, whatever the rest
     write_text_graph(folder / TEXT_GRAPH, text_encoder)
     write_image_graph(folder / IMAGE_GRAPH, generator, image_encoder)
 
