@@ -1,6 +1,6 @@
-"""Records README's animation: a visitor types, exchanges words and slides, on the page of the bundled model, in headless
-Chromium. `python docs/animation.py` writes docs/images/page.webp; needs playwright and chromium, as `make test-web`
-installs them, and the packages of the extra "web"."""
+"""Records README's animation: a visitor types, exchanges words and asks for others, on the page of the bundled model,
+in headless Chromium. `python docs/animation.py` writes docs/images/page.webp; needs playwright and chromium, as
+`make test-web` installs them, and the packages of the extra "web"."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ from ratlip_hf.web.export import export_web
 from ratlip_hf.web.server import make_server
 
 OUT = Path(__file__).parent / "images" / "page.webp"
-SIZE = {"width": 880, "height": 560}
+SIZE = {"width": 880, "height": 600}
 PROMPT = "a small red bird with black wings"
 PLACE = ", in the snow"
 WORDS = (("colour red", "blue"), ("colour black", "yellow"), ("place in the snow", "at sunset"))
@@ -29,6 +29,7 @@ class Recorder:
         self.page, self.frames, self.times = page, [], []
 
     def take(self, milliseconds: int) -> None:
+        self.page.evaluate("window.scrollTo(0, 0)")
         shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
         self.frames.append(shot.resize((shot.width * 3 // 4, shot.height * 3 // 4), Image.Resampling.LANCZOS))
         self.times.append(milliseconds)

@@ -195,7 +195,9 @@ def build(models: Sequence[Model]) -> gr.Blocks:
                 )
                 model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or try")
-        command = gr.Textbox(label="The same image from a shell", interactive=False, buttons=["copy"])
+        command = gr.Textbox(
+            label="The same image from a shell", interactive=False, buttons=["copy"], elem_id="command"
+        )
         common = [prompt, seed, truncation, model]
         shown = [image, command, history]
         quick = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "images"}
