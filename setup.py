@@ -22,6 +22,8 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["export"],
     "build>=1.2.1",
+    "ipykernel>=7.4.0",
+    "nbclient>=0.11.0",
     "pytest>=8.0.0",
     "pytest-xdist>=3.6.1",
     "ruff>=0.17.6",
