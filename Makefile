@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle worker threads that spin slow down everything else on small machines.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help generate web web-libraries test test-web test-all test-wheel test-oldest test-newest lint style faults fuzz types coverage accuracy tables figures clean
+.PHONY: help generate demo web web-libraries test test-web test-all test-wheel test-oldest test-newest lint style faults fuzz types coverage accuracy tables figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -31,6 +31,10 @@ ifeq ($(strip $(PROMPT)),)
 else
 	$(BIN)/ratlip generate "$$PROMPT" --num_images 8 --output_dir $(OUT)
 endif
+
+demo: $(VENV)/.installed  ## an app at http://127.0.0.1:8000: type, and a bird appears
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[demo]"
+	$(BIN)/ratlip demo
 
 web: $(VENV)/.installed  ## a page at http://127.0.0.1:8000 that makes its images in the browser
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[web]"
@@ -58,9 +62,9 @@ test: lint  ## lint and the fast test suite, offline, in two processes
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-web: $(VENV)/.installed-dev  ## the tests that drive a browser; installs playwright and Debian's chromium where they lack
-	$(BIN)/pip install --quiet -c constraints.txt playwright
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[demo]" playwright
 	command -v chromium > /dev/null || $$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install --yes chromium
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m web tests/test_web_page.py
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "web or slow" tests/test_web_page.py tests/test_app_page.py tests/test_app.py
 
 test-all: lint test-wheel  ## everything, the slow tests and the wheel included
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or web or not slow"

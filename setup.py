@@ -12,9 +12,9 @@ exec((HERE / "src/ratlip_hf/version.py").read_text(), VERSION)
 EXTRAS = {
     "train": ["datasets>=4.0.0", "fsspec>=2025.3.0", "pyarrow>=26.0.1", "tensorboard>=2.18.0", "tqdm>=4.66.3"],
     "eval": ["evaluate>=0.4.6", "datasets>=4.0.0"],
-    "demo": ["gradio>=6"],
+    "demo": ["gradio[mcp]>=6.29"],
     "plots": ["matplotlib>=3.9.0"],
-    "export": ["torch>=2.13", "onnx>=1.19.0", "onnx_ir>=0.1.16", "onnxruntime>=1.22.0", "onnxscript>=0.7.0"],
+    "export": ["torch>=2.13", "onnx>=1.19.0", "onnxruntime>=1.22.0"],
 }
 EXTRAS["web"] = EXTRAS["export"]  # the page's own libraries lie in the package: docs/web.md
 EXTRAS["dev"] = [
@@ -22,6 +22,8 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["export"],
     "build>=1.2.1",
+    "ipykernel>=7.4.0",
+    "nbclient>=0.11.0",
     "pytest>=8.0.0",
     "pytest-xdist>=3.6.1",
     "ruff>=0.17.6",

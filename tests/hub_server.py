@@ -93,8 +93,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     _REPO = r"(?P<name>[^/]+/[^/]+)"
-    _API = rf"/api/(?P<kind>models|datasets)/{_REPO}"
-    _PAGE = rf"/(?:(?P<kind>datasets)/)?{_REPO}"
+    _API = rf"/api/(?P<kind>models|datasets|spaces)/{_REPO}"
+    _PAGE = rf"/(?:(?P<kind>datasets|spaces)/)?{_REPO}"
     _REVISION = r"(?P<revision>[^/]+)"
     ROUTES = {
         rf"GET {_API}(?:/revision/{_REVISION})?": "repository_info",

@@ -1,6 +1,7 @@
 """`ratlip export hub`: a folder that loads with this package, and with its own code where the package is not there.
 Without it a fresh interpreter loads folder and local Hub; images are compared with those of the source."""
 
+import importlib.util
 import json
 import textwrap
 from pathlib import Path
@@ -50,6 +51,11 @@ WITHOUT_PACKAGE = """
     for part in (pipe, pipe.generator):
         assert type(part).__module__.startswith("diffusers_modules."), type(part)
     assert not [name for name, module in sys.modules.items() if name.startswith("ratlip_hf") and module is not None]
+    sys.path.insert(0, folder)
+    from handler import EndpointHandler
+
+    image = EndpointHandler(folder)({"inputs": prompt, "parameters": {"seed": 0}})
+    images["endpoint"] = np.asarray(image)[None] / np.float32(255)
     pipe.save_pretrained(out + "-saved")
     np.savez(out, **images)
 """
@@ -92,6 +98,7 @@ def test_without_the_package_the_images_are_the_same(hub, source, coded, run_pyt
         assert np.abs(images[name] - draw(pipe)).max() <= 1e-6
     assert np.abs(images["truncated"] - draw(pipe, truncation=0.5)).max() <= 1e-6
     assert np.abs(images["half"] - draw(pipe)).max() <= 2e-2
+    assert np.abs(images["endpoint"] - draw(pipe)).max() <= 1 / 255
     saved = RATLIPPipeline.from_pretrained(f"{tmp_path / 'images.npz'}-saved")
     assert np.abs(draw(saved) - draw(pipe)).max() <= 1e-6
 
@@ -114,7 +121,46 @@ def test_commands_take_a_folder_with_code(coded, tmp_path):
     assert main(["generate", PROMPT, "--model", str(coded), "--output_dir", str(tmp_path / "images")]) == 0
     again = run_export(coded, tmp_path / "again")
     assert "Without ratlip_hf" not in (again / "README.md").read_text()
-    assert not list(again.rglob("*.py"))
+    assert [path.name for path in again.rglob("*.py")] == ["handler.py"]
+
+
+# Inference endpoints
+
+
+def load_handler(folder: Path):
+    """As the endpoints do: the repository's file, by its path."""
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler(str(folder))
+
+
+def test_an_endpoint_answers_with_the_pipeline_s_images(source, coded):
+    handler, pipe = load_handler(coded), RATLIPPipeline.from_pretrained(source)
+    image = handler({"inputs": PROMPT, "parameters": {"seed": 3, "truncation": 0.5}})
+    expected = pipe(PROMPT, generator=torch.Generator().manual_seed(3), truncation=0.5).images[0]
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
+    several = handler({"inputs": [PROMPT, "a white bird"], "parameters": {"num_images_per_prompt": 2, "seed": 3}})
+    seeds = [torch.Generator().manual_seed(3 + index) for index in range(4)]
+    for found, wanted in zip(several, pipe([PROMPT, "a white bird"], 2, seeds).images, strict=True):
+        assert np.abs(np.asarray(found, dtype=int) - np.asarray(wanted, dtype=int)).max() <= 1
+    assert handler({"inputs": PROMPT}).size == image.size
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "inputs must be"),
+        ({"inputs": [1]}, "inputs must be"),
+        ({"inputs": PROMPT, "parameters": {"seed": -1}}, "seed must be"),
+        ({"inputs": PROMPT, "parameters": {"num_images_per_prompt": 1000}}, "between 1 and 64"),
+        ({"inputs": PROMPT, "parameters": {"guidance_scale": 7}}, "unknown parameters: guidance_scale"),
+        ({"inputs": PROMPT, "parameters": {"truncation": -1}}, "truncation"),
+    ],
+)
+def test_an_endpoint_refuses_what_cannot_be_made(coded, data, message):
+    with pytest.raises(ValueError, match=message):
+        load_handler(coded)(data)
 
 
 # The folder
@@ -122,7 +168,7 @@ def test_commands_take_a_folder_with_code(coded, tmp_path):
 
 def test_without_code_it_is_the_plain_pipeline_with_its_discriminator_and_a_card(source, tmp_path):
     folder = run_export(source, tmp_path / "plain")
-    assert files(folder).keys() == files(source).keys() | {"README.md", "hub_export.json"}
+    assert files(folder).keys() == files(source).keys() | {"README.md", "hub_export.json", "handler.py"}
     for path, content in files(source).items():
         if path.endswith(".safetensors"):
             assert (folder / path).read_bytes() == content, path
@@ -135,7 +181,7 @@ def test_without_code_it_is_the_plain_pipeline_with_its_discriminator_and_a_card
 
 
 def test_code_comes_with_notice_version_and_card(source, coded):
-    assert files(coded).keys() == files(source).keys() | {"README.md", "hub_export.json", *export.CODE}
+    assert files(coded).keys() == files(source).keys() | {"README.md", "hub_export.json", "handler.py", *export.CODE}
     for path in export.CODE:
         text = (coded / path).read_text()
         assert f"ratlip_hf {__version__}" in text.splitlines()[0]

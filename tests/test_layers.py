@@ -25,6 +25,7 @@ LAYERS = (
     ("training", "evaluation", "convert", "export"),
     ("synthetic_birds", "evaluate_modules"),
     ("study", "benchmark", "web"),
+    ("app",),
     ("cli",),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -32,6 +32,11 @@ alone = diffusers.AutoModel.from_pretrained({folder!r} + "/generator")
 part = diffusers.AutoModel.from_pretrained({folder!r}, subfolder="generator")
 assert type(alone) is type(part) is ratlip_hf.RATLIPGenerator
 """
+BY_AUTOPIPELINE = """
+pipe = AutoPipelineForText2Image.from_pretrained({folder!r})
+assert type(pipe) is ratlip_hf.RATLIPPipeline and len(pipe("a red bird").images) == 1, pipe
+assert type(AutoPipelineForText2Image.from_pipe(pipe)) is ratlip_hf.RATLIPPipeline
+"""
 IMAGES = """
 def generate(cls):
     random = torch.Generator().manual_seed(0)
@@ -77,6 +82,8 @@ def test_diffusers_finds_the_classes_after_parts_of_the_package():
         "from ratlip_hf import RATLIPPipeline; from diffusers import DiffusionPipeline" + BY_DIFFUSERS,
         "from ratlip_hf.pipeline import RATLIPPipeline as DiffusionPipeline" + BY_DIFFUSERS,
         "import diffusers, ratlip_hf" + BY_AUTOMODEL,
+        "from diffusers import AutoPipelineForText2Image; import ratlip_hf" + BY_AUTOPIPELINE,
+        "import ratlip_hf; from diffusers import AutoPipelineForText2Image" + BY_AUTOPIPELINE,
     )
 
 

@@ -36,6 +36,12 @@ REQUESTS = [
     {"prompt": PROMPT, "seed": 3, "truncation": None, "toPrompt": OTHER, "mix": 0.25},
     {"prompt": PROMPT, "seed": 3, "truncation": 1.1, "toSeed": 4, "mix": 0.6},
 ]
+# Prompt, word, what takes its place, and the prompt afterwards.
+EXCHANGES = [
+    ("a bird with an orange crown", "orange", "red", "a bird with a red crown"),
+    ("A red bird at sunset", "red", "orange", "An orange bird at sunset"),
+    ("a redwing, On a Rock.", "On a Rock", "on the grass", "a redwing, on the grass."),
+]
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 
@@ -179,19 +185,14 @@ class TestJavaScript:
         assert np.abs(np.array(bytes_) - np.asarray(image, dtype=int)[0, :, 0]).max() <= 1
 
     def test_words_are_exchanged_with_their_articles(self):
-        exchanges = [
-            ("a bird with an orange crown", "orange", "red", "a bird with a red crown"),
-            ("A red bird at sunset", "red", "orange", "An orange bird at sunset"),
-            ("a redwing, On a Rock.", "On a Rock", "at sunset", "a redwing, at sunset."),
-        ]
         kinds = [{"name": name, "words": words} for name, words in KINDS.items()]
         found = run_node(f"""
             import {{ exchanged, pieces }} from "./words.js";
-            show({json.dumps(exchanges)}.map(([prompt, text, word]) => {{
+            show({json.dumps(EXCHANGES)}.map(([prompt, text, word]) => {{
               const parts = pieces(prompt, {json.dumps(kinds)});
               return exchanged(parts, parts.findIndex((part) => part.text === text && part.kind), word);
             }}));""")
-        assert found == [expected for *_, expected in exchanges]
+        assert found == [expected for *_, expected in EXCHANGES]
 
     def test_links_hold_prompt_and_seed_and_junk_is_left_out(self):
         states = [{"prompt": text, "seed": 2**32 - 1, "truncation": 0.7} for text in ODD]
@@ -276,7 +277,6 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ([], "--web"),
             (["--web", "{tmp}"], "no web export"),
             (["--web", "{tmp}", "--port", "70000"], "--port"),
             (["--web", "{tmp}", "--port", "{taken}"], "cannot serve on port"),

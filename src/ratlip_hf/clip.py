@@ -3,6 +3,7 @@ out, or prompted from inside."""
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -418,7 +419,7 @@ def _run_layers(
 def _as_map(hidden: torch.Tensor) -> torch.Tensor:
     """Tokens [B, 1 + g*g, width] -> patch tokens as [B, width, g, g]."""
     patches = hidden[:, 1:].transpose(1, 2)
-    side = round(patches.shape[-1] ** 0.5)
+    side = math.isqrt(patches.shape[-1])
     return patches.unflatten(2, (side, side))
 
 

@@ -1,4 +1,5 @@
-"""Makes the package known to diffusers, so that `DiffusionPipeline.from_pretrained` and `AutoModel` find its classes.
+"""Makes the package known to diffusers, so that its `from_pretrained` (`DiffusionPipeline`, `AutoModel`,
+`AutoPipelineForText2Image`) find our classes.
 It is told as soon as its part that loads pipelines is imported, and never before."""
 
 import importlib
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 _LOADING, _PIPELINES = "diffusers.pipelines.pipeline_loading_utils", "diffusers.pipelines.pipeline_utils"
+_AUTO = "diffusers.pipelines.auto_pipeline"
 
 
 def register(*classes: type) -> None:
@@ -30,6 +32,10 @@ def register_when_needed() -> None:
 
     That part takes seconds to import, which a program that only wants our networks or losses need not wait for.
     """
+    if _AUTO in sys.modules:
+        _join_text_to_image()
+    else:
+        sys.meta_path.insert(0, _AfterImport(_AUTO, _join_text_to_image))
     if _PIPELINES in sys.modules:
         _import_pipeline()
         return
@@ -40,6 +46,12 @@ def register_when_needed() -> None:
 
 def _import_pipeline() -> None:
     importlib.import_module("ratlip_hf.pipeline")
+
+
+def _join_text_to_image() -> None:
+    """`AutoPipelineForText2Image` goes by a table of its own, name of a family -> class of its pipelines."""
+    pipeline = importlib.import_module("ratlip_hf.pipeline").RATLIPPipeline
+    sys.modules[_AUTO].AUTO_TEXT2IMAGE_PIPELINES_MAPPING["ratlip"] = pipeline
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

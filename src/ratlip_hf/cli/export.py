@@ -1,4 +1,4 @@
-"""Write a pipeline for other programs: `ratlip export hub|onnx|web`."""
+"""Write a pipeline for other programs: `ratlip export hub|onnx|web|space`."""
 
 import argparse
 import shlex
@@ -13,12 +13,13 @@ _TARGETS = {
     "hub": "write a folder that is ready for the Hub, on request with the code that loads it without ratlip_hf",
     "onnx": "write two ONNX graphs, text and images, that agree with PyTorch",
     "web": "write a static folder whose page makes the images in the visitor's browser",
+    "space": "write a folder that is a Space of the Hub, the page or the app, and on request upload it",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    hub, onnx, web = add_subcommands(parser, "export_target", "target", _TARGETS).values()
-    for target in (hub, onnx, web):
+    hub, onnx, web, space = add_subcommands(parser, "export_target", "target", _TARGETS).values()
+    for target in (hub, onnx, web, space):
         target.add_argument("folder", type=Path, help="folder to make; an earlier export in it is replaced")
         add_model_argument(target)
     hub.add_argument(
@@ -27,19 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the code as well, so that diffusers alone can load the repository with trust_remote_code=True",
     )
     hub.add_argument("--repo_id", help="name on the Hub that the card gives (default: user/ and the folder's name)")
+    text = "static: the page, made by the visitor's browser; gradio: the app (default: %(default)s)"
+    space.add_argument("--kind", default="static", choices=("static", "gradio"), help=text)
+    space.add_argument("--push", metavar="REPO", help="user/name of the Space to upload to, which is made if need be")
     onnx.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> int:
     with locked(options.folder):
-        return {"hub": _hub, "onnx": _onnx, "web": _web}[options.export_target](options)
+        return {"hub": _hub, "onnx": _onnx, "web": _web, "space": _space}[options.export_target](options)
 
 
 def _hub(options: argparse.Namespace) -> int:
     from ..export.repository import CODE, export_hub, refuse_other_folders
 
     refuse_other_folders(options.folder)  # before minutes of work
-    repository = _repository(options)
+    repository = _checked(options.repo_id or f"user/{options.folder.resolve().name}", "--repo_id")
     pipe = load_pipeline(options.model)
     files = export_hub(pipe, options.folder, repository, bundled.resolve(options.model), options.with_code)
     size = sum((options.folder / path).stat().st_size for path in files) / 2**20
@@ -54,16 +58,15 @@ def _hub(options: argparse.Namespace) -> int:
     return 0
 
 
-def _repository(options: argparse.Namespace) -> str:
+def _checked(repository: str, option: str) -> str:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    repository = options.repo_id or f"user/{options.folder.resolve().name}"
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UserError(f"--repo_id must be user/name as the Hub allows it, not {repository!r}: {error}") from error
+        raise UserError(f"{option} must be user/name as the Hub allows it, not {repository!r}: {error}") from error
     if repository.count("/") != 1:
-        raise UserError(f"--repo_id must be user/name, not {repository!r}")
+        raise UserError(f"{option} must be user/name, not {repository!r}")
     return repository
 
 
@@ -114,6 +117,33 @@ def _web(options: argparse.Namespace) -> int:
         f"written        {options.folder}\n"
         f"to look at it  ratlip demo --web {shlex.quote(str(options.folder))}"
     )
+    return 0
+
+
+def _space(options: argparse.Namespace) -> int:
+    from ..app.space import export_space, push_space
+    from ..export.onnx_export import PACKAGES
+    from ..export.onnx_runner import require
+    from ..export.repository import SPACE_RECORD, refuse_other_folders
+
+    repository = _checked(options.push, "--push") if options.push else "user/birds"
+    if options.kind == "static":
+        try:
+            require(*PACKAGES)
+        except ImportError as error:
+            raise UserError(str(error)) from error
+    refuse_other_folders(options.folder, SPACE_RECORD)  # before the work
+    pipe = load_pipeline(options.model)
+    files = export_space(pipe, options.folder, bundled.resolve(options.model), options.kind)
+    size = sum((options.folder / path).stat().st_size for path in files) / 2**20
+    print(
+        f"{_model_line(options.model, pipe.generator.config)}\n"
+        f"written        {options.folder}: a {options.kind} Space, {len(files)} files, {size:.1f} MiB"
+    )
+    if options.push:
+        print(f"published      {push_space(options.folder, repository, options.kind)}")
+    else:
+        print(f"to publish     the same with --push {repository}")
     return 0
 
 

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add("--num_images", type=int, default=1, help="images per prompt (default: 1)")
     add("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
+    add("--truncation", type=float, help="sample noise beyond this value again: less variety, more typical images")
     add("--output_dir", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
     add_device_arguments(parser)
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         pipe = load_pipeline(options.model, dtype).to(find_device(options.device))
         count, ended = 0, None
         try:
-            for record, image in _generate(pipe, jobs, options.model):
+            for record, image in _generate(pipe, jobs, options):
                 image.save(folder / record["file"], pnginfo=_metadata(record))
                 with open(folder / MANIFEST, "a", encoding="utf-8") as manifest:
                     manifest.write(json.dumps(record) + "\n")
@@ -54,16 +55,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(pipe, jobs: "_Jobs", model: str):
+def _generate(pipe, jobs: "_Jobs", options: argparse.Namespace):
     """Yield the record and the image of each job."""
     import torch
 
+    shared = {"model": options.model} | ({} if options.truncation is None else {"truncation": options.truncation})
     for start in range(0, len(jobs), _BATCH):
         batch = [jobs[index] for index in range(start, min(start + _BATCH, len(jobs)))]
         generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
-        images = pipe([prompt for prompt, _ in batch], generator=generators).images
+        images = pipe([prompt for prompt, _ in batch], generator=generators, truncation=options.truncation).images
         for index, ((prompt, seed), image) in enumerate(zip(batch, images, strict=True), start):
-            yield {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, "model": model}, image
+            yield {"file": _file_name(index, prompt), "prompt": prompt, "seed": seed, **shared}, image
 
 
 class _Jobs:
@@ -145,10 +147,10 @@ def _file_name(index: int, prompt: str) -> str:
 
 
 def _metadata(record: dict):
-    """What a PNG carries about itself: prompt, seed and model."""
+    """What a PNG carries about itself: prompt, seed, model and a truncation."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    for key in ("prompt", "seed", "model"):
+    for key in [key for key in record if key != "file"]:
         info.add_itxt(key, str(record[key]))
     return info

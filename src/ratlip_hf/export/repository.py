@@ -6,6 +6,7 @@ Below: which folder an export, of whatever kind, may replace: one in which it le
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -23,7 +24,14 @@ from .single_file import Import, self_contained
 
 ONNX_RECORD = "onnx_export.json"
 WEB_RECORD = "web_export.json"
-_HOLDS = {RECORD: "export for the Hub", ONNX_RECORD: "ONNX export", WEB_RECORD: "web export"}
+SPACE_RECORD = "space_export.json"
+_HOLDS = {
+    RECORD: "export for the Hub",
+    ONNX_RECORD: "ONNX export",
+    WEB_RECORD: "web export",
+    SPACE_RECORD: "export of a Space",
+}
+HANDLER = "handler.py"  # for inference endpoints
 _PIPELINE, _GENERATOR = "pipeline", "ratlip_generator"
 _UPLOAD_CACHE = ".cache"  # where `hf upload-large-folder` notes what it has sent
 CODE = (f"{_PIPELINE}.py", f"generator/{_GENERATOR}.py")
@@ -83,6 +91,7 @@ def export_hub(
         if with_code:
             for path, text in code_files().items():
                 (staged / path).write_text(text, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name(HANDLER), staged / HANDLER)
         _complete_index(staged, with_code)
         card = _source_card(source) or _own_card(pipe, repository, source)
         text = _SECTION.sub("", str(card)).rstrip() + "\n"

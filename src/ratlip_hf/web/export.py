@@ -65,6 +65,7 @@ def export_web(pipe: RATLIPPipeline, folder: str | os.PathLike, source: str | os
     with atomic_directory(folder) as staged:
         shutil.copytree(PAGE, staged, ignore=_ONLY_IN_PACKAGE, copy_function=shutil.copyfile, dirs_exist_ok=True)
         record = onnx_export.export_onnx(pipe, staged / MODEL)
+        _fold(pipe, staged / MODEL, record)
         described = _describe(pipe, source, record)
         _arrange_model(staged / MODEL)
         described["downloads"] = {
@@ -75,6 +76,38 @@ def export_web(pipe: RATLIPPipeline, folder: str | os.PathLike, source: str | os
         _fill_in(staged / "index.html", described)
         repository.write_record(staged, repository.WEB_RECORD, {"model": described["model"]})
     return described
+
+
+def _fold(pipe: RATLIPPipeline, folder: Path, record: dict) -> None:
+    """Fix the graphs' batch at the one image that the page makes at a time, and compute what is constant then.
+
+    Half of the nodes go, and with them half of the time until the page can be used. `record` gets the new differences.
+    """
+    import onnx
+    import onnxruntime
+
+    for name in (onnx_runner.TEXT_GRAPH, onnx_runner.IMAGE_GRAPH):
+        path = folder / name
+        graph = onnx.load(path)
+        for value in (*graph.graph.input, *graph.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        del graph.graph.value_info[:]  # shapes in between, with the free axis
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # ONNX's own operators
+        options.optimized_model_filepath = os.fspath(path)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(graph.SerializeToString(), options)
+        folded = onnx.load(path)
+        used = {node.domain for node in folded.graph.node}
+        domains = [entry for entry in folded.opset_import if entry.domain in used]
+        del folded.opset_import[:]
+        folded.opset_import.extend(domains)
+        onnx.save(folded, path)
+    text = onnx_runner.OnnxTextEncoder(folder / onnx_runner.TEXT_GRAPH, record["text_encoder"])
+    image = onnx_runner.OnnxGenerator(folder / onnx_runner.IMAGE_GRAPH, record["generator"], couples_batch=False)
+    found = onnx_export.compare(pipe, text, image, batches=(1,))
+    onnx_export.refuse_differences(found, record["dtype"])
+    record["difference_to_torch"] = {what: vars(difference) for what, difference in found.items()}
 
 
 def _arrange_model(folder: Path) -> None:
