@@ -1,5 +1,5 @@
-"""Scores edits, interpolations and inversions of a model of synthetic birds, as the judges read its images; a record per
-check. Usage: python examples/synthetic_birds/score_explorations.py --record docs/records/explore.jsonl"""
+"""Scores edits, interpolations and inversions of a model of synthetic birds by the judges; appends a record per check.
+Usage: python examples/synthetic_birds/score_explorations.py --record docs/records/explore.jsonl"""
 
 import argparse
 import math

@@ -55,7 +55,9 @@ def discriminator_logit(
 
     def score(images: torch.Tensor) -> torch.Tensor:
         features = image_features(image_encoder, images, config.feature_layers, config.clip_input)
-        logits = [discriminator(features, text.expand(len(images), -1), False)[0] for text in prompt_embeds]
+        features, texts = discriminator.condition(features, prompt_embeds)
+        maps = discriminator.extractor(features)  # once for all texts: it does not read them
+        logits = [discriminator.referee(maps, text.expand(len(images), -1)) for text in texts]
         return torch.stack(logits, dim=1)
 
     return score
