@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from generating import OTHER, PROMPT
+from ratlip_hf import RATLIPDiscriminator
 from ratlip_hf.cli.main import main
+from training_toys import DISCRIMINATOR
 
 
 @pytest.fixture
@@ -70,6 +72,8 @@ def test_invert(explore, tmp_path):
         (["edit", PROMPT, OTHER, "--num_images", "0"], "--num_images"),
         (["edit", PROMPT, OTHER, "--keep_steps", "-1"], "--keep_steps"),
         (["invert", "nowhere.png", "--prompt", PROMPT], "nowhere.png"),
+        (["explain", PROMPT, "--word", "green"], "no word of the prompt"),
+        (["angles", PROMPT, OTHER, "--swaps", "0"], "--swaps"),
         (["paint"], "invalid choice"),
     ],
 )
@@ -79,3 +83,42 @@ def test_mistakes_end_in_one_line_and_leave_nothing(arguments, message, model, t
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_explain(explore, model, tmp_path):
+    found = explore("explain", PROMPT, "--word", "red", "--num_images", 2)
+    assert found["seeds"] == [0, 1] and found["rows"][0] == "CLIP similarity, Grad-CAM" and len(found["rows"]) == 3
+    assert [word.split()[1] for word in found["words"]] == PROMPT.split()
+    names = {"explain.png", *(f"explain_{part}.png" for part in ("words", "states", "steps", "gates"))}
+    assert set(found["files"]) == names
+
+
+def test_explain_over_checkpoints_with_their_discriminators(explore, pipe, tmp_path):
+    again = tmp_path / "again"
+    pipe.save_pretrained(again)
+    for folder in (again, tmp_path / "model"):
+        RATLIPDiscriminator(**DISCRIMINATOR).save_pretrained(folder / "discriminator")
+    found = explore("explain", PROMPT, "--also", again)
+    assert len(found["rows"]) == 5 and len(found["models"]) == 2
+
+
+def test_explain_a_picture(explore, tmp_path):
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "given.png")
+    assert explore("explain", PROMPT, "--image", tmp_path / "given.png")["image"].endswith("given.png")
+
+
+def test_compare_models_and_folders(pipe, model, tmp_path):
+    images = tmp_path / "images"
+    assert main(["generate", PROMPT, OTHER, "--num_images", "2", "--model", model, "--output_dir", str(images)]) == 0
+    out = ["--sources", model, str(images), "--num_images", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(["explore", "compare", OTHER, PROMPT, *out]) == 0
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["prompts"] == [OTHER, PROMPT]
+    with Image.open(tmp_path / "out" / "compare.png") as picture:
+        assert picture.width > 190 + 3 * 128 and 2 * 128 < picture.height < 3 * 128
+    assert main(["explore", "compare", "a cat", *out]) == 2
+
+
+def test_angles(explore):
+    found = explore("angles", PROMPT, OTHER, "--num_images", 3, "--swaps", 2)
+    assert len(found["swaps"]) == 2 and set(found["degrees"]) == {"raw", "centred", "centred, scaled"}
+    assert found["degrees"]["raw"]["direction"] == found["degrees"]["centred"]["direction"]

@@ -4,18 +4,32 @@ import argparse
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.errors import UserError
 from ..utils.files import staged_files
-from .options import add_device_arguments, add_model_argument, add_subcommands, check_dtype, find_device, load_pipeline
+from . import explore_networks
+from .options import (
+    add_device_arguments,
+    add_model_argument,
+    add_seed_arguments,
+    add_subcommands,
+    check_dtype,
+    draw_noise,
+    find_device,
+    load_pipeline,
+    read_image,
+    read_seeds,
+)
 
 _SUBCOMMANDS = {
     "interpolate": "walk through seeds and prompts in even steps: a strip and a GIF, and an MP4 where ffmpeg is there",
     "edit": "change words of a prompt with the noise held: each seed before and after",
     "mix": "take the bridge from one prompt and seed, and the image generator from others",
     "invert": "find the noise of an image, and change words of its prompt if wanted",
+    "explain": "show where scores come from, what words are worth, and the generator's states and gates",
+    "compare": "set models, or folders of images, side by side over prompts",
+    "angles": "measure which way an edited word moves features, beside random word swaps",
 }
 _FRAME_MS = 60
 
@@ -24,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subparsers = add_subcommands(parser, "action", "action", _SUBCOMMANDS)
     for name, subparser in subparsers.items():
         _ARGUMENTS[name](subparser)
-        add_model_argument(subparser)
+        if name != "compare":  # it has --sources
+            add_model_argument(subparser)
         add = subparser.add_argument
         add("--output_dir", type=Path, default=Path("outputs"), help="folder for the files (default: outputs)")
         add_device_arguments(subparser)
@@ -33,36 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     dtype = check_dtype(options.dtype)
     with staged_files(options.output_dir) as folder:  # before loading, so that a failure to write is told at once
-        pipe = load_pipeline(options.model, dtype).to(find_device(options.device))
-        image, facts = _ACTIONS[options.action](options, pipe, folder)
+        device = find_device(options.device)
+        if options.action == "compare":
+            image, facts = explore_networks.compare(options, dtype, device)
+        else:
+            pipe = load_pipeline(options.model, dtype).to(device)
+            image, facts = _ACTIONS[options.action](options, pipe, folder)
+            facts = {"model": options.model, **facts}
         image.save(folder / f"{options.action}.png")
-        manifest = {"action": options.action, "model": options.model, **facts}
+        manifest = {"action": options.action, **facts}
         manifest["files"] = sorted(path.name for path in folder.iterdir())
         (folder / f"{options.action}.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{', '.join(manifest['files'])} in {options.output_dir}")
     return 0
-
-
-def _seeds(options: argparse.Namespace) -> list[int]:
-    if options.num_images < 1 or not 0 <= options.seed < 2**62:
-        raise UserError("--num_images must be at least 1 and --seed a non-negative number")
-    return list(range(options.seed, options.seed + options.num_images))
-
-
-def _noise(pipe, seeds: Sequence[int]):
-    """z of each seed, [N, Z], as the pipeline draws it."""
-    import torch
-
-    from ..pipeline import prepare_latents
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return prepare_latents(len(seeds), pipe.generator.config.noise_dim, generators)
-
-
-def _add_seed(parser: argparse.ArgumentParser, num_images: int) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
-    text = "images, one for each seed (default: %(default)s)"
-    parser.add_argument("--num_images", type=int, default=num_images, help=text)
 
 
 def _interpolate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +81,7 @@ def _interpolate(options, pipe, folder: Path):
 
     prompts, seeds = _way_points(options)
     embed = torch.no_grad()(ClipEmbedder.of(pipe).embed_images)
-    noise, way = _noise(pipe, seeds), latents.lerp if options.straight_text else latents.slerp
+    noise, way = draw_noise(pipe, seeds), latents.lerp if options.straight_text else latents.slerp
     with torch.no_grad():
         (text,) = pipe.encode_prompt(prompts)
 
@@ -140,16 +138,16 @@ def _edit_arguments(parser: argparse.ArgumentParser) -> None:
     add("prompt", help="what the images show before")
     add("edited_prompts", nargs="+", metavar="edited_prompt", help="and after")
     add("--keep_steps", type=int, default=10, help="steps that hold the rest of an image (default: %(default)s)")
-    _add_seed(parser, 4)
+    add_seed_arguments(parser, 4)
 
 
 def _edit(options, pipe, folder: Path):
     from ..utils.display import labelled_grid
 
-    seeds, texts = _seeds(options), [options.prompt, *options.edited_prompts]
+    seeds, texts = read_seeds(options), [options.prompt, *options.edited_prompts]
     if options.keep_steps < 0:
         raise UserError("--keep_steps must not be negative")
-    noise, count = _noise(pipe, seeds), len(seeds)
+    noise, count = draw_noise(pipe, seeds), len(seeds)
     rows = []
     for edited in options.edited_prompts:
         images = pipe.edit([options.prompt] * count, [edited] * count, None, noise, options.keep_steps).images
@@ -163,17 +161,17 @@ def _mix_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bridge_prompt", help="of the bridge and the CLIP block")
     add("image_prompt", help="of the image generator")
-    _add_seed(parser, 4)
+    add_seed_arguments(parser, 4)
     add("--image_seed", type=int, default=100, help="of the image generator's noise, counted alike (default: 100)")
 
 
 def _mix(options, pipe, folder: Path):
     from ..utils.display import labelled_grid
 
-    seeds = _seeds(options)
+    seeds = read_seeds(options)
     image_seeds = [options.image_seed + seed - options.seed for seed in seeds]
     pairs = [(options.bridge_prompt, seeds), (options.image_prompt, image_seeds)]
-    first, second = [(pipe.encode_prompt([text] * len(part))[0], _noise(pipe, part)) for text, part in pairs]
+    first, second = [(pipe.encode_prompt([text] * len(part))[0], draw_noise(pipe, part)) for text, part in pairs]
 
     def images(one, other):
         return pipe(
@@ -211,7 +209,7 @@ def _invert(options, pipe, folder: Path):
 
     if options.steps < 0:
         raise UserError("--steps must not be negative")
-    target = _read_image(options.image, pipe.generator.config.sample_size).to(pipe.generator.device)
+    target = read_image(options.image, pipe.generator.config.sample_size).to(pipe.generator.device)
     with torch.no_grad():
         texts = pipe.encode_prompt([options.prompt, *options.edit])[0].float()
     rate = {"text_rate": 0.0} if options.hold_text else {}
@@ -229,24 +227,20 @@ def _invert(options, pipe, folder: Path):
     return image, {**facts, "seed": options.seed, "distance": round(float(found.distance), 4)}
 
 
-def _read_image(path: Path, side: int):
-    """The middle square of a file's image, [1, 3, side, side] in [-1, 1]."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
 _ARGUMENTS = {
     "interpolate": _interpolate_arguments,
     "edit": _edit_arguments,
     "mix": _mix_arguments,
     "invert": _invert_arguments,
+    "explain": explore_networks.explain_arguments,
+    "compare": explore_networks.compare_arguments,
+    "angles": explore_networks.angles_arguments,
 }
-_ACTIONS = {"interpolate": _interpolate, "edit": _edit, "mix": _mix, "invert": _invert}
+_ACTIONS = {
+    "interpolate": _interpolate,
+    "edit": _edit,
+    "mix": _mix,
+    "invert": _invert,
+    "explain": explore_networks.explain,
+    "angles": explore_networks.angles,
+}

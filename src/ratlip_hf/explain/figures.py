@@ -60,9 +60,11 @@ def words_figure(importance: Sequence[tuple[str, float]], title: str = "") -> Im
     return canvas
 
 
-def cells_figure(values: torch.Tensor, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Image.Image:
+def cells_figure(
+    values: torch.Tensor, rows: Sequence[str], columns: Sequence[str], title: str = "", width: int = 40
+) -> Image.Image:
     """A matrix [R, C] of numbers from 0 up as coloured cells with their numbers, red for the largest."""
-    font, height, width, left = ImageFont.load_default(size=12), 24, 40, 130
+    font, height, left = ImageFont.load_default(size=12), 24, 130
     canvas = Image.new("RGB", (left + width * len(columns), 46 + height * len(rows)), "white")
     draw, scaled = ImageDraw.Draw(canvas), values / values.max().clamp(min=1e-12)
     canvas.paste(heat(scaled).resize((width * len(columns), height * len(rows)), Image.Resampling.NEAREST), (left, 44))
