@@ -1,5 +1,6 @@
-"""Scores edits, interpolations and inversions of a model of synthetic birds by the judges; appends a record per check.
-Usage: python examples/synthetic_birds/score_explorations.py --record docs/records/explore.jsonl"""
+"""Scores edits, interpolations and inversions of a model of synthetic birds by the judges, and explanations by the
+renderer's masks; appends records. Usage:
+python examples/synthetic_birds/score_explorations.py --record docs/records/explore.jsonl"""
 
 import argparse
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import pointing_game
 from ratlip_hf import RATLIPPipeline, bundled, latents
 from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.evaluation.records import ScoreRecord, append_record, check_place_for_records
@@ -28,6 +30,7 @@ from ratlip_hf.synthetic_birds.attributes import (
 )
 from ratlip_hf.synthetic_birds.captions import full_caption
 from ratlip_hf.synthetic_birds.renderer import render_pixels, sample_birds, wording_rng
+from ratlip_hf.synthetic_birds.scorer import BirdScorer
 from ratlip_hf.synthetic_birds.world import load_judges
 from ratlip_hf.utils.tensors import weights_sha256
 
@@ -154,22 +157,49 @@ CHECKS: dict[str, Callable] = {
 }
 
 
+def play_pointing_games(pipe: RATLIPPipeline, options: argparse.Namespace, model: dict) -> None:
+    """A record for each network and method, on renders, on generated images, and on renders with random weights."""
+    scorer = BirdScorer.from_pretrained(options.scorer)
+    renders, generated = (
+        pointing_game.rendered_cases(options.birds),
+        pointing_game.generated_cases(pipe, options.birds),
+    )
+    overlap = {"nearest_mask_overlap": {"value": pointing_game.overlap_of_nearest(min(30, options.birds))}}
+    for images, trained, cases in (
+        ("renders", True, renders),
+        ("generated", True, generated),
+        ("renders", False, renders),
+    ):
+        for network, method, function in pointing_game.methods(pipe, scorer, options.model, trained):
+            scores = pointing_game.play(function, cases) | (overlap if cases is generated else {})
+            protocol = {"name": "pointing-game", "images": images, "weights": "trained" if trained else "random"}
+            protocol |= {"num_real": len(renders), "num_fake": len(cases) if cases is generated else 0}
+            candidate = {"explained": network, "method": method, **model}
+            append_record(options.record, ScoreRecord(protocol, candidate, scores))
+            print(images, protocol["weights"], network, method, round(scores["pointing"]["value"], 3), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=bundled.NAME, help="folder of a pipeline (default: the bundled one)")
-    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
+    parser.add_argument("--checks", nargs="+", choices=[*CHECKS, "pointing"], default=[*CHECKS, "pointing"])
     parser.add_argument("--count", type=int, default=400, help="edits and inversions; a tenth as many interpolations")
+    parser.add_argument("--birds", type=int, default=100, help="of the pointing game, three words each")
+    scorer = bundled.model_dir().parent / "scorer"
+    parser.add_argument("--scorer", default=scorer, help="folder of the held-out scorer (default: the bundled one)")
     parser.add_argument("--record", type=Path, required=True, help="file to which the records are added")
     options = parser.parse_args()
     check_place_for_records(options.record)
     torch.set_num_threads(1)
     pipe = RATLIPPipeline.from_pretrained(bundled.resolve(options.model))
     model = {"model": options.model, "weights_sha256": weights_sha256(pipe.generator)}
-    for check in options.checks:
+    for check in (name for name in options.checks if name in CHECKS):
         scores = CHECKS[check](pipe, options)
         protocol = {"name": f"explore-{check}", "num_real": 0, "num_fake": options.count}
         append_record(options.record, ScoreRecord(protocol, model, scores))
         print(check, {name: round(score["value"], 3) for name, score in scores.items()}, flush=True)
+    if "pointing" in options.checks:
+        play_pointing_games(pipe, options, model)
 
 
 if __name__ == "__main__":

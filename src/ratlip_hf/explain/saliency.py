@@ -12,6 +12,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from .embedders import Score
 
+_SQUARES = 32  # that occlusion covers in one run of the score
+
 
 def grad_cam(score: Score, images: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     """Grad-CAM (arXiv 1610.02391): channels of a layer times the mean of their gradients, summed, negatives cut.
@@ -117,13 +119,16 @@ def occlusion(score: Score, images: torch.Tensor, size: float = 0.16, stride: fl
     cover, whole = _blurred(images, 0.15 * side), score(images)
     total = torch.zeros(*whole.shape, side, side).to(images)
     count = torch.zeros(side, side).to(images)
-    places = [*range(0, side - window, step), side - window]
-    for top in places:
-        for left in places:
-            square = (..., slice(top, top + window), slice(left, left + window))
-            covered = images.clone()
-            covered[square] = cover[square]
-            total[square] += (whole - score(covered))[..., None, None]
+    starts = [*range(0, side - window, step), side - window]
+    squares = [(..., slice(y, y + window), slice(x, x + window)) for y in starts for x in starts]
+    for first in range(0, len(squares), _SQUARES):
+        part = squares[first : first + _SQUARES]
+        covered = images.repeat(len(part), 1, 1, 1).unflatten(0, (len(part), -1))
+        for each, square in zip(covered, part, strict=True):
+            each[square] = cover[square]
+        falls = whole - score(covered.flatten(0, 1)).unflatten(0, (len(part), -1))
+        for fall, square in zip(falls, part, strict=True):
+            total[square] += fall[..., None, None]
             count[square] += 1
     return total / count
 
