@@ -142,7 +142,9 @@ def test_an_endpoint_answers_with_the_pipeline_s_images(source, coded):
     assert np.array_equal(np.asarray(image), np.asarray(expected))
     several = handler({"inputs": [PROMPT, "a white bird"], "parameters": {"num_images_per_prompt": 2, "seed": 3}})
     seeds = [torch.Generator().manual_seed(3 + index) for index in range(4)]
-    for found, wanted in zip(several, pipe([PROMPT, "a white bird"], 2, seeds).images, strict=True):
+    for found, wanted in zip(
+        several, pipe([PROMPT, "a white bird"], num_images_per_prompt=2, generator=seeds).images, strict=True
+    ):
         assert np.abs(np.asarray(found, dtype=int) - np.asarray(wanted, dtype=int)).max() <= 1
     assert handler({"inputs": PROMPT}).size == image.size
 

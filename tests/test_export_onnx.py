@@ -96,6 +96,10 @@ class TestRunner:
         expected = draw(torch_pipe, **{"batch_size": 1, **options})
         assert close(draw(runner, **options), expected, atol=1e-4)
 
+    def test_styles_are_mixed_in_torch_only(self, runner):
+        with pytest.raises(ValueError, match="mixes no styles"):
+            runner(PROMPT, style_latents=torch.zeros(1, NOISE_DIM))
+
     def test_images_are_pil_by_default(self, runner):
         assert runner(PROMPT).images[0].size == (32, 32)
         assert runner(PROMPT, return_dict=False)[0][0].mode == "RGB"

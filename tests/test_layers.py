@@ -20,7 +20,7 @@ LAYERS = (
     ("clip",),
     ("models",),
     ("metrics", "data"),
-    ("fast",),
+    ("fast", "latents", "inversion", "explain"),
     ("pipeline",),
     ("training", "evaluation", "convert", "export"),
     ("synthetic_birds", "evaluate_modules"),

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
@@ -33,7 +34,7 @@ from ratlip_hf.synthetic_birds.attributes import (
 )
 from ratlip_hf.synthetic_birds.dataset import load_prompts, make_dataset, make_prompts, prompt_bird
 from ratlip_hf.synthetic_birds.judge import BirdJudge
-from ratlip_hf.synthetic_birds.renderer import render_bird, render_pixels, sample_birds
+from ratlip_hf.synthetic_birds.renderer import render_bird, render_masks, render_pixels, sample_birds
 from ratlip_hf.synthetic_birds.scorer import BirdScorer
 from ratlip_hf.utils.tensors import weights_sha256
 from train_clip import MAX_TOKENS, build_tokenizer, small_clip_config
@@ -135,6 +136,21 @@ class TestRenderer:
         # The smallest part of a small bird, its crown, still covers over one percent of the image.
         assert ((pair[0] - pair[1]).abs().amax(0) > 40).float().mean() > 0.01 or field == "background"
         assert (pair[0] - pair[1]).abs().mean() > 1
+
+    def test_masks_are_where_the_parts_are(self):
+        masks, image = render_masks(BIRD, 3), np.asarray(render_bird(BIRD, 3)).astype(int)
+        assert masks.shape == (3, 64, 64) and masks.min() >= 0 and masks.max() == 1
+        assert masks.sum(axis=0).max() <= 1.001  # no pixel is covered twice
+        for mask, colour in zip(masks, ([212, 36, 46], [250, 218, 48], [40, 92, 214]), strict=True):
+            inside = image[mask == 1]
+            assert 40 < len(inside) < 1000
+            assert (abs(np.median(inside, axis=0) - colour) < 30).all()  # red crown, yellow belly, blue wing
+        larger = render_masks(BIRD, 3, 128)
+        assert np.allclose(masks, larger.reshape(3, 64, 2, 64, 2).mean(axis=(2, 4)), atol=0.5)
+        assert abs(larger.mean() / masks.mean() - 1) < 0.05
+
+    def test_the_masks_of_one_word_do_not_depend_on_it(self):
+        assert np.array_equal(render_masks(BIRD, 3), render_masks(replace(BIRD, crown="black", wing="white"), 3))
 
 
 class TestCaptions:

@@ -1,5 +1,5 @@
 """`RATLIPPipeline`: prompts in, images out, in the way of a `DiffusionPipeline`; inference only.
-From the top: the call, embeddings, faster networks, ways to load and publish, checks, noise."""
+From the top: the call, edits, embeddings, faster networks, ways to load and publish, checks, noise."""
 
 import os
 import warnings
@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from .clip import DEFAULT_CLIP, FrozenCLIP, check_clip_sizes, check_loaded_tower, encode_text, load_clip
 from .fast import FastSession
+from .inversion import fit
 from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
@@ -91,6 +92,8 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        style_latents: torch.Tensor | None = None,
+        style_prompt_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
@@ -108,6 +111,9 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 lets the images of a batch influence each other as in the released code.
             output_type (`str`): "pil", "np" ([N, S, S, 3]) or "pt" ([N, 3, S, S]), values in [0, 1].
             return_dict (`bool`): return an `ImagePipelineOutput` instead of a tuple.
+            style_latents, style_prompt_embeds (`torch.Tensor`, *optional*): style mixing: other noise (shaped as
+                `latents`) and other text (as `prompt_embeds`) for the image generator, while bridge and CLIP block
+                keep theirs. Of the two, the one that is left out is the same for both.
 
         Raises:
             TypeError, ValueError: for arguments of the wrong kind; the message says what to do.
@@ -119,22 +125,29 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         if prompt_embeds is None:
             (prompt_embeds,) = self.encode_prompt(prompt, device)
         self._check_prompt_embeds(prompt_embeds)
+        if style_prompt_embeds is not None:
+            self._check_prompt_embeds(style_prompt_embeds, len(prompt_embeds))
+            style_prompt_embeds = style_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
         prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
 
         # 2. Noise
         count = len(prompt_embeds)
         latents = prepare_latents(count, config.noise_dim, generator, truncation, latents)
 
+        inputs = [latents, prompt_embeds]
+        if mixes := style_latents is not None or style_prompt_embeds is not None:
+            inputs.append(
+                latents if style_latents is None else prepare_latents(count, config.noise_dim, latents=style_latents)
+            )
+            inputs.append(prompt_embeds if style_prompt_embeds is None else style_prompt_embeds)
+
         # 3. Images
         batch_size = batch_size or (1 if self.generator.couples_batch else count)
-        latents = latents.to(device, self.generator.dtype)
-        prompt_embeds = prompt_embeds.to(device, self.generator.dtype)
+        parts = [value.to(device, self.generator.dtype).split(batch_size) for value in inputs]
         with evaluating(self.generator):
-            generate = self._generate if self._fast is None else self._fast.prepare(self.generator, self.image_encoder)
-            samples = [
-                generate(z, text)
-                for z, text in zip(latents.split(batch_size), prompt_embeds.split(batch_size), strict=True)
-            ]
+            plain = mixes or self._fast is None  # the rewritten networks read one condition
+            generate = self._generate if plain else self._fast.prepare(self.generator, self.image_encoder)
+            samples = [generate(*part) for part in zip(*parts, strict=True)]
         sample = torch.cat(samples).float()
         if not sample.isfinite().all():
             raise ValueError("the images hold NaN or infinite values: damaged weights, or too small a dtype")
@@ -143,8 +156,53 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _generate(self, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        return self.generator(noise, prompt_embeds, self.image_encoder, return_dict=False)[0]
+    def _generate(self, noise: torch.Tensor, prompt_embeds: torch.Tensor, *style: torch.Tensor) -> torch.Tensor:
+        mixing = {"style": style} if style else {}
+        return self.generator(noise, prompt_embeds, self.image_encoder, return_dict=False, **mixing)[0]
+
+    @torch.no_grad()
+    def edit(
+        self,
+        prompt: str | list[str],
+        edited_prompt: str | list[str],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        keep_steps: int = 10,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Change words of prompts and leave the rest of the images as it was, as far as the model allows.
+
+        The noise is held; as words move what they do not name, too, it is then moved a little, for `keep_steps` steps
+        of [`~inversion.fit`], towards what looks like the image before. On a CPU a step takes about three times as
+        long as generating.
+
+        Args:
+            prompt, edited_prompt (`str` or `list[str]`): P prompts before and after.
+            generator, latents, output_type: as in the call, for P images.
+            keep_steps (`int`): 0 leaves the noise as it is.
+
+        Returns:
+            2P images: those of `prompt`, then those of `edited_prompt`.
+
+        Raises:
+            TypeError, ValueError: as the call does, and for lists of different lengths.
+        """
+        pairs = [[text] if isinstance(text, str) else list(text) for text in (prompt, edited_prompt)]
+        if len(pairs[0]) != len(pairs[1]):
+            raise ValueError(f"{len(pairs[0])} prompts cannot be edited to {len(pairs[1])}; give as many of both")
+        latents = prepare_latents(len(pairs[0]), self.generator.config.noise_dim, generator, None, latents)
+        before = self(pairs[0], latents=latents, output_type="pt", batch_size=1).images
+        (edited,) = self.encode_prompt(pairs[1])
+        if keep_steps:
+            networks = self.generator, self.image_encoder
+            found = [
+                fit(*networks, 2 * image[None] - 1, text[None], z[None], keep_steps).noise
+                for image, text, z in zip(before, edited, latents, strict=True)
+            ]
+            latents = torch.cat(found)
+        after = self(prompt_embeds=edited, latents=latents, output_type="pt", batch_size=1).images
+        both = torch.cat([before, after])
+        return ImagePipelineOutput(images=self.image_processor.postprocess(2 * both - 1, output_type=output_type))
 
     def encode_prompt(self, prompt: str | list[str], device: torch.device | None = None) -> tuple[torch.Tensor]:
         """Encode prompts.
@@ -338,10 +396,12 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         if missing := [name for name in names if getattr(self, name) is None]:
             raise ValueError(f"this call needs the pipeline's {', '.join(missing)}, which it was built without")
 
-    def _check_prompt_embeds(self, prompt_embeds: torch.Tensor) -> None:
-        config = self.generator.config
+    def _check_prompt_embeds(self, prompt_embeds: torch.Tensor, count: int | None = None) -> None:
+        config, wanted = self.generator.config, "prompts" if count is None else count
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != config.text_dim or not len(prompt_embeds):
-            raise ValueError(f"prompt_embeds must be [prompts, {config.text_dim}], not {list(prompt_embeds.shape)}")
+            raise ValueError(f"prompt_embeds must be [{wanted}, {config.text_dim}], not {list(prompt_embeds.shape)}")
+        if count not in (None, len(prompt_embeds)):
+            raise ValueError(f"style_prompt_embeds must be one for each of {count} prompts, not {len(prompt_embeds)}")
         if not prompt_embeds.is_floating_point() or not prompt_embeds.isfinite().all():
             raise ValueError("prompt_embeds are not floating point or contain NaN or infinite values")
         if config.text_norm is None and ((prompt_embeds.float().norm(dim=1) - 1).abs() < 1e-3).all():

@@ -10,6 +10,7 @@ from .options import add_subcommands
 
 SUBCOMMANDS = {
     "generate": "generate images from prompts: one PNG per image, a grid and a manifest",
+    "explore": "interpolate, edit, mix, invert, explain and compare: one labelled image each",
     "evaluate": "score a model, or any system's images, by a named protocol; or compare two records",
     "study": "run a table of the paper as an experiment, or print how to",
     "init": "write a training configuration that fits a CLIP",

@@ -1,4 +1,4 @@
-"""What subcommands share: the options of device and precision, and loading the pipeline that `--model` names.
+"""What subcommands share: options of device, precision and seeds, and loading the pipeline that `--model` names.
 Libraries are imported when they are needed, so that help texts come at once."""
 
 from __future__ import annotations
@@ -80,6 +80,44 @@ def find_pipeline(model: str, what: str) -> str | Path:
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise UserError(f"{what} holds no pipeline: there is no model_index.json in it")
     return source
+
+
+def add_seed_arguments(parser: argparse.ArgumentParser, num_images: int) -> None:
+    """Add `--seed` and `--num_images`."""
+    parser.add_argument("--seed", type=int, default=0, help="image i uses seed + i (default: 0)")
+    text = "images, one for each seed (default: %(default)s)"
+    parser.add_argument("--num_images", type=int, default=num_images, help=text)
+
+
+def read_seeds(options: argparse.Namespace) -> list[int]:
+    """The seed of each image. Raises UserError for what is no seed or no number of images."""
+    if options.num_images < 1 or not 0 <= options.seed < 2**62:
+        raise UserError("--num_images must be at least 1 and --seed a non-negative number")
+    return list(range(options.seed, options.seed + options.num_images))
+
+
+def draw_noise(pipe: RATLIPPipeline, seeds: list[int]) -> torch.Tensor:
+    """z of each seed, [N, Z], as the pipeline draws it."""
+    import torch
+
+    from ..pipeline import prepare_latents
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return prepare_latents(len(seeds), pipe.generator.config.noise_dim, generators)
+
+
+def read_image(path: Path, side: int) -> torch.Tensor:
+    """The middle square of a picture in a file, [1, 3, side, side] in [-1, 1]. Raises UserError for what is none."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as an image: {one_line(error)}") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def quiet_libraries() -> None:

@@ -117,8 +117,15 @@ class OnnxGenerator(_Graph):
         self.couples_batch = couples_batch
 
     def forward(
-        self, noise: torch.Tensor, prompt_embeds: torch.Tensor, image_encoder: None = None, return_dict: bool = True
+        self,
+        noise: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        image_encoder: None = None,
+        return_dict: bool = True,
+        style: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> RATLIPGeneratorOutput | tuple[torch.Tensor]:
+        if style is not None:
+            raise ValueError("an ONNX export reads one condition and mixes no styles: use the pipeline in PyTorch")
         sample = self.compute(noise=noise, prompt_embeds=prompt_embeds)
         return RATLIPGeneratorOutput(sample=sample) if return_dict else (sample,)
 

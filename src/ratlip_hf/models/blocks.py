@@ -72,21 +72,27 @@ class ShuffleAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, C, H, W] -> [B, C, H, W]."""
         batch, channels, height, width = x.shape
-        by_channel, by_place = x.reshape(batch * self.groups, -1, height, width).chunk(2, dim=1)
+        by_channel, by_place = self.halves(x)
+        channel_gate, place_gate = self.gates(by_channel, by_place)
+        x = torch.cat([by_channel * channel_gate, by_place * place_gate], dim=1)
+        # Interleave the two halves of all channels so that the halves of a group meet other channels next time.
+        halves = x.reshape(batch, 2, channels // 2, height, width)
+        return halves.transpose(1, 2).reshape(batch, channels, height, width)
 
+    def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """x [B, C, H, W] -> what is gated by channel and what by place, each [B * G, C / 2G, H, W]."""
+        return x.reshape(x.shape[0] * self.groups, -1, *x.shape[2:]).chunk(2, dim=1)
+
+    def gates(self, by_channel: torch.Tensor, by_place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors in 0..1 for the two halves: [B * G, C / 2G, 1, 1] and [B * G, C / 2G, H, W]."""
         means = by_channel.mean(dim=(2, 3), keepdim=True)
-        by_channel = by_channel * torch.sigmoid(_wide(self.channel_weight) * means + _wide(self.channel_bias))
+        channel_gate = torch.sigmoid(_wide(self.channel_weight) * means + _wide(self.channel_bias))
 
         # One channel per normalisation group. The norm's own affine and the gate's fold into one scale and shift.
         scale = self.spatial_weight * self.norm_weight
         shift = self.spatial_weight * self.norm_bias + self.spatial_bias
-        gate = F.group_norm(by_place, num_groups=len(scale), weight=scale, bias=shift, eps=1e-5)
-        by_place = by_place * torch.sigmoid(gate)
-
-        x = torch.cat([by_channel, by_place], dim=1)
-        # Interleave the two halves of all channels so that the halves of a group meet other channels next time.
-        halves = x.reshape(batch, 2, channels // 2, height, width)
-        return halves.transpose(1, 2).reshape(batch, channels, height, width)
+        place_gate = F.group_norm(by_place, num_groups=len(scale), weight=scale, bias=shift, eps=1e-5)
+        return channel_gate, torch.sigmoid(place_gate)
 
 
 def _wide(vector: torch.Tensor) -> torch.Tensor:

@@ -132,6 +132,7 @@ class RATLIPGenerator(RATLIPModel):
         prompt_embeds: torch.Tensor,
         image_encoder: CLIPVisionModelWithProjection,
         return_dict: bool = True,
+        style: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> RATLIPGeneratorOutput | tuple[torch.Tensor]:
         """Generate one image per row of `noise` and `prompt_embeds`.
 
@@ -140,6 +141,8 @@ class RATLIPGenerator(RATLIPModel):
             prompt_embeds (`torch.Tensor`): raw projected text embeddings [B, D], not normalised.
             image_encoder (`CLIPVisionModelWithProjection`): the frozen CLIP image tower.
             return_dict (`bool`): return a [`RATLIPGeneratorOutput`] instead of a tuple.
+            style (`tuple`, *optional*): other noise [B, Z] and text embeddings [B, D] for the image blocks (stage 4);
+                bridge and CLIP block keep the first ones.
 
         Raises:
             ValueError: if the inputs or the tower do not fit the configuration.
@@ -164,6 +167,9 @@ class RATLIPGenerator(RATLIPModel):
         x = self.from_grid(grid + config.residual_scale * tokens)
 
         # 4. Image generator: CAT fusion throughout
+        if style is not None:
+            self.check_inputs(*style, image_encoder)
+            condition = torch.cat([style[0], self.text_conditioning(style[1])], dim=1)
         for block in self.blocks:
             x = self._run(block, x, [condition] * block.AFFINES)
 

@@ -1,16 +1,17 @@
-"""Renders synthetic birds: `render_bird` makes an image of attributes and an integer seed, `sample_birds` gives birds
-and seeds, of which no two purposes share one. The sections: images, seeds, the bird, its outlines, its scene."""
+"""Renders synthetic birds: `render_bird` makes an image of attributes and an integer seed, `render_masks` says where
+its parts are, `sample_birds` gives birds and seeds, of which no two purposes share one. The sections: images, seeds,
+the bird, its outlines, its scene."""
 
 import io
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .attributes import BirdAttributes, sample_attributes
+from .attributes import PARTS, BirdAttributes, sample_attributes
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,24 @@ def render_bird(attributes: BirdAttributes, seed: int, image_size: int = 64) -> 
     The seed chooses pose, position, exact tones and scenery details; at two sizes it gives the same composition.
     Raises `ValueError` for an `image_size` below 64.
     """
+    return _paint(attributes, seed, image_size).reduce(_SUPERSAMPLING)
+
+
+def render_masks(attributes: BirdAttributes, seed: int, image_size: int = 64) -> np.ndarray:
+    """Where crown, belly and wing are in [`render_bird`]'s image: the share of each pixel that the part covers, with
+    its outline, float32 [3, image_size, image_size] in the order of `PARTS`; a place belongs to what is in front."""
+    image, masks = np.asarray(_paint(attributes, seed, image_size)), []
+    for part in PARTS:
+        # A part is where another colour of it shows: nothing else in the image depends on the word.
+        other = "black" if getattr(attributes, part) != "black" else "white"
+        changed = (np.asarray(_paint(replace(attributes, **{part: other}), seed, image_size)) != image).any(axis=2)
+        tiles = changed.reshape(image_size, _SUPERSAMPLING, image_size, _SUPERSAMPLING)
+        masks.append(tiles.mean(axis=(1, 3), dtype=np.float32))
+    return np.stack(masks)
+
+
+def _paint(attributes: BirdAttributes, seed: int, image_size: int) -> Image.Image:
+    """The image before it is reduced by `_SUPERSAMPLING`."""
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}; got {image_size}")
     rng = random.Random(seed)
@@ -34,7 +53,7 @@ def render_bird(attributes: BirdAttributes, seed: int, image_size: int = 64) -> 
     draw = ImageDraw.Draw(image)
     _paint_perch(attributes.perch, draw, side, *pose.foot.tolist(), rng)
     _paint_bird(_Painter(draw, pose), attributes, rng)
-    return image.reduce(_SUPERSAMPLING)
+    return image
 
 
 def render_png(bird: BirdAttributes, seed: int, image_size: int) -> bytes:

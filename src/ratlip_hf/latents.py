@@ -1,0 +1,116 @@
+"""Ways between and beyond samples: interpolation of noise and of text, blends, even steps, truncation curves.
+Plain functions of tensors; what they give goes into a pipeline as `latents=` and `prompt_embeds=`. Edits of words are
+`RATLIPPipeline.edit`, style mixing is `style_latents=` and `style_prompt_embeds=` of its call."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+_PARALLEL = 1e-4  # radians; below it, and as close to opposite, a great circle is not determined
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
+    """Spherical interpolation: the direction moves on the great circle, the length linearly.
+
+    Noise needs it: the linear middle of two samples is shorter than samples are. Vectors that (nearly) point the same
+    way are interpolated linearly.
+
+    Args:
+        start, end: [..., D], of length above 0.
+        share: how far, 0 for `start`, 1 for `end`; a number or a tensor that broadcasts to [...].
+
+    Returns:
+        [..., D]
+
+    Raises:
+        ValueError: for vectors of zeros, and for opposite ones, between which there is no one way.
+    """
+    share = torch.as_tensor(share, dtype=start.dtype, device=start.device)[..., None]
+    lengths = start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True)
+    if not (torch.cat(lengths) > 0).all():
+        raise ValueError("a vector of zeros has no direction to interpolate")
+    first, last = start / lengths[0], end / lengths[1]
+    angle = torch.acos((first * last).sum(dim=-1, keepdim=True).clamp(-1, 1))
+    if (torch.pi - angle < _PARALLEL).any():
+        raise ValueError("opposite vectors have no one way between them; go through a third one")
+    straight = angle < _PARALLEL
+    sine = torch.where(straight, 1.0, angle.sin())
+    weights = [torch.where(straight, part, (part * angle).sin() / sine) for part in (1 - share, share)]
+    return (weights[0] * first + weights[1] * last) * ((1 - share) * lengths[0] + share * lengths[1])
+
+
+def lerp(start: torch.Tensor, end: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
+    """Linear interpolation, with the arguments of [`slerp`]."""
+    share = torch.as_tensor(share, dtype=start.dtype, device=start.device)[..., None]
+    return (1 - share) * start + share * end
+
+
+def path(points: torch.Tensor, shares: torch.Tensor, way: Callable = slerp) -> torch.Tensor:
+    """Points [N] on the way through `points` [P, D]: share 0 is the first, 1 the last, the others evenly between.
+
+    Args:
+        points: P vectors, at least two.
+        shares: [N] in 0..1.
+        way: [`slerp`] or [`lerp`] between neighbours.
+
+    Returns:
+        [N, D]
+
+    Raises:
+        ValueError: for fewer than two points or a share outside 0..1.
+    """
+    if points.ndim != 2 or len(points) < 2 or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"a way needs points [P, D] with P at least 2 and shares in 0..1, not {list(points.shape)}")
+    along = shares.to(points) * (len(points) - 1)
+    leg = along.floor().long().clamp(max=len(points) - 2)
+    return way(points[leg], points[leg + 1], along - leg)
+
+
+def blend(prompt_embeds: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """The weighted mean [1, D] of text embeddings [P, D]; the weights are divided by their sum.
+
+    Negative weights lead away from a text. Raises ValueError for another number of weights or a sum that is not
+    positive.
+    """
+    share = torch.as_tensor(weights, dtype=prompt_embeds.dtype, device=prompt_embeds.device)
+    if share.shape != prompt_embeds.shape[:1] or not share.sum() > 0:
+        raise ValueError(f"{len(prompt_embeds)} prompts need as many weights with a positive sum, not {list(weights)}")
+    return (share / share.sum()) @ prompt_embeds[None]
+
+
+def step_lengths(images: torch.Tensor, embed_images: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """How far neighbours of N images lie from each other, [N - 1]: the angle of their embeddings, in radians, plus the
+    mean absolute difference of pixels of images in [-1, 1], which also sees what embeddings overlook."""
+    embeds = torch.nn.functional.normalize(embed_images(images), dim=1)
+    angles = torch.acos((embeds[1:] * embeds[:-1]).sum(dim=1).clamp(-1, 1))
+    return angles + (images[1:] - images[:-1]).abs().flatten(1).mean(dim=1)
+
+
+def even_shares(
+    lengths_at: Callable[[torch.Tensor], torch.Tensor], count: int, rounds: int = 3, density: int = 3
+) -> torch.Tensor:
+    """Shares [count] of a way at which neighbours lie equally far from each other, as measured.
+
+    Args:
+        lengths_at: from N increasing shares to the N - 1 measured lengths between the images there.
+        count: shares wanted, at least 2; the first is 0, the last 1.
+        rounds: how often the way is measured, each time with the points where the last round left them.
+        density: points measured per share wanted.
+
+    Raises:
+        ValueError: for fewer than two shares.
+    """
+    if count < 2:
+        raise ValueError(f"a way has at least 2 images, not {count}")
+    shares = torch.linspace(0, 1, density * (count - 1) + 1)
+    for _ in range(rounds):
+        passed = torch.cat([torch.zeros(1), lengths_at(shares).cpu().float().clamp(min=1e-6).cumsum(0)])
+        shares = _at(torch.linspace(0, float(passed[-1]), len(shares)), passed, shares)
+    return shares[::density].clone()
+
+
+def _at(wanted: torch.Tensor, passed: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Linear interpolation of `shares` over `passed`, both increasing."""
+    right = torch.searchsorted(passed, wanted).clamp(1, len(passed) - 1)
+    within = (wanted - passed[right - 1]) / (passed[right] - passed[right - 1])
+    return (shares[right - 1] + within * (shares[right] - shares[right - 1])).clamp(0, 1)
