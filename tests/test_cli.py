@@ -114,6 +114,7 @@ def test_every_help_says_in_a_sentence_what_the_command_does(command, capsys):
     assert sentence[0].isupper() and sentence.endswith(".")
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_one_line_in_a_real_process():
     """The libraries log to stderr by themselves, which only a process of its own shows."""
     command = [sys.executable, "-m", "ratlip_hf.cli.main", "generate", RED, "--model", "no-such-user/no-such-model"]

@@ -75,6 +75,7 @@ def test_images_of_every_size_of_a_generator_are_scored(size):
     assert logits.shape == (2,)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_memory_counts_it(config, nets, small_clip):
     networks = nets.accelerator, nets.generator, nets.discriminator, small_clip
     without = memory_use(config, *networks)
