@@ -8,7 +8,7 @@ import torch
 from ratlip_hf import RATLIPPipeline, bundled
 from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.explain.figures import as_pil
-from ratlip_hf.inversion import invert
+from ratlip_hf.inversion import edit, invert
 from ratlip_hf.synthetic_birds.attributes import BirdAttributes
 from ratlip_hf.synthetic_birds.renderer import render_pixels
 from ratlip_hf.utils.display import labelled_grid
@@ -25,9 +25,9 @@ def main(model: str = bundled.NAME, file: str = "invert.png", steps: str = "60")
     with torch.no_grad():
         text = pipe.encode_prompt([BEFORE, AFTER])[0]
     found = invert(pipe.generator, pipe.image_encoder, given, text[:1], steps=int(steps))
-    embeds = torch.cat([found.prompt_embeds, found.prompt_embeds + text[1:] - text[:1]])
-    images = pipe(prompt_embeds=embeds, latents=found.noise.repeat(2, 1)).images
-    labelled_grid([[as_pil(given[0]), *images]], column_labels=["given", "found", "black wings"]).save(file)
+    edited = edit(pipe.generator, pipe.image_encoder, found, text[1:] - text[:1])
+    images = [as_pil(each[0]) for each in (given, found.images, edited.images)]
+    labelled_grid([images], column_labels=["given", "found", "black wings"]).save(file)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ratlip_hf import RATLIPPipeline, bundled, latents
 from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.evaluation.records import ScoreRecord, append_record, check_place_for_records
 from ratlip_hf.explain.embedders import ClipEmbedder
-from ratlip_hf.inversion import invert
+from ratlip_hf.inversion import edit, invert
 from ratlip_hf.metrics import clustered_mean, interval
 from ratlip_hf.pipeline import prepare_latents
 from ratlip_hf.synthetic_birds.attributes import (
@@ -136,10 +136,9 @@ def score_inversions(pipe: RATLIPPipeline, count: int, steps: int) -> dict[str, 
         part = slice(start, min(start + 8, count))
         texts = [pipe.encode_prompt([edit[side] for edit in edits[part]])[0].detach() for side in (2, 3)]
         result = invert(pipe.generator, pipe.image_encoder, images[part], texts[0], steps=steps)
-        embeds = result.prompt_embeds + texts[1] - texts[0]
-        after = pipe(prompt_embeds=embeds, latents=result.noise, output_type="pt").images
+        after = edit(pipe.generator, pipe.image_encoder, result, texts[1] - texts[0])
         found.append(read(result.images))
-        edited.append(read(2 * after - 1))
+        edited.append(read(after.images))
     seconds = (time.process_time() - began) / count
     found, edited = torch.cat(found), torch.cat(edited)
     hits = (found == truth).float()

@@ -1,5 +1,5 @@
 """Which noise, and if wanted which text embedding, makes a given image: found by descent through the frozen generator.
-`invert` starts from the best of several draws, `fit` from given noise."""
+`invert` starts from the best of several draws, `fit` from given noise; `edit` changes words of what was found."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from .utils.tensors import evaluating
 _RATE = 0.1  # Adam's step for noise, whose entries are standard normal
 _NOISE_WEIGHT = 0.002  # of the squared way that noise goes
 _TEXT_WEIGHT = 0.005  # of the squared way that text goes, in lengths of its embedding
+_TEXT_SPREAD = 0.5  # of the draws' texts around the given one, in root mean squares of it
 _SMOOTH = 0.1  # differences of pixels well above it count linearly, so that one changed part does not move the rest
 
 
@@ -51,8 +52,8 @@ def invert(
         prompt_embeds: raw text embeddings [B, D] of what they show.
         steps: of Adam, after the start has been chosen.
         candidates: draws of noise per image, of which the one with the nearest image is the start.
-        text_rate: how far an entry of the text embedding may go in a step, in units of its own root mean square;
-            0 holds the text.
+        text_rate: how far an entry of the text embedding may go in a step, in root mean squares of the embedding;
+            0 holds the text, in the draws, too.
         seed: of the draws.
 
     Raises:
@@ -61,14 +62,17 @@ def invert(
     _check_images(generator, images, prompt_embeds)
     draws = torch.Generator().manual_seed(seed)
     start = torch.zeros(len(images), generator.config.noise_dim).to(images)
-    best = torch.full((len(images),), torch.inf, device=images.device)
+    text, best = prompt_embeds.clone(), torch.full((len(images),), torch.inf, device=images.device)
+    spread = _TEXT_SPREAD * _length(prompt_embeds) if text_rate else 0 * _length(prompt_embeds)
     with torch.no_grad(), evaluating(generator):
         for _ in range(candidates):
             z = torch.randn(*start.shape, generator=draws).to(images)
-            distance = image_distance(_generated(generator, image_encoder, z, prompt_embeds), images)
-            start[distance < best] = z[distance < best]
+            around = prompt_embeds + spread * torch.randn(*text.shape, generator=draws).to(images)
+            distance = image_distance(_generated(generator, image_encoder, z, around), images)
+            nearer = distance < best
+            start[nearer], text[nearer] = z[nearer], around[nearer]
             best = torch.minimum(distance, best)
-    return fit(generator, image_encoder, images, prompt_embeds, start, steps, text_rate)
+    return fit(generator, image_encoder, images, text, start, steps, text_rate)
 
 
 def fit(
@@ -90,7 +94,7 @@ def fit(
     noise, text_way = first.clone().requires_grad_(), torch.zeros_like(prompt_embeds).requires_grad_()
     moving = [noise, text_way] if text_rate else [noise]
     optimizer = torch.optim.Adam([{"params": [noise]}, {"params": [text_way], "lr": text_rate}], lr=_RATE)
-    length = prompt_embeds.square().mean(dim=1, keepdim=True).sqrt()
+    length = _length(prompt_embeds)
     nearest = torch.full((len(images),), torch.inf, device=images.device)
     best = Inversion(first.clone(), prompt_embeds.clone(), images.clone(), nearest)
     with evaluating(generator):
@@ -107,6 +111,25 @@ def fit(
                 loss.backward(inputs=moving)  # the networks' own weights get no gradients
                 optimizer.step()
     return best
+
+
+def edit(
+    generator: RATLIPGenerator,
+    image_encoder: CLIPVisionModelWithProjection,
+    found: Inversion,
+    change: torch.Tensor,
+    keep_steps: int = 10,
+) -> Inversion:
+    """The images of an inversion with other words: `change` [B, D], the embedding of the new prompt less that of the
+    old one, is added to the text that was found; then the noise moves towards what looks as before, as in
+    `RATLIPPipeline.edit`. `distance` is that from the images before."""
+    text = found.prompt_embeds + change.detach().to(found.prompt_embeds)
+    return fit(generator, image_encoder, found.images, text, found.noise, keep_steps)
+
+
+def _length(prompt_embeds: torch.Tensor) -> torch.Tensor:
+    """Root mean square of the entries of each embedding [B, D]: [B, 1]."""
+    return prompt_embeds.detach().square().mean(dim=1, keepdim=True).sqrt()
 
 
 @torch.no_grad()

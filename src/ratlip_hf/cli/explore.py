@@ -204,7 +204,7 @@ def _invert_arguments(parser: argparse.ArgumentParser) -> None:
 def _invert(options, pipe, folder: Path):
     import torch
 
-    from ..inversion import invert
+    from ..inversion import edit, invert
     from ..utils.display import labelled_grid
 
     if options.steps < 0:
@@ -216,13 +216,12 @@ def _invert(options, pipe, folder: Path):
     found = invert(
         pipe.generator, pipe.image_encoder, target, texts[:1], steps=options.steps, seed=options.seed, **rate
     )
-    # What the words change is added to what was found, which is not quite the embedding of any words.
-    embeds = found.prompt_embeds + texts - texts[:1]
-    made = pipe(prompt_embeds=embeds, latents=found.noise.repeat(len(embeds), 1), batch_size=1).images
-    given = pipe.image_processor.postprocess(target, output_type="pil")
+    changes = [edit(pipe.generator, pipe.image_encoder, found, text[None] - texts[:1]) for text in texts[1:]]
+    shown = torch.cat([target, found.images, *(each.images for each in changes)])
+    pictures = pipe.image_processor.postprocess(shown, output_type="pil")
     labels = ["given", f"found: {options.prompt}", *options.edit]
     torch.save({"latents": found.noise, "prompt_embeds": found.prompt_embeds}, folder / "invert.pt")
-    image = labelled_grid([[*given, *made]], column_labels=labels, side=160)
+    image = labelled_grid([pictures], column_labels=labels, side=160)
     facts = {"image": str(options.image), "prompt": options.prompt, "edits": options.edit, "steps": options.steps}
     return image, {**facts, "seed": options.seed, "distance": round(float(found.distance), 4)}
 
