@@ -26,6 +26,7 @@ def no_processes(monkeypatch):
     monkeypatch.setattr(measuring, "in_fresh_process", lambda work, path, *_: 300 if path in baselines else 150)
 
 
+@pytest.mark.slow
 def test_the_record_holds_what_the_tables_show(no_processes, monkeypatch, tmp_path, capsys):
     out = tmp_path / "new" / "speed.jsonl"
     command = ["benchmark", "--preset", "tiny", "--parts", "inference", "training", "--batch_sizes", "1", "3"]

@@ -145,6 +145,7 @@ SESSION = """
 """
 
 
+@pytest.mark.slow
 def test_a_pushed_dataset_is_streamed_and_loaded_and_replaced_by_the_next(hub, run_python, tmp_path):
     for count, name in ((8, "first"), (5, "second")):
         raw = make_folder(tmp_path / f"raw_{name}", count)

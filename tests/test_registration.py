@@ -59,6 +59,7 @@ def run_each(*cases: str, **values: str) -> None:
     run(code + "    assert os.wait()[1] == 0, case\n")
 
 
+@pytest.mark.slow
 def test_diffusers_finds_the_classes_in_either_order_of_imports(tmp_path):
     """AutoModel also alone; and nothing of training is imported for images and cards."""
     out = tmp_path / "images.npz"
