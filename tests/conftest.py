@@ -39,6 +39,11 @@ SENTENCES = ["a red bird with a blue crown", "a small yellow bird on a branch", 
 CLIP_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 16}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that processes that share the tests end together."""
+    items.sort(key=lambda item: item.path.name not in ("test_whole_runs.py", "test_hub.py"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)

@@ -68,6 +68,7 @@ def peak(config, nets, small_clip: FrozenCLIP, **changes) -> int:
     return step_peak_bytes(config, nets.accelerator, nets.generator, nets.discriminator, small_clip)
 
 
+@pytest.mark.slow
 def test_the_estimate_allocates_nothing_changes_nothing_and_shrinks_with_precision_and_checkpointing(
     config, nets, small_clip, make_generator
 ):
