@@ -22,6 +22,7 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["export"],
     "build>=1.2.1",
+    "captum>=0.9.0",  # our Grad-CAM is compared with its
     "pytest>=8.0.0",
     "pytest-xdist>=3.6.1",
     "ruff>=0.17.6",
