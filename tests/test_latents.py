@@ -71,6 +71,10 @@ class TestEdits:
         assert image_distance(kept, before) < image_distance(plain, before)
         assert all(parameter.grad is None for parameter in pipe.generator.parameters())
 
+    def test_half_precision(self, pipe):
+        edited = pipe.to(torch.bfloat16).edit(PROMPT, OTHER, seeded(), keep_steps=1, output_type="np").images
+        assert edited.shape == (2, 32, 32, 3)
+
     def test_lists_of_different_lengths_are_refused(self, pipe):
         with pytest.raises(ValueError, match="2 prompts"):
             pipe.edit([PROMPT, PROMPT], [OTHER])

@@ -132,8 +132,9 @@ def _keep_nearer(best: Inversion, found: Inversion) -> None:
 
 def _generated(generator, image_encoder, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
     size = 1 if generator.couples_batch else len(noise)
-    parts = zip(noise.split(size), prompt_embeds.split(size), strict=True)
-    return torch.cat([generator(z, text, image_encoder).sample for z, text in parts])
+    inputs = [value.to(generator.dtype).split(size) for value in (noise, prompt_embeds)]
+    parts = zip(*inputs, strict=True)
+    return torch.cat([generator(z, text, image_encoder).sample for z, text in parts]).to(noise.dtype)
 
 
 def _check_images(generator: RATLIPGenerator, images: torch.Tensor, prompt_embeds: torch.Tensor) -> None:
