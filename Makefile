@@ -111,9 +111,13 @@ accuracy: $(VENV)/.installed-dev  ## score the bundled model by its own protocol
 tables: $(VENV)/.installed-dev  ## write the tables of README and docs again from docs/records
 	$(BIN)/python docs/tables.py
 
-figures: $(VENV)/.installed-dev  ## plot the figures of docs/study.md again from docs/records
+# Those of docs/healthy_run.md need the run that they show: examples/plot_run.py RUN.
+figures: $(VENV)/.installed-dev  ## make the pictures of README and docs again, from the bundled model and docs/records
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[plots]"
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/networks.py
+	$(BIN)/python docs/pictures.py
+	$(BIN)/python examples/readme_grid.py docs/images/grid.png
 
 clean:  ## remove the environments and build products
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist src/*.egg-info

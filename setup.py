@@ -22,6 +22,7 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["export"],
     "build>=1.2.1",
+    "captum>=0.9.0",  # our Grad-CAM is compared with its
     "ipykernel>=7.4.0",
     "nbclient>=0.11.0",
     "pytest>=8.0.0",

@@ -21,7 +21,7 @@ CARD = DOCS.parent / "src" / "ratlip_hf" / "assets" / "synthetic_birds" / "READM
 PAGES = (
     DOCS.parent / "README.md",
     CARD,
-    *(DOCS / name for name in ("evaluation.md", "recipe.md", "study.md", "performance.md")),
+    *(DOCS / f"{name}.md" for name in ("evaluation", "recipe", "study", "performance", "explore", "explain")),
 )
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
@@ -119,6 +119,64 @@ def _study_records(table: str) -> list[ScoreRecord]:
     return [record for record in read_records(RECORDS / "study_birds.jsonl") if record.candidate["variant"] in names]
 
 
+_KEPT = ("crown", "belly", "wing", "direction", "background", "perch", "size")
+
+
+def explorations(*columns: tuple[str, str, str]) -> str:
+    """Scores of `score_explorations.py`: for each column a title, a check and what its scores' names begin with."""
+    latest = {record.protocol["name"]: record for record in read_records(RECORDS / "explore.jsonl")}
+    rows = [("changed", "the named attribute changes"), ("kept", "the others stay")]
+    rows += [(f"kept_{name}", f"of these: {name}") for name in _KEPT]
+    found = [(latest[f"explore-{check}"], start) for _, check, start in columns]
+    body = [[label, *(_score_cell(r.scores.get(f"{start}{name}")) for r, start in found)] for name, label in rows]
+    body.append(["images", *(str(record.protocol["num_fake"]) for record, _ in found)])
+    return as_markdown(["", *(title for title, *_ in columns)], [row for row in body if set(row[1:]) != {"-"}])
+
+
+def interpolations() -> str:
+    """Of ways with even and with plain steps: the longest step by the shortest."""
+    records = read_records(RECORDS / "explore.jsonl")
+    scores = [record for record in records if record.protocol["name"] == "explore-interpolations"][-1].scores
+    names = {
+        "plain steps": ("plain_within_factor_2", "plain_median"),
+        "even steps": ("within_factor_2", "median_ratio"),
+    }
+    body = [[name, *(_score_cell(scores[each]) for each in pair)] for name, pair in names.items()]
+    return as_markdown(["", "ways within a factor of 2", "longest by shortest, median"], body)
+
+
+def pointing() -> str:
+    """The pointing game: a row for each network and method."""
+    cells = {}
+    for record in read_records(RECORDS / "explore.jsonl"):
+        if record.protocol["name"] == "pointing-game":
+            row = record.candidate["explained"], record.candidate["method"]
+            cells.setdefault(row, {})[record.protocol["images"], record.protocol["weights"]] = record.scores
+    body = []
+    for row, scores in cells.items():
+        renders, made, random = (scores[key] for key in _CONDITIONS)
+        shown = [
+            _score_cell(renders["pointing"]),
+            *(f"{renders[f'pointing_{part}']['value']:.2f}" for part in _KEPT[:3]),
+        ]
+        shown += [f"{renders['energy']['value']:.2f}", f"{renders['other_bird']['value']:.2f}"]
+        body.append([*row, *shown, _score_cell(made["pointing"]), _score_cell(random["pointing"])])
+    head = [
+        "explained",
+        "method",
+        "renders",
+        *_KEPT[:3],
+        "energy",
+        "map of another bird",
+        "generated",
+        "random weights",
+    ]
+    return as_markdown(head, body)
+
+
+_CONDITIONS = (("renders", "trained"), ("generated", "trained"), ("renders", "random"))
+
+
 def _score_cell(score: dict | None) -> str:
     if score is None:
         return "-"
@@ -156,6 +214,12 @@ TABLE_MAKERS: dict[str, Callable[[], str]] = {
     "scorer": scorer,
     "study": study,
     "study-parts": study_parts,
+    "edits": lambda: explorations(("plain", "edits", ""), ("rest held", "edits-kept", "")),
+    "inversions": lambda: explorations(
+        ("found again", "inversions", ""), ("then one word edited", "inversions", "edit_")
+    ),
+    "interpolations": interpolations,
+    "pointing": pointing,
     "inference": lambda: speed_everywhere("inference", inference.inference_table, in_full=True),
     "roofline": lambda: speed_everywhere("inference", inference.roofline_table),
     "operations": lambda: speed("inference", inference.operations_table),

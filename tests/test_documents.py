@@ -1,6 +1,7 @@
 """The tables of README and docs are what the records say."""
 
 import importlib.util
+import shutil
 import json
 import re
 from pathlib import Path
@@ -10,13 +11,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def tables():
-    """A fresh copy of the script that makes the tables."""
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+def load(name: str):
+    """A fresh copy of a script of docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def tables():
+    """The script that makes the tables."""
+    return load("tables")
+
+
+@pytest.fixture
+def pictures():
+    """The script that makes the pictures of explore.md and explain.md."""
+    return load("pictures")
 
 
 def test_pages_agree_with_the_records(tables, capsys):
@@ -30,6 +42,7 @@ def test_every_table_stands_somewhere(tables):
 
 
 def test_another_record_is_noticed_and_written(tables, tmp_path, monkeypatch, capsys):
+    shutil.copy(tables.RECORDS / "explore.jsonl", tmp_path)
     for name in ("bundled.jsonl", "recipe.jsonl", "study_birds.jsonl"):
         lines = [json.loads(line) for line in (tables.RECORDS / name).read_text().splitlines()]
         lines[-1]["scores"]["attribute_accuracy"]["value"] = 0.123
@@ -44,3 +57,14 @@ def test_another_record_is_noticed_and_written(tables, tmp_path, monkeypatch, ca
     assert tables.main([]) == 0
     assert "0.123" in (tmp_path / "README.md").read_text()
     assert tables.main(["--check"]) == 0
+
+
+def test_pictures_stand_above_their_commands(pictures):
+    text = "".join(
+        (ROOT / "docs" / name).read_text().replace(" \\\n    ", " ") for name in ("explore.md", "explain.md")
+    )
+    for picture, (_, command) in pictures.PICTURES.items():
+        assert (ROOT / "docs" / "images" / picture).is_file()
+        shown, made = text.index(f"(images/{picture})"), text.find(command, text.index(f"(images/{picture})"))
+        assert shown < made, picture
+        assert text[shown:made].count("```bash") == 1, picture  # the next command, not a later one

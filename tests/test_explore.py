@@ -1,14 +1,16 @@
 """`ratlip explore` as a user types it: a labelled image and a manifest from every subcommand, one line for mistakes.
 The networks are tiny and random."""
 
+import copy
 import json
 
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from generating import OTHER, PROMPT
-from ratlip_hf import RATLIPDiscriminator
+from ratlip_hf import RATLIPDiscriminator, RATLIPGenerator, RATLIPPipeline
 from ratlip_hf.cli.main import main
 from training_toys import DISCRIMINATOR
 
@@ -122,3 +124,19 @@ def test_angles(explore):
     found = explore("angles", PROMPT, OTHER, "--num_images", 3, "--swaps", 2)
     assert len(found["swaps"]) == 2 and set(found["degrees"]) == {"raw", "centred", "centred, scaled"}
     assert found["degrees"]["raw"]["direction"] == found["degrees"]["centred"]["direction"]
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_the_papers_size_with_random_weights(small_clip, tmp_path):
+    torch.manual_seed(0)
+    text = copy.deepcopy(small_clip.text_encoder.config)
+    text.update({"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "projection_dim": 512})
+    towers = CLIPTextModelWithProjection(text), CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=512))
+    folder = tmp_path / "model"
+    RATLIPPipeline(small_clip.tokenizer, *towers, RATLIPGenerator.from_preset("ratlip")).save_pretrained(folder)
+    RATLIPDiscriminator.from_preset("ratlip").save_pretrained(folder / "discriminator")
+    where = ["--model", str(folder), "--output_dir", str(tmp_path / "out"), "--num_images", "2"]
+    for arguments in (["explain", PROMPT], ["edit", PROMPT, OTHER, "--keep_steps", "1"], ["mix", PROMPT, OTHER]):
+        assert main(["explore", *arguments, *where]) == 0
+    assert main(["explore", "angles", PROMPT, OTHER, "--swaps", "1", *where]) == 0
+    assert json.loads((tmp_path / "out" / "explain.json").read_text())["rows"][-1].startswith("discriminator")

@@ -5,7 +5,8 @@ import torch
 
 from generating import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, close, generate, seeded
 from ratlip_hf import latents
-from ratlip_hf.inversion import fit, image_distance, invert
+from ratlip_hf.explain import ClipEmbedder
+from ratlip_hf.inversion import edit, fit, image_distance, invert
 
 
 @pytest.fixture
@@ -70,6 +71,10 @@ class TestEdits:
         assert image_distance(kept, before) < image_distance(plain, before)
         assert all(parameter.grad is None for parameter in pipe.generator.parameters())
 
+    def test_half_precision(self, pipe):
+        edited = pipe.to(torch.bfloat16).edit(PROMPT, OTHER, seeded(), keep_steps=1, output_type="np").images
+        assert edited.shape == (2, 32, 32, 3)
+
     def test_lists_of_different_lengths_are_refused(self, pipe):
         with pytest.raises(ValueError, match="2 prompts"):
             pipe.edit([PROMPT, PROMPT], [OTHER])
@@ -104,6 +109,13 @@ class TestMixing:
             generate(pipe, style_latents=torch.randn(1, 3))
 
 
+def test_truncation_trades_variety(pipe):
+    rows = latents.truncation_curve(pipe, ClipEmbedder.of(pipe), [PROMPT, OTHER], [0.05, None], per_prompt=3)
+    assert [row["truncation"] for row in rows] == [0.05, None]
+    assert 0 <= rows[0]["spread"] < rows[1]["spread"]
+    assert all(-1 <= row["similarity"] <= 1 for row in rows)
+
+
 class TestInversion:
     def test_noise_of_a_generated_image_comes_nearer(self, pipe):
         (text,) = pipe.encode_prompt(PROMPT)
@@ -117,6 +129,15 @@ class TestInversion:
         held = fit(*networks, target, text, start.noise, 2)
         assert torch.equal(held.prompt_embeds, text)
         assert not torch.equal(found.prompt_embeds, text)
+
+    def test_other_words_for_what_was_found(self, pipe):
+        text = pipe.encode_prompt([PROMPT, OTHER])[0].detach()
+        target = 2 * pipe(PROMPT, generator=seeded(5), output_type="pt").images - 1
+        found = invert(pipe.generator, pipe.image_encoder, target, text[:1], steps=1, candidates=2)
+        plain, kept = (edit(pipe.generator, pipe.image_encoder, found, text[1:] - text[:1], steps) for steps in (0, 6))
+        assert torch.equal(plain.noise, found.noise)
+        assert torch.allclose(plain.prompt_embeds, found.prompt_embeds + text[1:] - text[:1])
+        assert image_distance(kept.images, found.images) < image_distance(plain.images, found.images)
 
     def test_more_draws_start_nearer(self, pipe):
         (text,) = pipe.encode_prompt(PROMPT)

@@ -12,7 +12,6 @@ from .utils.tensors import evaluating
 _RATE = 0.1  # Adam's step for noise, whose entries are standard normal
 _NOISE_WEIGHT = 0.002  # of the squared way that noise goes
 _TEXT_WEIGHT = 0.005  # of the squared way that text goes, in lengths of its embedding
-_TEXT_SPREAD = 0.5  # of the draws' texts around the given one, in root mean squares of it
 _SMOOTH = 0.1  # differences of pixels well above it count linearly, so that one changed part does not move the rest
 
 
@@ -53,7 +52,7 @@ def invert(
         steps: of Adam, after the start has been chosen.
         candidates: draws of noise per image, of which the one with the nearest image is the start.
         text_rate: how far an entry of the text embedding may go in a step, in root mean squares of the embedding;
-            0 holds the text, in the draws, too.
+            0 holds the text.
         seed: of the draws.
 
     Raises:
@@ -62,17 +61,14 @@ def invert(
     _check_images(generator, images, prompt_embeds)
     draws = torch.Generator().manual_seed(seed)
     start = torch.zeros(len(images), generator.config.noise_dim).to(images)
-    text, best = prompt_embeds.clone(), torch.full((len(images),), torch.inf, device=images.device)
-    spread = _TEXT_SPREAD * _length(prompt_embeds) if text_rate else 0 * _length(prompt_embeds)
+    best = torch.full((len(images),), torch.inf, device=images.device)
     with torch.no_grad(), evaluating(generator):
         for _ in range(candidates):
             z = torch.randn(*start.shape, generator=draws).to(images)
-            around = prompt_embeds + spread * torch.randn(*text.shape, generator=draws).to(images)
-            distance = image_distance(_generated(generator, image_encoder, z, around), images)
-            nearer = distance < best
-            start[nearer], text[nearer] = z[nearer], around[nearer]
+            distance = image_distance(_generated(generator, image_encoder, z, prompt_embeds), images)
+            start[distance < best] = z[distance < best]
             best = torch.minimum(distance, best)
-    return fit(generator, image_encoder, images, text, start, steps, text_rate)
+    return fit(generator, image_encoder, images, prompt_embeds, start, steps, text_rate)
 
 
 def fit(
@@ -94,7 +90,7 @@ def fit(
     noise, text_way = first.clone().requires_grad_(), torch.zeros_like(prompt_embeds).requires_grad_()
     moving = [noise, text_way] if text_rate else [noise]
     optimizer = torch.optim.Adam([{"params": [noise]}, {"params": [text_way], "lr": text_rate}], lr=_RATE)
-    length = _length(prompt_embeds)
+    length = prompt_embeds.square().mean(dim=1, keepdim=True).sqrt()
     nearest = torch.full((len(images),), torch.inf, device=images.device)
     best = Inversion(first.clone(), prompt_embeds.clone(), images.clone(), nearest)
     with evaluating(generator):
@@ -127,11 +123,6 @@ def edit(
     return fit(generator, image_encoder, found.images, text, found.noise, keep_steps)
 
 
-def _length(prompt_embeds: torch.Tensor) -> torch.Tensor:
-    """Root mean square of the entries of each embedding [B, D]: [B, 1]."""
-    return prompt_embeds.detach().square().mean(dim=1, keepdim=True).sqrt()
-
-
 @torch.no_grad()
 def _keep_nearer(best: Inversion, found: Inversion) -> None:
     nearer = found.distance < best.distance
@@ -141,8 +132,9 @@ def _keep_nearer(best: Inversion, found: Inversion) -> None:
 
 def _generated(generator, image_encoder, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
     size = 1 if generator.couples_batch else len(noise)
-    parts = zip(noise.split(size), prompt_embeds.split(size), strict=True)
-    return torch.cat([generator(z, text, image_encoder).sample for z, text in parts])
+    inputs = [value.to(generator.dtype).split(size) for value in (noise, prompt_embeds)]
+    parts = zip(*inputs, strict=True)
+    return torch.cat([generator(z, text, image_encoder).sample for z, text in parts]).to(noise.dtype)
 
 
 def _check_images(generator: RATLIPGenerator, images: torch.Tensor, prompt_embeds: torch.Tensor) -> None:

@@ -114,3 +114,40 @@ def _at(wanted: torch.Tensor, passed: torch.Tensor, shares: torch.Tensor) -> tor
     right = torch.searchsorted(passed, wanted).clamp(1, len(passed) - 1)
     within = (wanted - passed[right - 1]) / (passed[right] - passed[right - 1])
     return (shares[right - 1] + within * (shares[right] - shares[right - 1])).clamp(0, 1)
+
+
+def truncation_curve(
+    pipe, embedder, prompts: Sequence[str], levels: Sequence[float | None], per_prompt: int = 8, seed: int = 0
+) -> list[dict[str, float | None]]:
+    """What truncation trades: how well images fit their prompts against how much those of one prompt differ.
+
+    Args:
+        pipe: a `RATLIPPipeline`.
+        embedder: with `embed_images` and `embed_texts`, such as `explain.ClipEmbedder`; better one that the model was
+            not trained against.
+        prompts: P prompts.
+        levels: values of `truncation=`, None for none.
+        per_prompt: images of each prompt, at least 2; image i of a prompt uses seed + i at every level.
+
+    Returns:
+        For each level {"truncation", "similarity" (mean cosine of image and prompt), "spread" (mean 1 - cosine of two
+        images of a prompt)}.
+    """
+    unit = torch.nn.functional.normalize
+    texts = unit(embedder.embed_texts(list(prompts)).detach(), dim=1)
+    generators, rows = range(seed, seed + per_prompt), []
+    for level in levels:
+        fits, spreads = [], []
+        for prompt, text in zip(prompts, texts, strict=True):
+            draws = [torch.Generator().manual_seed(number) for number in generators]
+            batch = 1 if pipe.generator.couples_batch else per_prompt
+            options = {"num_images_per_prompt": per_prompt, "generator": draws, "batch_size": batch}
+            images = 2 * pipe(prompt, truncation=level, output_type="pt", **options).images - 1
+            with torch.no_grad():
+                embeds = unit(embedder.embed_images(images), dim=1)
+            fits.append(embeds @ text)
+            pairs = embeds @ embeds.T
+            spreads.append(1 - (pairs.sum() - pairs.trace()) / (per_prompt * (per_prompt - 1)))
+        means = {"similarity": float(torch.stack(fits).mean()), "spread": float(torch.stack(spreads).mean())}
+        rows.append({"truncation": level, **means})
+    return rows
