@@ -1,9 +1,9 @@
 """The tables of README and docs are what the records say."""
 
 import importlib.util
-import shutil
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
