@@ -6,6 +6,7 @@ import sys
 import torch
 
 from ratlip_hf import RATLIPPipeline, bundled, explain
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.explain import figures
 
 PROMPT = "a yellow bird with a red crown and blue wings"
@@ -14,7 +15,7 @@ PROMPT = "a yellow bird with a red crown and blue wings"
 def main(model: str = bundled.NAME, file: str = "explain.png") -> None:
     pipe = RATLIPPipeline.from_pretrained(bundled.resolve(model))
     image = 2 * pipe(PROMPT, generator=torch.Generator().manual_seed(0), output_type="pt").images - 1
-    embedder = explain.ClipEmbedder.of(pipe)
+    embedder = FrozenCLIP.of(pipe)
     left = [pair for pair in explain.words_left_out(PROMPT) if pair[0] in ("yellow", "red", "blue")]
     captions = [PROMPT, *(without for _, without in left)]
     score = explain.contrast(explain.similarity(embedder, captions), [(0, 1), (0, 2), (0, 3)])

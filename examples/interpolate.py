@@ -6,7 +6,7 @@ import sys
 import torch
 
 from ratlip_hf import RATLIPPipeline, bundled, latents
-from ratlip_hf.explain import ClipEmbedder
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.utils.display import grid_image
 
 PROMPTS = ["a red bird with blue wings", "a yellow bird with black wings, in the snow"]
@@ -17,7 +17,7 @@ def main(model: str = bundled.NAME, file: str = "interpolate.png") -> None:
     pipe = RATLIPPipeline.from_pretrained(bundled.resolve(model))
     noise = torch.randn(2, pipe.generator.config.noise_dim, generator=torch.Generator().manual_seed(0))
     (text,) = pipe.encode_prompt(PROMPTS)
-    embedder = ClipEmbedder.of(pipe)
+    embedder = FrozenCLIP.of(pipe)
 
     def inputs(shares: torch.Tensor) -> dict:
         return {"latents": latents.path(noise, shares), "prompt_embeds": latents.path(text, shares)}

@@ -132,6 +132,10 @@ def test_paths_give_the_same_images():
     assert inference.errors(plain, plain) == {"max_error": 0.0}
 
 
+def test_the_command_offers_every_runtime():
+    assert set(benchmark._RUNTIMES) == RUNTIMES.keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [f"{name} {precision}" for name in RUNTIMES for precision in RUNTIMES[name]])
 def test_other_runtimes_give_the_same_images(path):

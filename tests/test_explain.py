@@ -8,6 +8,7 @@ from torch import nn
 
 from generating import NOISE_DIM, OTHER, PROMPT, seeded
 from ratlip_hf import RATLIPDiscriminator, explain
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.explain import figures
 from ratlip_hf.explain.saliency import grad_cam
 from training_toys import DISCRIMINATOR
@@ -36,8 +37,8 @@ class Toy(nn.Module):
 
 
 @pytest.fixture
-def embedder(pipe) -> explain.ClipEmbedder:
-    return explain.ClipEmbedder.of(pipe)
+def embedder(pipe) -> FrozenCLIP:
+    return FrozenCLIP.of(pipe)
 
 
 class TestSaliency:
@@ -77,7 +78,7 @@ class TestSaliency:
         tower = embedder.image_encoder
         torch.manual_seed(0)
         discriminator = RATLIPDiscriminator(**DISCRIMINATOR).eval()
-        text = embedder.embed_texts([PROMPT]).detach()
+        text = embedder.encode([PROMPT])
         for score in (explain.similarity(embedder, [PROMPT]), explain.discriminator_logit(discriminator, tower, text)):
             before = score(images)
             maps = explain.attention_x_gradient(score, images, tower)

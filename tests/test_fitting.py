@@ -1,5 +1,7 @@
 """`ratlip init`: configurations that fit any CLIP, by its shapes; what does not fit is said in one line."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -126,8 +128,11 @@ def test_networks_of_full_size_generate_learn_and_are_exported(name, sample_size
     features = image_features(tower, sample, fitting["discriminator"]["feature_layers"])
     discriminator(features, embeds).logits.mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in generator.parameters())
-    text.num_hidden_layers, text.hidden_size, text.intermediate_size, text.num_attention_heads = 2, 64, 64, 4
-    small_text = CLIPTextModelWithProjection(text)
+    of_small = copy.deepcopy(
+        small_clip.text_encoder.config
+    )  # which the tokenizer fits; only its output must be as wide
+    of_small.projection_dim = text.projection_dim
+    small_text = CLIPTextModelWithProjection(of_small)
     pipe = RATLIPPipeline(small_clip.tokenizer, small_text.eval(), tower, generator.eval())
     given = {"prompt_embeds": embeds, "latents": noise, "output_type": "pt"}
     plain = pipe(**given).images

@@ -5,7 +5,7 @@ import torch
 
 from generating import NOISE_DIM, OTHER, PROMPT, TEXT_DIM, close, generate, seeded
 from ratlip_hf import latents
-from ratlip_hf.explain import ClipEmbedder
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.inversion import edit, fit, image_distance, invert
 
 
@@ -110,7 +110,7 @@ class TestMixing:
 
 
 def test_truncation_trades_variety(pipe):
-    rows = latents.truncation_curve(pipe, ClipEmbedder.of(pipe), [PROMPT, OTHER], [0.05, None], per_prompt=3)
+    rows = latents.truncation_curve(pipe, FrozenCLIP.of(pipe), [PROMPT, OTHER], [0.05, None], per_prompt=3)
     assert [row["truncation"] for row in rows] == [0.05, None]
     assert 0 <= rows[0]["spread"] < rows[1]["spread"]
     assert all(-1 <= row["similarity"] <= 1 for row in rows)

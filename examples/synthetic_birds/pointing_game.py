@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline, bundled, explain
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.metrics import clustered_mean, interval
 from ratlip_hf.pipeline import prepare_latents
@@ -95,7 +96,7 @@ def methods(pipe: RATLIPPipeline, scorer: BirdScorer, source: str, trained: bool
     """(what is explained, how, function of captions and image): with trained weights, or the image side random."""
     torch.manual_seed(0)
     tower = pipe.image_encoder if trained else type(pipe.image_encoder)(pipe.image_encoder.config).eval()
-    clip = explain.ClipEmbedder(pipe.tokenizer, pipe.text_encoder, tower)
+    clip = FrozenCLIP(pipe.tokenizer, pipe.text_encoder, tower)
     scorer = scorer if trained else shuffled_images(scorer)
     discriminator = RATLIPDiscriminator.of_pipeline(bundled.resolve(source)).eval()
     discriminator = discriminator if trained else random_discriminator(discriminator)
@@ -105,7 +106,7 @@ def methods(pipe: RATLIPPipeline, scorer: BirdScorer, source: str, trained: bool
         return lambda captions: explain.contrast(explain.similarity(embedder, captions), _GROUPS)
 
     def logit(captions: list[str]) -> Callable:
-        texts = clip.embed_texts(captions).detach()
+        texts = clip.encode(captions)
         return explain.contrast(explain.discriminator_logit(discriminator, pipe.image_encoder, texts), _GROUPS)
 
     scores = {"training CLIP": similarity(clip), "held-out scorer": similarity(scorer), "discriminator": logit}

@@ -14,9 +14,9 @@ import torch
 
 import pointing_game
 from ratlip_hf import RATLIPPipeline, bundled, latents
+from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.evaluation.records import ScoreRecord, append_record, check_place_for_records
-from ratlip_hf.explain.embedders import ClipEmbedder
 from ratlip_hf.inversion import edit, invert
 from ratlip_hf.metrics import clustered_mean, interval
 from ratlip_hf.pipeline import prepare_latents
@@ -99,7 +99,7 @@ def score_edits(pipe: RATLIPPipeline, count: int, keep_steps: int) -> dict[str, 
 def score_interpolations(pipe: RATLIPPipeline, count: int) -> dict[str, dict[str, float]]:
     """Ways of 24 images between two seeds and two captions: the longest step by the shortest, before and after the
     steps are made even."""
-    embed = torch.no_grad()(ClipEmbedder.of(pipe).embed_images)
+    embed = torch.no_grad()(FrozenCLIP.of(pipe).embed_images)
     rng, ratios, plain = random.Random(0), [], []
     for seed in range(count):
         captions = [full_caption(sample_attributes(rng, "test"), rng) for _ in range(2)]

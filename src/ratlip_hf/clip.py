@@ -74,6 +74,11 @@ class FrozenCLIP:
         for tower in (self.text_encoder, self.image_encoder):
             tower.requires_grad_(False).eval()
 
+    @classmethod
+    def of(cls, pipe) -> "FrozenCLIP":
+        """The CLIP of a pipeline, which shares its towers."""
+        return cls(pipe.tokenizer, pipe.text_encoder, pipe.image_encoder)
+
     def encode(self, captions: list[str]) -> torch.Tensor:
         """Raw projected text embeddings [N, D] of the captions, without gradient."""
         with torch.no_grad():

@@ -123,7 +123,7 @@ def truncation_curve(
 
     Args:
         pipe: a `RATLIPPipeline`.
-        embedder: with `embed_images` and `embed_texts`, such as `explain.ClipEmbedder`; better one that the model was
+        embedder: with `embed_images` and `encode`, such as a `FrozenCLIP`; better one that the model was
             not trained against.
         prompts: P prompts.
         levels: values of `truncation=`, None for none.
@@ -134,7 +134,7 @@ def truncation_curve(
         images of a prompt)}.
     """
     unit = torch.nn.functional.normalize
-    texts = unit(embedder.embed_texts(list(prompts)).detach(), dim=1)
+    texts = unit(embedder.encode(list(prompts)), dim=1)
     generators, rows = range(seed, seed + per_prompt), []
     for level in levels:
         fits, spreads = [], []

@@ -12,7 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 from ..export.onnx_export import write_image_graph
 from ..models import RATLIPGenerator
 
-# Of each runtime: what must be there, and the precisions in which it is measured on CPUs.
+# The precisions in which each is measured.
 RUNTIMES = {"inductor": ("fp32",), "onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}
 Run = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -76,11 +76,11 @@ def _interpolate(options, pipe, folder: Path):
     import torch
 
     from .. import latents
-    from ..explain.embedders import ClipEmbedder
+    from ..clip import FrozenCLIP
     from ..utils.display import labelled_grid
 
     prompts, seeds = _way_points(options)
-    embed = torch.no_grad()(ClipEmbedder.of(pipe).embed_images)
+    embed = torch.no_grad()(FrozenCLIP.of(pipe).embed_images)
     noise, way = draw_noise(pipe, seeds), latents.lerp if options.straight_text else latents.slerp
     with torch.no_grad():
         (text,) = pipe.encode_prompt(prompts)

@@ -66,13 +66,14 @@ def _maps(name: str, pipe, images, prompt: str, without: str | None) -> dict:
     """Maps [B, S, S] of the CLIP similarity and, where there is a discriminator, of its logit."""
     import torch
 
-    from ..explain import ClipEmbedder, attention_x_gradient, contrast, discriminator_logit, grad_cam, similarity
+    from ..clip import FrozenCLIP
+    from ..explain import attention_x_gradient, contrast, discriminator_logit, grad_cam, similarity
     from ..explain import occlusion as occluded
     from ..models import RATLIPDiscriminator
 
     tower, texts = pipe.image_encoder, [prompt] if without is None else [prompt, without]
     alone = (lambda score: contrast(score, [(0, 1)])) if without is not None else (lambda score: score)
-    similar = alone(similarity(ClipEmbedder.of(pipe), texts))
+    similar = alone(similarity(FrozenCLIP.of(pipe), texts))
     maps = {
         "CLIP similarity, Grad-CAM": grad_cam(similar, images, tower.vision_model.encoder.layers[-1].layer_norm1),
         "CLIP similarity, attention x gradient": attention_x_gradient(similar, images, tower),
@@ -106,8 +107,8 @@ def _insides(pipe, options, images, seeds, folder: Path) -> dict:
     """Figures of words, and of gates and states where the generator has them; what goes into the manifest."""
     import torch
 
+    from ..clip import FrozenCLIP
     from ..explain import (
-        ClipEmbedder,
         attention_gates,
         figures,
         similarity,
@@ -118,7 +119,7 @@ def _insides(pipe, options, images, seeds, folder: Path) -> dict:
     )
     from ..models.recurrence import AcrossLayersStates
 
-    words = word_importance(partial(similarity, ClipEmbedder.of(pipe)), images, options.prompt)
+    words = word_importance(partial(similarity, FrozenCLIP.of(pipe)), images, options.prompt)
     figures.words_figure(words, "similarity lost without the word").save(folder / "explain_words.png")
     noise = draw_noise(pipe, seeds[:1]).to(images)
     left = words_left_out(options.prompt)
@@ -194,13 +195,14 @@ def angles_arguments(parser: argparse.ArgumentParser) -> None:
 def angles(options, pipe, folder: Path):
     import torch
 
-    from ..explain import ClipEmbedder, edit_angles, figures, random_swaps
+    from ..clip import FrozenCLIP
+    from ..explain import edit_angles, figures, random_swaps
 
     seeds = read_seeds(options)
     if not 1 <= options.swaps <= _MOST_SWAPS or len(seeds) < 2:
         raise UserError(f"--swaps must lie in 1..{_MOST_SWAPS}, and --num_images must be at least 2")
     swaps = random_swaps(options.prompt, options.swap_words or _whole_words(pipe.tokenizer), options.swaps)
-    noise, embed = draw_noise(pipe, seeds), torch.no_grad()(ClipEmbedder.of(pipe).embed_images)
+    noise, embed = draw_noise(pipe, seeds), torch.no_grad()(FrozenCLIP.of(pipe).embed_images)
     batch = 1 if pipe.generator.couples_batch else 16
     features = [
         embed(2 * pipe([text] * len(seeds), latents=noise, batch_size=batch, output_type="pt").images - 1)

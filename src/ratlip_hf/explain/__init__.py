@@ -1,13 +1,11 @@
 """Explanations as plain functions on tensors, and figures of them; docs/explain.md says how far to trust each."""
 
 from .angles import degrees_between, edit_angles, random_swaps
-from .embedders import ClipEmbedder, contrast, discriminator_logit, similarity
 from .insides import attention_gates, nearest, trace_states, word_importance, word_traces, words_left_out
-from .saliency import attention_x_gradient, grad_cam, gradient_x_input, occlusion
-from .truth import energy_inside, pointing_hits
+from .saliency import attention_x_gradient, energy_inside, grad_cam, gradient_x_input, occlusion, pointing_hits
+from .scores import contrast, discriminator_logit, similarity
 
 __all__ = [
-    "ClipEmbedder",
     "attention_gates",
     "attention_x_gradient",
     "contrast",

@@ -1,5 +1,6 @@
 """Where in an image a score comes from: Grad-CAM, attention x gradient, gradient x input, occlusion.
-All take images [B, 3, S, S] in [-1, 1] and a score (images -> [B, K], see `embedders`) and give maps [B, K, S, S]."""
+All take images [B, 3, S, S] in [-1, 1] and a score (images -> [B, K], see `scores`) and give maps [B, K, S, S];
+at the end, maps against masks."""
 
 import contextlib
 import threading
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from .embedders import Score
+from .scores import Score
 
 _SQUARES = 32  # that occlusion covers in one run of the score
 
@@ -205,3 +206,20 @@ def _blurred(maps: torch.Tensor, deviation: float) -> torch.Tensor:
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     padded = F.pad(flat, (reach,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel[..., None]), kernel[:, :, None]).reshape(maps.shape)
+
+
+# Maps against masks: the pointing game and the energy inside (arXiv 1608.00507, 1910.01279)
+
+
+def pointing_hits(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Whether a map [..., S, S] is largest at a place that is mostly the part's; masks [..., S, S] hold shares of
+    pixels. A map that is the same everywhere points nowhere. Returns floats [...]."""
+    flat = maps.flatten(-2)
+    inside = masks.flatten(-2).gather(-1, flat.argmax(-1, keepdim=True))[..., 0] >= 0.5
+    return (inside & (flat.amax(-1) > flat.amin(-1))).float()
+
+
+def energy_inside(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The share of a map's positive values that lies within the mask; 0 for a map without any. Floats [...]."""
+    positive = maps.clamp(min=0)
+    return (positive * masks).sum(dim=(-2, -1)) / positive.sum(dim=(-2, -1)).clamp(min=1e-12)

@@ -1,49 +1,26 @@
 """What is explained: functions from images to scores, made of anything that embeds images and captions.
 
-An embedder has `embed_images(images [B, 3, S, S] in [-1, 1])` and `embed_texts(captions)`, both differentiable and
-to [B, D]: `ClipEmbedder`, or a scorer of a small world. A score is any function from images to [B, K], of which every
-column is explained by itself.
+An embedder has `embed_images(images [B, 3, S, S] in [-1, 1])`, which is differentiable, and `encode(captions)`, both
+to [B, D]: a [`~ratlip_hf.clip.FrozenCLIP`], such as `FrozenCLIP.of(pipe)`, or the scorer of a small world. A score is
+any function from images to [B, K], of which every column is explained by itself.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
-from ..clip import encode_text, image_features, image_features_and_embeds
+from ..clip import image_features
 from ..models import RATLIPDiscriminator
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class ClipEmbedder:
-    """A CLIP's three parts as an embedder; a [`~ratlip_hf.clip.FrozenCLIP`] and a pipeline have them, too."""
-
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModelWithProjection
-    image_encoder: CLIPVisionModelWithProjection
-
-    @classmethod
-    def of(cls, parts) -> "ClipEmbedder":
-        """Of a pipeline or a `FrozenCLIP`."""
-        return cls(parts.tokenizer, parts.text_encoder, parts.image_encoder)
-
-    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""
-        return image_features_and_embeds(self.image_encoder, images.to(self.image_encoder.dtype), (0,))[1]
-
-    def embed_texts(self, captions: list[str]) -> torch.Tensor:
-        """[B, D], not normalised."""
-        return encode_text(self.tokenizer, self.text_encoder, captions)
-
-
 def similarity(embedder, captions: Sequence[str]) -> Score:
     """The cosine with each of K captions: images [B, 3, S, S] -> [B, K]."""
     with torch.no_grad():
-        texts = F.normalize(embedder.embed_texts(list(captions)).float(), dim=1)
+        texts = F.normalize(embedder.encode(list(captions)).float(), dim=1)
     return lambda images: F.normalize(embedder.embed_images(images).float(), dim=1) @ texts.T
 
 
