@@ -21,6 +21,7 @@ from generating import close, take_graphs
 from ratlip_hf import RATLIPPipeline, bundled
 from ratlip_hf.cli.main import main
 from ratlip_hf.export.repository import WEB_RECORD
+from ratlip_hf.latents import slerp
 from ratlip_hf.pipeline import prepare_latents
 from ratlip_hf.synthetic_birds.attributes import BACKGROUNDS, DIRECTIONS, PERCHES, BirdAttributes, sample_attributes
 from ratlip_hf.synthetic_birds.captions import any_caption, named_scene
@@ -230,7 +231,7 @@ def images_of(pipe, prompt, seed, truncation, toPrompt=None, toSeed=None, mix=0.
     text, other = pipe.encode_prompt([prompt, toPrompt or prompt])[0]
     seeds = [torch.Generator().manual_seed(value) for value in (seed, seed if toSeed is None else toSeed)]
     a, b = prepare_latents(2, pipe.generator.config.noise_dim, seeds, truncation)
-    noise = a if toSeed is None else ((1 - mix) * a + mix * b) / np.hypot(1 - mix, mix)
+    noise = slerp(a, b, mix)
     return pipe(prompt_embeds=torch.lerp(text, other, mix)[None], latents=noise[None], output_type="np").images[0]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from ..latents import lerp, slerp
 from ..pipeline import RATLIPPipeline, prepare_latents
 from ..utils.errors import UserError
 from ..web.export import KINDS
@@ -95,14 +96,12 @@ def one(pipe: RATLIPPipeline, asked: Request) -> Image.Image:
 def between(pipe: RATLIPPipeline, start: Request, end: Request, mix: float) -> Image.Image:
     """The image `mix` of the way from one request's first image to the other's, in the text embedding and the noise.
 
-    Noise in between is scaled to the length that noise has; at 0 and 1 these are the two images themselves.
+    At 0 and 1 these are the two images themselves.
     """
     text, other = pipe.encode_prompt([start.prompts[0], end.prompts[0]])[0]
     seeds = [_seeded(each.seed) for each in (start, end)]
     a, b = prepare_latents(2, pipe.generator.config.noise_dim, seeds, start.truncation)
-    length = 1.0 if start.seed == end.seed else (mix**2 + (1 - mix) ** 2) ** 0.5
-    noise = torch.lerp(a, b, mix) / length
-    return pipe(prompt_embeds=torch.lerp(text, other, mix)[None], latents=noise[None]).images[0]
+    return pipe(prompt_embeds=lerp(text, other, mix)[None], latents=slerp(a, b, mix)[None]).images[0]
 
 
 def _seeded(seed: int) -> torch.Generator:

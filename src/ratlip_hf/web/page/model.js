@@ -48,23 +48,32 @@ export class Model {
    * One image as float32 [3, S, S], nominally in [-1, 1].
    *
    * With a second prompt or seed, `mix` in [0, 1] says how far to go there: embeddings along the line between the two,
-   * noise along the line too, brought back to unit variance.
+   * noise on the great circle.
    */
   async generate({ prompt, seed, truncation = null, toPrompt = prompt, toSeed = seed, mix = 0 }) {
     const size = this.config.noise_dim;
     const from = latents(size, seed, truncation);
-    const noise = mixed(from, toSeed === seed ? from : latents(size, toSeed, truncation), mix, true);
-    const embeds = mixed(await this.embed(prompt), await this.embed(toPrompt), mix, false);
+    const noise = toSeed === seed ? from : slerp(from, latents(size, toSeed, truncation), mix);
+    const embeds = lerp(await this.embed(prompt), await this.embed(toPrompt), mix);
     const row = (values) => new this.ort.Tensor("float32", values, [1, values.length]);
     const { sample } = await this.image.run({ noise: row(noise), prompt_embeds: row(embeds) });
     return sample.data;
   }
 }
 
-function mixed(from, to, mix, keepVariance) {
-  if (from === to || mix === 0) return from;
-  const scale = keepVariance ? Math.hypot(1 - mix, mix) : 1;
-  return from.map((value, i) => ((1 - mix) * value + mix * to[i]) / scale);
+// These two are those of ratlip_hf.latents.
+
+function lerp(from, to, mix) {
+  return from.map((value, i) => (1 - mix) * value + mix * to[i]);
+}
+
+function slerp(from, to, mix) {
+  const [start, end] = [from, to].map((vector) => Math.hypot(...vector));
+  const cosine = from.reduce((sum, value, i) => sum + value * to[i], 0) / (start * end);
+  const angle = Math.acos(Math.min(1, Math.max(-1, cosine)));
+  const length = (1 - mix) * start + mix * end;
+  const [first, last] = [1 - mix, mix].map((part) => Math.sin(part * angle) / Math.sin(angle));
+  return from.map((value, i) => length * ((first * value) / start + (last * to[i]) / end));
 }
 
 /** A sample as the bytes of an RGBA image, rounded as the pipeline rounds. */

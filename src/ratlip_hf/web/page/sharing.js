@@ -40,14 +40,14 @@ const seeded = (seed) => `torch.Generator().manual_seed(${seed})`;
 export function pythonLines({ prompt, seed, truncation, toPrompt = prompt, toSeed = seed, mix = 0 }, config) {
   const cut = truncation === null ? "" : `, truncation=${truncation}`;
   const lines = ["import torch", `from ratlip_hf import ${config.python_import}`];
-  lines.push(...(toSeed !== seed ? ["from ratlip_hf.pipeline import prepare_latents", ""] : [""]));
+  if (toSeed !== seed) lines.push("from ratlip_hf.latents import slerp", "from ratlip_hf.pipeline import prepare_latents");
+  lines.push("");
   lines.push(`pipe = RATLIPPipeline.from_pretrained(${config.python_source})`);
   const [a, b] = [prompt, toPrompt].map((text) => JSON.stringify(text));
   if (toSeed !== seed) {
     lines.push(`seeds = [${seeded(seed)}, ${seeded(toSeed)}]`);
     lines.push(`a, b = prepare_latents(2, ${config.noise_dim}, seeds${cut})`);
-    lines.push(`z = (${round(1 - mix)} * a + ${mix} * b) / ${Math.hypot(1 - mix, mix)}`);
-    lines.push(`image = pipe(${a}, latents=z[None]).images[0]`);
+    lines.push(`image = pipe(${a}, latents=slerp(a, b, ${mix})[None]).images[0]`);
   } else if (toPrompt !== prompt) {
     lines.push(`a, b = pipe.encode_prompt([${a}, ${b}])[0]`);
     lines.push(`text = torch.lerp(a, b, ${mix})[None]`);
@@ -56,8 +56,4 @@ export function pythonLines({ prompt, seed, truncation, toPrompt = prompt, toSee
     lines.push(`image = pipe(${a}, generator=${seeded(seed)}${cut}).images[0]`);
   }
   return lines.join("\n");
-}
-
-function round(value) {
-  return Number(value.toFixed(6));
 }
