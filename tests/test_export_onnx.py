@@ -22,6 +22,7 @@ from ratlip_hf.export import onnx_export
 from ratlip_hf.export.onnx_export import BOUNDS, Difference, export_onnx, one_by_one, refuse_differences
 from ratlip_hf.export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, OnnxRunner
 from ratlip_hf.export.repository import ONNX_RECORD as RECORD
+from ratlip_hf.models.blocks import ImageBlock
 from ratlip_hf.pipeline import prepare_latents
 
 SMALL = {"bridge_blocks": 1, "prompt_layers": (1,)}
@@ -69,6 +70,23 @@ class TestGraphs:
 
     def test_independent_generators_are_exported_as_they_are(self, small_generator):
         assert one_by_one(small_generator) is small_generator
+
+    def test_a_resize_whose_factor_is_rounded_takes_torch_s_rows(self, tmp_path):
+        """From ViT-B/16's 14 patches to 16 px: by the factor, row 8 would be row 6 instead of 7."""
+
+        class Resize(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.blocks = torch.nn.ModuleList([ImageBlock(2, 2, 16, 4, "plain", 1, "nearest")])
+
+            def forward(self, x):
+                return self.blocks[0].resize(x)
+
+        network, small = Resize(), torch.randn(2, 2, 14, 14, generator=seeded())
+        with onnx_export._rows_by_number(network):
+            onnx_export._write(tmp_path / "resize.onnx", network, {"x": small}, "y")
+        (large,) = onnxruntime.InferenceSession(tmp_path / "resize.onnx").run(["y"], {"x": small.numpy()})
+        assert np.array_equal(large, network(small))
 
     def test_weights_beyond_one_file_are_told_before_the_export(self, torch_pipe, tmp_path, monkeypatch):
         monkeypatch.setattr(onnx_export, "_LARGEST_FILE", 1000)

@@ -128,11 +128,9 @@ def test_networks_of_full_size_generate_learn_and_are_exported(name, sample_size
     features = image_features(tower, sample, fitting["discriminator"]["feature_layers"])
     discriminator(features, embeds).logits.mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in generator.parameters())
-    of_small = copy.deepcopy(
-        small_clip.text_encoder.config
-    )  # which the tokenizer fits; only its output must be as wide
-    of_small.projection_dim = text.projection_dim
-    small_text = CLIPTextModelWithProjection(of_small)
+    small = copy.deepcopy(small_clip.text_encoder.config)  # the tokenizer fits it; only its output must be as wide
+    small.projection_dim = text.projection_dim
+    small_text = CLIPTextModelWithProjection(small)
     pipe = RATLIPPipeline(small_clip.tokenizer, small_text.eval(), tower, generator.eval())
     given = {"prompt_embeds": embeds, "latents": noise, "output_type": "pt"}
     plain = pipe(**given).images
