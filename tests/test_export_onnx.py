@@ -22,8 +22,8 @@ from ratlip_hf.export import onnx_export
 from ratlip_hf.export.onnx_export import BOUNDS, Difference, export_onnx, one_by_one, refuse_differences
 from ratlip_hf.export.onnx_runner import IMAGE_GRAPH, TEXT_GRAPH, OnnxRunner
 from ratlip_hf.export.repository import ONNX_RECORD as RECORD
+from ratlip_hf.latents import prepare_latents
 from ratlip_hf.models.blocks import ImageBlock
-from ratlip_hf.pipeline import prepare_latents
 
 SMALL = {"bridge_blocks": 1, "prompt_layers": (1,)}
 

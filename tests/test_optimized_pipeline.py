@@ -139,6 +139,44 @@ class TestWeights:
         assert pickle.loads(pickle.dumps(optimized._fast)).dtype is None
 
 
+class TestFreedWeights:
+    @pytest.fixture
+    def freed(self, pipe):
+        return copy.deepcopy(pipe).optimize(keep_plain=False)
+
+    @pytest.mark.parametrize("dtype", [None, torch.float64])
+    def test_images_are_the_same_and_the_plain_weights_are_gone(self, pipe, dtype):
+        expected = generate(pipe)
+        freed = copy.deepcopy(pipe).optimize(dtype=dtype, keep_plain=False)
+        assert close(generate(freed), expected) and close(generate(freed), expected)
+        weights = [*freed.generator.parameters(), *freed.image_encoder.parameters()]
+        assert all(tensor.is_meta for tensor in weights)
+
+    @pytest.mark.parametrize(
+        ("use", "what"),
+        [
+            (lambda pipe, folder: pipe.save_pretrained(folder), "save_pretrained"),
+            (lambda pipe, folder: pipe.optimize(False), "optimize"),
+            (lambda pipe, folder: pipe.edit(PROMPT, OTHER), "edit"),
+            (lambda pipe, folder: pipe(PROMPT, style_prompt_embeds=pipe.encode_prompt(OTHER)[0]), "style mixing"),
+        ],
+    )
+    def test_what_needs_them_is_refused_and_leaves_the_rest_working(self, freed, use, what, tmp_path):
+        expected = generate(freed)
+        with pytest.raises(ValueError, match=rf"^{what}.* needs the plain weights, which .* load again$"):
+            use(freed, tmp_path / "saved")
+        assert np.array_equal(generate(freed), expected) and not (tmp_path / "saved").exists()
+
+    def test_a_copy_has_none(self, freed):
+        with pytest.raises(ValueError, match="were freed by optimize"):
+            generate(copy.deepcopy(freed))
+
+    def test_edits_without_steps_need_none(self, pipe):
+        expected = pipe.edit(PROMPT, OTHER, generator=seeded(), keep_steps=0, output_type="np").images
+        freed = copy.deepcopy(pipe).optimize(keep_plain=False)
+        assert close(freed.edit(PROMPT, OTHER, generator=seeded(), keep_steps=0, output_type="np").images, expected)
+
+
 class TestThreads:
     def test_generate_as_one_would(self, optimized):
         """With the weights changed in between, so that all of them find the fast networks outdated at once."""

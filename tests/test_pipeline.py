@@ -16,7 +16,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 from generating import NETWORKS, NOISE_DIM, OTHER, PROMPT, TEXT_DIM, TOO_LONG, close, dtypes, generate, seeded
 from ratlip_hf import RATLIPPipeline
-from ratlip_hf.pipeline import prepare_latents
+from ratlip_hf.latents import prepare_latents
 
 
 class TestOutputs:

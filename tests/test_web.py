@@ -21,8 +21,7 @@ from generating import close, take_graphs
 from ratlip_hf import RATLIPPipeline, bundled
 from ratlip_hf.cli.main import main
 from ratlip_hf.export.repository import WEB_RECORD
-from ratlip_hf.latents import slerp
-from ratlip_hf.pipeline import prepare_latents
+from ratlip_hf.latents import prepare_latents, slerp
 from ratlip_hf.synthetic_birds.attributes import BACKGROUNDS, DIRECTIONS, PERCHES, BirdAttributes, sample_attributes
 from ratlip_hf.synthetic_birds.captions import any_caption, named_scene
 from ratlip_hf.web.export import CSP, KINDS, MODEL_RECORD, PAGE, WASM, export_web, read_description

@@ -12,8 +12,8 @@ from torch import nn
 from ratlip_hf import RATLIPDiscriminator, RATLIPPipeline, bundled, explain
 from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.evaluation.inputs import as_images
+from ratlip_hf.latents import prepare_latents
 from ratlip_hf.metrics import clustered_mean, interval
-from ratlip_hf.pipeline import prepare_latents
 from ratlip_hf.synthetic_birds.attributes import COLOURS, FIELD_VOCABULARIES, PARTS, SCENE, BirdAttributes
 from ratlip_hf.synthetic_birds.captions import full_caption
 from ratlip_hf.synthetic_birds.renderer import render_masks, render_pixels, sample_birds, wording_rng

@@ -18,8 +18,8 @@ from ratlip_hf.clip import FrozenCLIP
 from ratlip_hf.evaluation.inputs import as_images
 from ratlip_hf.evaluation.records import ScoreRecord, append_record, check_place_for_records
 from ratlip_hf.inversion import edit, invert
+from ratlip_hf.latents import prepare_latents
 from ratlip_hf.metrics import clustered_mean, interval
-from ratlip_hf.pipeline import prepare_latents
 from ratlip_hf.synthetic_birds.attributes import (
     COLOURS,
     PARTS,

@@ -1,4 +1,4 @@
-"""Ways between and beyond samples: interpolation of noise and of text, blends, even steps, truncation curves.
+"""Noise, and ways between and beyond samples: interpolation of noise and of text, blends, truncation curves.
 Plain functions of tensors; what they give goes into a pipeline as `latents=` and `prompt_embeds=`. Edits of words are
 `RATLIPPipeline.edit`, style mixing is `style_latents=` and `style_prompt_embeds=` of its call."""
 
@@ -6,7 +6,62 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+MIN_TRUNCATION = 0.01
 _PARALLEL = 1e-4  # radians; below it, and as close to opposite, a great circle is not determined
+
+
+def prepare_latents(
+    count: int,
+    noise_dim: int,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    truncation: float | None = None,
+    latents: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Sample z, image by image, as float32 [count, noise_dim]; or check the `latents` that were given instead.
+
+    Args:
+        count: number of images.
+        noise_dim: width of the noise.
+        generator: one for all images (they take their turns), a list with one per image, or None for torch's
+            global one. Noise is sampled on the generator's device, normally the CPU.
+        truncation: entries with |z| above it are sampled again.
+        latents: the noise itself; it is returned as it is.
+
+    Raises:
+        TypeError, ValueError: for a wrong type, a list of the wrong length, a truncation that is too small, or latents
+            that do not fit, are not finite, or come with a truncation.
+    """
+    if latents is not None:
+        if truncation is not None:
+            raise ValueError("truncation applies to noise that is sampled here; it cannot be combined with latents=")
+        if not isinstance(latents, torch.Tensor):
+            raise TypeError(f"latents must be a torch.Tensor, not {type(latents).__name__}")
+        if list(latents.shape) != [count, noise_dim]:
+            raise ValueError(
+                f"latents must be [{count}, {noise_dim}] (prompts x num_images_per_prompt, noise_dim), "
+                f"not {list(latents.shape)}"
+            )
+        if not latents.isfinite().all():
+            raise ValueError("latents contain NaN or infinite values")
+        return latents
+    if truncation is not None and not truncation >= MIN_TRUNCATION:
+        raise ValueError(f"truncation must be at least {MIN_TRUNCATION}, not {truncation}")
+    generators = generator if isinstance(generator, list | tuple) else [generator] * count
+    for item in generators:
+        if item is not None and not isinstance(item, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, not {type(item).__name__}")
+    if len(generators) != count:
+        raise ValueError(f"{len(generators)} generators were given for {count} images; pass one per image")
+    # Row by row: the first row of `torch.randn(8, 100)` is not that of `torch.randn(1, 100)`.
+    return torch.stack([_noise_row(noise_dim, item, truncation).cpu() for item in generators])
+
+
+def _noise_row(noise_dim: int, generator: torch.Generator | None, truncation: float | None) -> torch.Tensor:
+    device = "cpu" if generator is None else generator.device
+    row = torch.randn(noise_dim, generator=generator, device=device)
+    while truncation is not None and (outside := row.abs() > truncation).any():
+        row[outside] = torch.randn(int(outside.sum()), generator=generator, device=device)
+    return row
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:

@@ -1,5 +1,5 @@
 """`RATLIPPipeline`: prompts in, images out, in the way of a `DiffusionPipeline`; inference only.
-From the top: the call, edits, embeddings, faster networks, ways to load and publish, checks, noise."""
+From the top: the call, edits, embeddings, faster networks, ways to load and publish, checks."""
 
 import os
 import warnings
@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from .clip import DEFAULT_CLIP, FrozenCLIP, check_clip_sizes, check_loaded_tower, encode_text, load_clip
 from .fast import FastSession
 from .inversion import fit
+from .latents import prepare_latents
 from .model_card import own_card
 from .models import RATLIPDiscriminator, RATLIPGenerator
 from .models.base import refuse_string_dtypes
@@ -25,7 +26,6 @@ from .utils.files import check_recorded_hashes, read_json, require_regular_files
 from .utils.tensors import evaluating
 
 RECORD = "hub_export.json"  # in a folder that `ratlip export hub` has written: the hashes of all files
-MIN_TRUNCATION = 0.01
 OUTPUT_TYPES = ("pil", "np", "pt")
 _DIFFUSION_HABITS = {
     "height": "the size of the images is fixed by the model (pipe.generator.config.sample_size)",
@@ -146,6 +146,8 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         parts = [value.to(device, self.generator.dtype).split(batch_size) for value in inputs]
         with evaluating(self.generator):
             plain = mixes or self._fast is None  # the rewritten networks read one condition
+            if mixes:
+                self._require_plain_weights("style mixing")
             generate = self._generate if plain else self._fast.prepare(self.generator, self.image_encoder)
             samples = [generate(*part) for part in zip(*parts, strict=True)]
         sample = torch.cat(samples).float()
@@ -155,6 +157,16 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
 
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in diffusers; raises ValueError after `optimize(keep_plain=False)`."""
+        self._require_plain_weights("save_pretrained()")
+        super().save_pretrained(*args, **kwargs)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        # The rewritten networks are on the CPU, wherever the plain ones are.
+        return super()._execution_device if self._fast is None else torch.device("cpu")
 
     def _generate(self, noise: torch.Tensor, prompt_embeds: torch.Tensor, *style: torch.Tensor) -> torch.Tensor:
         mixing = {"style": style} if style else {}
@@ -194,6 +206,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         before = self(pairs[0], latents=latents, output_type="pt", batch_size=1).images
         (edited,) = self.encode_prompt(pairs[1])
         if keep_steps:
+            self._require_plain_weights("edit() with keep_steps above 0")
             networks = self.generator, self.image_encoder
             found = [
                 fit(*networks, 2 * image[None] - 1, text[None], z[None], keep_steps).noise
@@ -227,7 +240,9 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             return encode(prompts)
         return self._fast.encode(prompts, self.tokenizer, self.text_encoder, encode)
 
-    def optimize(self, enabled: bool = True, *, dtype: torch.dtype | None = None) -> "RATLIPPipeline":
+    def optimize(
+        self, enabled: bool = True, *, dtype: torch.dtype | None = None, keep_plain: bool = True
+    ) -> "RATLIPPipeline":
         """Generate the same images faster on a CPU from now on; `optimize(False)` goes back.
 
         The networks are rewritten in memory (docs of `ratlip_hf.fast`); the components stay as they are and are what
@@ -241,6 +256,9 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             enabled (`bool`): False for the plain path.
             dtype (`torch.dtype`, *optional*): of the fast computation; the generator's by default. `torch.bfloat16`
                 is twice as fast on processors with its instructions, with small differences.
+            keep_plain (`bool`): False frees the plain weights of generator and image tower, for programs that only
+                generate. There is no way back but loading: style mixing, `edit` with `keep_steps`, `optimize` and
+                `save_pretrained` raise ValueError from then on, and the generator cannot be trained.
 
         Returns:
             The pipeline itself.
@@ -252,10 +270,11 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         """
         if not isinstance(enabled, bool):
             raise TypeError(f"enabled must be True or False, not {enabled!r}; a dtype goes into dtype=")
+        self._require_plain_weights("optimize()")
         self._fast = None
         if enabled:
             self._require("image_encoder", "generator")
-            session = FastSession(dtype)
+            session = FastSession(dtype, keep_plain)
             session.prepare(self.generator, self.image_encoder)
             self._fast = session
         return self
@@ -396,6 +415,10 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         if missing := [name for name in names if getattr(self, name) is None]:
             raise ValueError(f"this call needs the pipeline's {', '.join(missing)}, which it was built without")
 
+    def _require_plain_weights(self, what: str) -> None:
+        if self._fast is not None and not self._fast.keep_plain:
+            raise ValueError(f"{what} needs the plain weights, which optimize(keep_plain=False) freed: load again")
+
     def _check_prompt_embeds(self, prompt_embeds: torch.Tensor, count: int | None = None) -> None:
         config, wanted = self.generator.config, "prompts" if count is None else count
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != config.text_dim or not len(prompt_embeds):
@@ -418,60 +441,6 @@ def _is_quantized(source: str | os.PathLike, options: dict) -> bool:
         source, "config.json", subfolder="generator", _raise_exceptions_for_missing_entries=False, **where
     )
     return bool(file) and "quantization_config" in read_json(file)
-
-
-def prepare_latents(
-    count: int,
-    noise_dim: int,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    truncation: float | None = None,
-    latents: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Sample z, image by image, as float32 [count, noise_dim]; or check the `latents` that were given instead.
-
-    Args:
-        count: number of images.
-        noise_dim: width of the noise.
-        generator: one for all images (they take their turns), a list with one per image, or None for torch's
-            global one. Noise is sampled on the generator's device, normally the CPU.
-        truncation: entries with |z| above it are sampled again.
-        latents: the noise itself; it is returned as it is.
-
-    Raises:
-        TypeError, ValueError: for a wrong type, a list of the wrong length, a truncation that is too small, or latents
-            that do not fit, are not finite, or come with a truncation.
-    """
-    if latents is not None:
-        if truncation is not None:
-            raise ValueError("truncation applies to noise that is sampled here; it cannot be combined with latents=")
-        if not isinstance(latents, torch.Tensor):
-            raise TypeError(f"latents must be a torch.Tensor, not {type(latents).__name__}")
-        if list(latents.shape) != [count, noise_dim]:
-            raise ValueError(
-                f"latents must be [{count}, {noise_dim}] (prompts x num_images_per_prompt, noise_dim), "
-                f"not {list(latents.shape)}"
-            )
-        if not latents.isfinite().all():
-            raise ValueError("latents contain NaN or infinite values")
-        return latents
-    if truncation is not None and not truncation >= MIN_TRUNCATION:
-        raise ValueError(f"truncation must be at least {MIN_TRUNCATION}, not {truncation}")
-    generators = generator if isinstance(generator, list | tuple) else [generator] * count
-    for item in generators:
-        if item is not None and not isinstance(item, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator or a list of them, not {type(item).__name__}")
-    if len(generators) != count:
-        raise ValueError(f"{len(generators)} generators were given for {count} images; pass one per image")
-    # Row by row: the first row of `torch.randn(8, 100)` is not that of `torch.randn(1, 100)`.
-    return torch.stack([_noise_row(noise_dim, item, truncation).cpu() for item in generators])
-
-
-def _noise_row(noise_dim: int, generator: torch.Generator | None, truncation: float | None) -> torch.Tensor:
-    device = "cpu" if generator is None else generator.device
-    row = torch.randn(noise_dim, generator=generator, device=device)
-    while truncation is not None and (outside := row.abs() > truncation).any():
-        row[outside] = torch.randn(int(outside.sum()), generator=generator, device=device)
-    return row
 
 
 register(RATLIPPipeline, RATLIPGenerator, RATLIPDiscriminator)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from ..latents import lerp, slerp
-from ..pipeline import RATLIPPipeline, prepare_latents
+from ..latents import lerp, prepare_latents, slerp
+from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
 from ..web.export import KINDS
 

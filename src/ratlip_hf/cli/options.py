@@ -100,7 +100,7 @@ def draw_noise(pipe: RATLIPPipeline, seeds: list[int]) -> torch.Tensor:
     """z of each seed, [N, Z], as the pipeline draws it."""
     import torch
 
-    from ..pipeline import prepare_latents
+    from ..latents import prepare_latents
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return prepare_latents(len(seeds), pipe.generator.config.noise_dim, generators)

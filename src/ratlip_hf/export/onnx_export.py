@@ -21,8 +21,9 @@ from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ..clip import encode_text
+from ..latents import prepare_latents
 from ..models import RATLIPGenerator
-from ..pipeline import RATLIPPipeline, prepare_latents
+from ..pipeline import RATLIPPipeline
 from ..utils.errors import one_line
 from ..utils.files import atomic_directory
 from ..utils.tensors import evaluating

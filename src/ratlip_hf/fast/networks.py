@@ -1,7 +1,8 @@
 """`FastGenerator`: generator and image tower of a pipeline, rewritten for inference on CPUs.
 Same inputs, same images."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +24,34 @@ class FastGenerator:
     """A [`RATLIPGenerator`] with its image tower in eval mode, for inference on CPUs, in float32, bfloat16 or float64.
 
     The plain networks are left as they are, and later changes of their weights do not reach it; see `fast.session`.
-    Raises ValueError for a generator with a part that has no fast form.
+    Without `keep_plain` they are moved to torch's meta device piece by piece, as each is rewritten: their weights are
+    gone afterwards. Raises ValueError for a generator with a part that has no fast form.
     """
 
-    def __init__(self, generator: RATLIPGenerator, image_encoder: CLIPVisionModelWithProjection, dtype: torch.dtype):
+    def __init__(
+        self,
+        generator: RATLIPGenerator,
+        image_encoder: CLIPVisionModelWithProjection,
+        dtype: torch.dtype,
+        keep_plain: bool = True,
+    ):
         parts.check_assumptions(generator)
+        free = _keep if keep_plain else _free
         self.plain, self.image_encoder, self.dtype = generator, image_encoder, dtype
         config, blocks, bridge = generator.config, generator.blocks, generator.bridge
         self.grid, self.residual_scale = config.clip_grid, config.residual_scale
-        states = generator.states
-        self.states = parts.BatchedCells(states) if isinstance(states, PerLayerStates) else states
+        states, self.text_conditioning = generator.states, copy.deepcopy(generator.text_conditioning)
+        self.states = parts.BatchedCells(states) if isinstance(states, PerLayerStates) else copy.deepcopy(states)
 
         # The image blocks first: what their folding leaves free in memory then serves the rest.
         order = order_of(blocks[0], generator.from_grid.out_channels)
         self.from_grid = Convolution(*reordered(generator.from_grid, order, None), dtype, config.clip_grid, padding=2)
-        sizes = [config.clip_grid, *(block.size for block in blocks)]
-        self.blocks = [parts.FastImageBlock(block, size, dtype) for block, size in zip(blocks, sizes, strict=False)]
+        free(generator.from_grid)
+        self.blocks, size = [], config.clip_grid
+        for block in blocks:
+            self.blocks.append(parts.FastImageBlock(block, size, dtype))
+            free(block.conv1, block.conv2, block.shortcut)
+            size = block.size
         order = order_of(blocks[-1], generator.to_rgb.in_channels)
         self.to_rgb = Convolution(*reordered(generator.to_rgb, None, order), dtype, config.sample_size, padding=1)
 
@@ -47,16 +60,16 @@ class FastGenerator:
         self.bridge = [parts.FastBridgeBlock(block, config.clip_grid, dtype) for block in bridge]
         self.to_grid = Convolution(*reordered(generator.to_grid, None, order), dtype, config.clip_grid, padding=2)
         self.prompt_proj = _linear(generator.prompt_proj, dtype)
-        self.tower = FastTower(image_encoder, config.prompt_layers, dtype)
+        self.tower = FastTower(image_encoder, config.prompt_layers, dtype, free)
 
         self.bridge_affines = parts.AffineBank(parts.ordered_affines(bridge), dtype)
         self.image_affines = parts.AffineBank(parts.ordered_affines(blocks), dtype)
+        free(generator, image_encoder)
 
     def __call__(self, noise: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
         """Noise [B, Z] and raw text embeddings [B, D] -> images [B, 3, S, S], as [`RATLIPGenerator`]."""
-        plain = self.plain
-        plain.check_inputs(noise, prompt_embeds, self.image_encoder)
-        text = plain.text_conditioning(prompt_embeds)
+        self.plain.check_inputs(noise, prompt_embeds, self.image_encoder)
+        text = self.text_conditioning(prompt_embeds)
         pairs = self.bridge_affines(self.states(noise, text))
         condition = torch.cat([noise, text], dim=1).to(self.dtype)
 
@@ -84,6 +97,15 @@ class FastGenerator:
         return self.to_rgb(F.leaky_relu_(x, FUSION_SLOPE))
 
 
+def _keep(*modules: nn.Module) -> None:
+    pass
+
+
+def _free(*modules: nn.Module) -> None:
+    for module in modules:
+        module.to("meta")
+
+
 def _fours(pairs: list) -> list[list]:
     """Affine layers block by block; both kinds of block have four."""
     return [pairs[index : index + 4] for index in range(0, len(pairs), 4)]
@@ -99,13 +121,22 @@ def _map_projection(layer: nn.Linear, order: torch.Tensor | None, side: int, dty
 class FastTower:
     """The frozen tower between a grid of patch tokens and its last layer; `prompt_layers` get a prompt token."""
 
-    def __init__(self, image_encoder: CLIPVisionModelWithProjection, prompt_layers: Sequence[int], dtype: torch.dtype):
+    def __init__(
+        self,
+        image_encoder: CLIPVisionModelWithProjection,
+        prompt_layers: Sequence[int],
+        dtype: torch.dtype,
+        free: Callable[[nn.Module], None],
+    ):
         tower = image_encoder.vision_model
         embeddings, self.norm = tower.embeddings, _Norm(tower.pre_layrnorm, dtype)
         positions = embeddings.position_embedding.weight.detach()
         self.class_token = (embeddings.class_embedding.detach() + positions[0]).to(dtype)
         self.positions = positions[1:].to(dtype)
-        self.layers = [_Layer(layer, dtype) for layer in tower.encoder.layers]
+        self.layers = []
+        for layer in tower.encoder.layers:
+            self.layers.append(_Layer(layer, dtype))
+            free(layer)
         self.prompt_of = {layer: number for number, layer in enumerate(prompt_layers)}
 
     def __call__(self, grid: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:

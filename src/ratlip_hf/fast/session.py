@@ -22,13 +22,14 @@ _KNOWN = ("torch.nn.modules.", "transformers.", "ratlip_hf.")
 class FastSession:
     """Generates and encodes for a pipeline, always with its present weights. Threads may share one.
 
-    Computes in `dtype`, or in the generator's if that is None; a dtype without a fast path raises ValueError.
+    Computes in `dtype`, or in the generator's if that is None; a dtype without a fast path raises ValueError. Without
+    `keep_plain` the weights of the plain networks are freed, see [`FastGenerator`].
     """
 
-    def __init__(self, dtype: torch.dtype | None = None):
+    def __init__(self, dtype: torch.dtype | None = None, keep_plain: bool = True):
         if dtype is not None:
             check_dtype(dtype)
-        self.dtype, self._lock = dtype, threading.Lock()
+        self.dtype, self.keep_plain, self._lock = dtype, keep_plain, threading.Lock()
         self.fast: FastGenerator | None = None
         self.networks: Snapshot | None = None
         self.texts = self.text = self.tokenizer = None
@@ -41,11 +42,15 @@ class FastSession:
         with self._lock:
             if self.fast is None or not self.networks.still_holds(generator, image_encoder):
                 self.fast = self.networks = None  # before there are new ones, for the sake of memory
+                if not self.keep_plain and next(generator.parameters()).is_meta:
+                    raise ValueError(
+                        "the plain weights were freed by optimize(keep_plain=False): load the pipeline again"
+                    )
                 check_plain(generator, image_encoder)
                 dtype = self.dtype or generator.dtype
                 check_dtype(dtype)
                 with torch.no_grad():
-                    self.fast = FastGenerator(generator, image_encoder, dtype)
+                    self.fast = FastGenerator(generator, image_encoder, dtype, self.keep_plain)
                 self.networks = Snapshot(generator, image_encoder)
             return self.fast
 
@@ -59,7 +64,7 @@ class FastSession:
 
     def __reduce__(self):
         # Packed weights can be neither copied nor pickled; a copy makes its own.
-        return type(self), (self.dtype,)
+        return type(self), (self.dtype, self.keep_plain)
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils import get_total_norm
 
-from ..pipeline import prepare_latents
+from ..latents import prepare_latents
 from ..utils.display import grid_image
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory, atomic_write, remove_unfinished, staged_files

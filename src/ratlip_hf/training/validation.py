@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from ..bundled import find_world
 from ..clip import FrozenCLIP
+from ..latents import prepare_latents
 from ..losses import clip_similarity
 from ..metrics import kernel_distance
 from ..models import RATLIPGenerator
-from ..pipeline import RATLIPPipeline, prepare_latents
+from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError
 from ..utils.files import atomic_directory, atomic_write, remove_unfinished
 from .config import TrainingConfig

@@ -40,7 +40,7 @@ const seeded = (seed) => `torch.Generator().manual_seed(${seed})`;
 export function pythonLines({ prompt, seed, truncation, toPrompt = prompt, toSeed = seed, mix = 0 }, config) {
   const cut = truncation === null ? "" : `, truncation=${truncation}`;
   const lines = ["import torch", `from ratlip_hf import ${config.python_import}`];
-  if (toSeed !== seed) lines.push("from ratlip_hf.latents import slerp", "from ratlip_hf.pipeline import prepare_latents");
+  if (toSeed !== seed) lines.push("from ratlip_hf.latents import prepare_latents, slerp");
   lines.push("");
   lines.push(`pipe = RATLIPPipeline.from_pretrained(${config.python_source})`);
   const [a, b] = [prompt, toPrompt].map((text) => JSON.stringify(text));
