@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -139,6 +140,32 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_happens(con
     with pytest.raises(UserError, match=f"pip install {tracker}$"):
         loop.train(config)
     assert not Path(config.output_dir).exists()
+
+
+OFFLINE = {
+    "WANDB_MODE": "offline",
+    "SWANLAB_MODE": "offline",
+    "CLEARML_OFFLINE_MODE": "1",
+    "MLFLOW_TRACKING_URI": "file:./mlruns",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "TRACKIO_DIR": "trackio",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", sorted(set(LOGGER_TYPE_TO_CLASS) - {"tensorboard", "comet_ml"}))
+def test_each_tracker_that_is_installed_takes_a_run(config, tracker, monkeypatch, tmp_path):
+    """Without an account; comet_ml asks for one."""
+    if tracker not in map(str, monitor.get_available_trackers()):
+        pytest.skip(f"{tracker} is not installed")
+    monkeypatch.chdir(tmp_path)
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    config.report_to = tracker
+    with make_report(config) as report:
+        report.log(10, 40, METRICS)
+        report.evaluated(10, 40, {"kid": 0.25}, {})
+        report.accelerator.end_training()
 
 
 # The bar
