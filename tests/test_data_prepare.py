@@ -280,7 +280,7 @@ def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["birds", "--source", "no/where"], "--source no/where is not a folder"),
+        (["birds", "--source", "no/where"], "--source no/where is not a folder or an archive"),
         (["birds"], "--source is needed"),
         (["fish", "--source", "."], "kind must be one of birds"),
         (["folder", "--source", ".", "--store_size", "big"], "--store_size"),
