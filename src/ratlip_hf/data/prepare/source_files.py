@@ -11,7 +11,6 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -25,7 +24,7 @@ ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
 _LONGEST_HEADER = 2**20
 _MOST_EXPANSION = 200  # times the size of a .tgz; photographs hardly shrink, text about tenfold
 _LINKED_DEPTH = 2  # links to folders are the user's own near the root only
-_MOST_GROUPS = 12  # lines of `Folder.usage`
+_MOST_GROUPS = 8  # lines of `Folder.usage`
 _READING = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, KeyError)
 
 
@@ -369,7 +368,7 @@ class Folder:
         return self._tree.files[self._prefix + name]
 
     def other(self, path: Path) -> "Folder":
-        """Another source that goes with this one."""
+        """Another source that goes with this one: that of --captions."""
         self._tree.others.append(open_source(path, self.report, self._tree.scratch and self._tree.scratch / "other"))
         return self._tree.others[-1]
 
@@ -382,26 +381,21 @@ class Folder:
         }
         for other in self._tree.others:
             for state, found in other.usage().items():
-                groups[state] |= {f"{as_text(other._tree.path.name)}: {name}": count for name, count in found.items()}
+                groups[state] |= {f"--captions: {name}": count for name, count in found.items()}
         return groups
 
     def _groups(self, names: list[str]) -> dict[str, int]:
-        for depth, labelled in ((2, True), (1, True), (0, True), (0, False)):
-            groups = Counter(self._pattern(name, depth, labelled) for name in names)
-            single = {self._pattern(name, depth, labelled): name for name in names}
+        for depth in (2, 1, 0):
+            groups: dict[tuple[str, str], list[str]] = {}
+            for name in names:
+                archive, path = getattr(self._tree.files[self._prefix + name], "archive", None), PurePosixPath(name)
+                pattern = "".join(f"{part}/" for part in path.parts[:-1][:depth]) + f"*{path.suffix.lower()}"
+                groups.setdefault((f"{archive.name}: " if archive else "", pattern), []).append(name)
             if len(groups) <= _MOST_GROUPS:
                 break
-        shown = {(single[key] if count == 1 else key): count for key, count in groups.most_common(_MOST_GROUPS)}
-        if len(groups) > len(shown):
-            shown["others"] = len(names) - sum(shown.values())
-        return {as_text(key): count for key, count in shown.items()}
-
-    def _pattern(self, name: str, depth: int, labelled: bool) -> str:
-        archive = getattr(self._tree.files[self._prefix + name], "archive", None)
-        label = f"{archive.name}: " if archive and labelled else ""
-        path = PurePosixPath(name)
-        folder = "".join(f"{part}/" for part in path.parts[:-1][:depth])
-        return f"{label}{folder}*{path.suffix.lower()}"
+        largest = sorted(groups.items(), key=lambda item: -len(item[1]))[:_MOST_GROUPS]
+        shown = {as_text(label + (of[0] if len(of) == 1 else pattern)): len(of) for (label, pattern), of in largest}
+        return shown | ({"others": rest} if (rest := len(names) - sum(shown.values())) else {})
 
 
 def open_source(path: Path, report: Report | None = None, scratch: Path | None = None, apart: bool = False) -> Folder:

@@ -120,8 +120,8 @@ def read_mat(content: bytes) -> dict[str, np.ndarray]:
     try:
         order = {b"IM": "<", b"MI": ">"}[content[126:128]]
         return dict(_mat_arrays(content[128:], order))
-    except (KeyError, IndexError, struct.error, zlib.error, TypeError) as error:
-        raise ValueError(f"it is no MAT-file of level 5: {error!r}") from error
+    except (KeyError, ValueError, struct.error, zlib.error, TypeError) as error:
+        raise ValueError(f"it is no whole MAT-file of level 5: {error!r}") from error
 
 
 _MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
