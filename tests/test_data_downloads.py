@@ -1,8 +1,10 @@
 """`ratlip data prepare` on downloads as they come: archives in place, parent and doubled folders, the official files
 of each dataset and the layouts in which others pass them on. Small stand-ins are made on the spot."""
 
+import errno
 import gzip
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -136,6 +138,20 @@ def test_a_damaged_member_of_a_zip_is_one_image_less(tmp_path):
     (tmp_path / "a.zip").write_bytes(content.replace(image[-40:], bytes(40), 1))
     assert rows(manifest := prepare("folder", tmp_path / "a.zip", tmp_path / "out")) == {"train": 2}
     assert sum(skipped(manifest).values()) == 1
+
+
+def test_a_full_disk_stops_instead_of_leaving_files_out(tmp_path, monkeypatch):
+    archive = pack(raw_datasets.make_folder(tmp_path / "folder"), tmp_path / "a.tgz")
+
+    def full(path, mode="r"):
+        if "w" in mode:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, mode)
+
+    monkeypatch.setattr(source_files, "open", full, raising=False)
+    with pytest.raises(UserError, match=r"cannot write what a\.tgz holds to .*No space left"):
+        prepare("folder", archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
 
 
 def test_what_a_killed_run_has_decompressed_is_removed_and_what_is_not_ours_is_kept(tmp_path):

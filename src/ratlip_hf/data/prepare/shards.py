@@ -140,7 +140,9 @@ def _prepare(
     try:
         dataset = read(root, options)
     except UserError as error:
-        raise PreparationFailed(str(error), _found(root, root.report) if root else {}) from error
+        if root is None:
+            raise
+        raise PreparationFailed(str(error), _found(root, root.report)) from error
     dataset.drop_repeated_names()
     features = dataset.features()
     tasks = _plan(dataset, features.arrow_schema, working, storage)

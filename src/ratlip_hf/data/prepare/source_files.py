@@ -11,11 +11,12 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
+from ...utils.errors import UserError
 from ...utils.files import LARGEST_TEXT, read_bytes, require_regular
 from ..images import SUFFIXES, BadImage
 from .source_dataset import ImageSource, Report, as_text
@@ -147,18 +148,17 @@ def _zip_members(archive: Archive, report: Report) -> Iterator[tuple[str, ImageS
             yield member.filename, ZipMember(archive, member.filename, member.file_size)
 
 
-def _decompress(path: Path, target: Path, name: str, report: Report) -> None:
-    """Write the tar file in a .tgz, as far as it can be read and is not absurdly larger."""
-    left = _MOST_EXPANSION * path.stat().st_size + 2**20
+def _decompressed(archive: Archive, report: Report) -> Iterator[bytes]:
+    """The tar file in a .tgz, piece by piece, as far as it can be read and is not absurdly larger."""
+    left = _MOST_EXPANSION * archive.path.stat().st_size + 2**20
     try:
-        with gzip.open(path) as compressed, open(target, "wb") as file:
-            while chunk := compressed.read(2**20):
-                file.write(chunk)
-                if (left := left - len(chunk)) < 0:
-                    report.skip(f"rest of an archive that grows more than {_MOST_EXPANSION}-fold", name)
-                    return
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        report.skip(f"rest of an archive that cannot be read ({error})", name)
+        with gzip.open(archive.path) as compressed:
+            while (left := left - len(piece := compressed.read(2**20))) > 0 and piece:
+                yield piece
+        if left <= 0:
+            report.skip(f"rest of an archive that grows more than {_MOST_EXPANSION}-fold", archive.name)
+    except (OSError, EOFError, zlib.error) as error:
+        report.skip(f"rest of an archive that cannot be read ({error})", archive.name)
 
 
 def _inside(name: str) -> str | None:
@@ -189,7 +189,7 @@ class _Tree:
     files: dict[str, ImageSource] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     archives: list[tuple[str, Path]] = field(default_factory=list)  # found in the folder, by their names
-    decompressed: int = 0
+    written: int = 0  # to the scratch folder
     others: list["Folder"] = field(default_factory=list)  # sources that go with this one
 
     def index(self) -> None:
@@ -239,11 +239,7 @@ class _Tree:
             with open(archive.path, "rb") as file:
                 head = file.read(4)
             if head[:2] == b"\x1f\x8b":
-                if (path := self._scratch_file()) is None:
-                    self.report.skip("compressed archive, which has to be decompressed first", archive.name)
-                    return
-                _decompress(archive.path, path, archive.name, self.report)
-                archive = Archive(archive.name, path, archive.identity)
+                archive = self._write(_decompressed(archive, self.report), archive.name, archive.identity)
             listing = _zip_members if head[:2] == b"PK" else _tar_members
             for member, source in listing(archive, self.report):
                 if (inside := _inside(member)) is None:
@@ -261,22 +257,29 @@ class _Tree:
                 self._mount_nested(archive, name)
 
     def _mount_nested(self, outer: Archive, name: str) -> None:
-        if (path := self._scratch_file()) is None:
-            return
         try:
-            path.write_bytes(self.files[name].read())
+            content = self.files[name].read()
         except (OSError, BadImage) as error:
             self.report.skip(f"archive in an archive that cannot be read ({error})", name)
             return
         self.used.add(name)
-        self._mount(Archive(f"{outer.name}/{as_text(name)}", path, f"{outer.identity}/{name}"), name, nested=True)
+        archive = self._write([content], f"{outer.name}/{as_text(name)}", f"{outer.identity}/{name}")
+        self._mount(archive, name, nested=True)
 
-    def _scratch_file(self) -> Path | None:
+    def _write(self, pieces: Iterable[bytes], name: str, identity: str) -> Archive:
+        """An archive in the scratch folder. Raises UserError when there is no room or no such folder."""
         if self.scratch is None:
-            return None
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        self.decompressed += 1
-        return self.scratch / f"{self.decompressed}.archive"
+            raise UserError(f"{name} cannot be read where it is: unpack it first")
+        path = self.scratch / f"{self.written}.archive"
+        self.written += 1
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+        except OSError as error:
+            raise UserError(f"cannot write what {name} holds to {path}: {error.strerror}") from error
+        return Archive(name, path, identity)
 
     @cached_property
     def folders(self) -> set[str]:
@@ -406,11 +409,12 @@ def open_source(path: Path, report: Report | None = None, scratch: Path | None =
             that are there already count first.
         report: where to count what cannot be read.
         scratch: folder, made when it is needed, for .tgz in a decompressed form and archives within archives. None
-            leaves both unread.
+            for sources without them.
         apart: see archives alone, each as a folder of its name without the suffix.
 
     Raises:
         OSError: when the folder or archive cannot be read.
+        UserError: when an archive has to be written to the scratch folder and cannot be.
     """
     tree = _Tree(Path(path), report or Report(), scratch, apart)
     tree.index()
