@@ -396,13 +396,14 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("place", ["", "Images/"])
+@pytest.mark.parametrize("place", ["folder", "folder/Images", "elsewhere"])
 @pytest.mark.parametrize("name", TABLES)
 def test_a_folder_may_have_one_table_of_captions(name, place, tmp_path):
     for index, image in enumerate("ab"):
-        write_file(tmp_path / "folder" / place / f"{image}.jpg", encoded_image(index))
+        write_file(tmp_path / place / f"{image}.jpg", encoded_image(index))
     write_file(tmp_path / "folder" / name, TABLES[name])
-    manifest = prepare("folder", tmp_path / "folder", tmp_path / "out")
+    options = SourceOptions(captions=None if place.startswith("folder") else tmp_path / "folder")
+    manifest = prepare("folder", tmp_path / place.split("/")[0], tmp_path / "out", options)
     assert [row["captions"] for row in rows_of(tmp_path / "out")] == [["one, two", "three"], ["four"]]
     assert skipped(manifest) == {f"row of {name} whose image is not there": 1}
 

@@ -28,7 +28,7 @@ def read_folder(source: Folder, options: SourceOptions) -> SourceDataset:
     if not source.images:
         raise UserError(f"no images below {source}")
     captions = source.other(options.captions) if options.captions else source
-    listed = _read_tables(source)
+    listed = _read_tables(source, captions)
     dataset = SourceDataset([], "no split in the source: all is train", report)
     for name in source.images:
         image_id = raw.stem_id(name)
@@ -46,33 +46,37 @@ def split_of(name: str) -> str:
     return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), TRAIN)
 
 
-def _read_tables(source: Folder) -> dict[str, list[str]]:
-    """Captions by image, of every table of captions. Its names are relative to where it lies, or to a folder there."""
+def _read_tables(source: Folder, captions: Folder) -> dict[str, list[str]]:
+    """Captions by image, of every table among the captions. Its names are relative to where it lies or to a folder
+    there, or, where it is the only table, to any folder."""
     listed: dict[str, list[str]] = {}
     bare = defaultdict(list)
     for name in source.images:
         bare[PurePosixPath(name).name].append(name)
-    for table in source.files:
+    tables = [name for name in captions.files if _is_table(captions, name)]
+    for table in tables:
         start, _, kind = table.rpartition("/")
-        if kind == METADATA:
-            rows = _json_rows(source, table)
-        elif table.lower().endswith(_TABLES) and not any(raw.stem_of(table) + suffix in source for suffix in SUFFIXES):
-            rows = _text_rows(source, table)
-        else:
-            continue
-        for name, captions in rows:
+        start = start if captions is source else ""
+        for name, found in (_json_rows if kind == METADATA else _text_rows)(captions, table):
             path = source.inside(f"{start}/{name}" if start else name) if source.inside(name) else None
             if path is None:
                 source.report.skip(f"path in {kind} that leaves the source folder", name)
                 continue
             if path not in source:  # in a folder of images next to the table, such as Flickr8k's Images/
-                near = [image for image in bare[PurePosixPath(path).name] if image.startswith(start)]
-                path = near[0] if len(near) == 1 and f"/{near[0]}".endswith(f"/{name}") else path
+                near = [image for image in bare[PurePosixPath(path).name] if f"/{image}".endswith(f"/{name}")]
+                near = [image for image in near if image.startswith(start) or len(tables) == 1]
+                path = near[0] if len(near) == 1 else path
             if path in source:
-                listed.setdefault(path, []).extend(captions)
+                listed.setdefault(path, []).extend(found)
             else:
                 source.report.skip(f"row of {kind} whose image is not there", as_text(path))
     return listed
+
+
+def _is_table(captions: Folder, name: str) -> bool:
+    """By its name, unless it has that of an image, whose captions it holds."""
+    beside = any(raw.stem_of(name) + suffix in captions for suffix in SUFFIXES)
+    return PurePosixPath(name).name == METADATA or (name.lower().endswith(_TABLES) and not beside)
 
 
 def _json_rows(source: Folder, table: str) -> Iterator[tuple[str, list[str]]]:
