@@ -146,8 +146,8 @@ def _mat_arrays(content: bytes, order: str) -> list[tuple[str, np.ndarray]]:
     arrays = []
     for kind, data in _mat_elements(content, order):
         if kind == _MAT_COMPRESSED:
-            arrays += _mat_arrays(zlib.decompressobj().decompress(data, LARGEST_TEXT), order)
-        elif kind == _MAT_MATRIX:  # flags, dimensions, name, numbers
+            (kind, data), *_ = _mat_elements(zlib.decompressobj().decompress(data, LARGEST_TEXT), order)  # noqa: PLW2901
+        if kind == _MAT_MATRIX:  # flags, dimensions, name, numbers
             _, _, (_, name), (stored, numbers), *_ = _mat_elements(data, order)
             arrays.append((name.decode("ascii"), np.frombuffer(numbers, order + _MAT_TYPES[stored])))
     return arrays
@@ -164,7 +164,7 @@ def _class_names(source: Folder, classes: dict[str, str | None]) -> tuple[dict[s
     known = known or {str(number): name for number, name in enumerate(NAMES, start=1)}
     found = sorted({name for name in classes.values() if name}, key=natural_key)
     if any(name.isdigit() for name in found):
-        report.notes.append("class folders are numbers: labels follow their numeric order, not the order of text")
+        report.notes.append("classes are numbers: labels follow their numeric order, not the order of text")
     return known, sorted(known, key=natural_key) if found and all(name in known for name in found) else found
 
 
