@@ -146,7 +146,7 @@ def _mat_arrays(content: bytes, order: str) -> list[tuple[str, np.ndarray]]:
     arrays = []
     for kind, data in _mat_elements(content, order):
         if kind == _MAT_COMPRESSED:
-            (kind, data), *_ = _mat_elements(zlib.decompressobj().decompress(data, LARGEST_TEXT), order)  # noqa: PLW2901
+            (kind, data), *_ = _mat_elements(zlib.decompressobj().decompress(data, LARGEST_TEXT), order)
         if kind == _MAT_MATRIX:  # flags, dimensions, name, numbers
             _, _, (_, name), (stored, numbers), *_ = _mat_elements(data, order)
             arrays.append((name.decode("ascii"), np.frombuffer(numbers, order + _MAT_TYPES[stored])))
