@@ -104,9 +104,9 @@ def _image_labels(source: Folder) -> dict[int | None, str]:
             numbers = " ".join(raw.read_lines(source, path)).split()
         elif path.endswith(".npy"):
             stream = io.BytesIO(source.read(path))
-            numbers = np.lib.format.read_array(stream, allow_pickle=False).ravel().tolist()
+            numbers = np.lib.format.read_array(stream, allow_pickle=False).ravel().astype(int).tolist()
         else:
-            numbers = read_mat(source.read(path))["labels"].tolist()
+            numbers = read_mat(source.read(path))["labels"].astype(int).tolist()
     except (OSError, ValueError, KeyError, EOFError) as error:
         source.report.notes.append(
             f"{PurePosixPath(path).name} is no array of numbers ({error}): folders give classes"
