@@ -109,7 +109,7 @@ class ZipMember:
 
 def _require_readable(size: int) -> None:
     if size > LARGEST_TEXT:
-        raise BadImage(f"image file of more than {LARGEST_TEXT / 1e6:.0f} MB")
+        raise BadImage(f"file of more than {LARGEST_TEXT / 1e6:.0f} MB")
 
 
 @lru_cache(maxsize=8)
@@ -232,7 +232,8 @@ class _Tree:
     def _mount(self, archive: Archive, name: str, nested: bool) -> None:
         """Take in an archive's files where it lies itself, or below its own name where archives are kept apart. Files
         that are there already stay."""
-        start = f"{_without_suffix(name)}/" if self.apart else name[: name.rfind("/") + 1]
+        own = re.sub(r"\.(tar|tgz|tar\.gz|zip)$", "", name, flags=re.IGNORECASE)
+        start = f"{own}/" if self.apart else name[: name.rfind("/") + 1]
         members: dict[str, ImageSource] = {}
         try:
             require_regular(archive.path)
@@ -290,10 +291,6 @@ class _Tree:
                 found.add(parent)
                 parent = parent.rpartition("/")[0]
         return found
-
-
-def _without_suffix(name: str) -> str:
-    return name[: -len(next(suffix for suffix in ARCHIVES[::-1] if name.lower().endswith(suffix)))]
 
 
 class Folder:
