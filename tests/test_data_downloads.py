@@ -73,6 +73,7 @@ def test_one_archive_is_a_source_and_so_are_its_captions(plain, tmp_path):
 def test_an_archive_that_was_unpacked_beside_itself_counts_once(plain, tmp_path):
     birds = make_birds(tmp_path / "birds")
     copy = shutil.copytree(birds / "CUB_200_2011", tmp_path / "copy")
+    write_file(copy / "images/001.Red_bird/Red_bird_0000.jpg", encoded_image(99))
     pack(copy, birds / "CUB_200_2011.tgz", "CUB_200_2011")
     manifest = prepare("birds", birds, tmp_path / "out")
     assert checksums(manifest) == checksums(plain)
@@ -123,8 +124,10 @@ def test_archives_that_are_damaged_or_no_archives_are_counted_and_the_rest_is_re
     write_file(folder / "page.tgz", "<html>quota exceeded</html>")
     write_file(folder / "cut.tgz", whole[: len(whole) // 2])
     write_file(folder / "cut.zip", zipped[: len(zipped) // 2])
-    write_file(folder / "bomb.tgz", gzip.compress(bytes(2**24)))
+    bomb = write_file(folder / "bomb.tgz", gzip.compress(bytes(2**24)))
     monkeypatch.setattr(source_files, "_MOST_EXPANSION", 20)
+    open_source(bomb, scratch=tmp_path / "scratch")
+    assert (tmp_path / "scratch/0.archive").stat().st_size < 2**22
     manifest = prepare("folder", folder, tmp_path / "out")
     assert rows(manifest) == {"train": 3}
     assert sum(count for reason, count in skipped(manifest).items() if "cannot be read" in reason) >= 3
