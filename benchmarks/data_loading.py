@@ -21,6 +21,7 @@ from ratlip_hf.data.images import open_image
 from ratlip_hf.data.prepare.importers import birds
 from ratlip_hf.data.prepare.shards import ROW_GROUP, Storage, prepare
 from ratlip_hf.data.prepare.source_dataset import SourceOptions
+from ratlip_hf.data.prepare.source_files import open_source
 from ratlip_hf.data.read.rows import Columns, MapRows, Row, ShardRows, find_shards
 from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig
@@ -34,7 +35,9 @@ _FULL = 1000  # rows of a full shard
 
 def original_rows(source: Path) -> Iterator[Row]:
     """The photographs of the training split as they were downloaded, in random order, without end."""
-    records = [record for record in birds.read(source, SourceOptions()).records if record.split == "train"]
+    records = [
+        record for record in birds.read(open_source(source), SourceOptions()).records if record.split == "train"
+    ]
     rng = np.random.default_rng(0)
     while True:
         for index in rng.permutation(len(records)):

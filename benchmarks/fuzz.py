@@ -52,6 +52,7 @@ def parsers() -> list[Parser]:
     from ratlip_hf.data.prepare.importers import load_importer
     from ratlip_hf.data.prepare.raw_files import load_plain_pickle
     from ratlip_hf.data.prepare.source_dataset import SourceOptions
+    from ratlip_hf.data.prepare.source_files import open_source
     from ratlip_hf.evaluation.inputs import Folder
     from ratlip_hf.evaluation.records import read_records
     from ratlip_hf.export.onnx_runner import read_record
@@ -87,7 +88,8 @@ def parsers() -> list[Parser]:
         return with_file
 
     def source(kind: str) -> Callable[[Path], object]:
-        return lambda path: load_importer(kind)[0](path.parent, SourceOptions())
+        apart = kind == "webdataset"
+        return lambda path: load_importer(kind)[0](open_source(path.parent, apart=apart), SourceOptions())
 
     def in_model(part: str) -> Callable[[Path], object]:
         def read(path: Path) -> None:
@@ -120,7 +122,8 @@ def parsers() -> list[Parser]:
         Parser("tar", "a.tar", source("webdataset"), [archive.getvalue()]),
         Parser("captions", "metadata.jsonl", beside("a.jpg", source("folder")),
                [_json({"file_name": "a.jpg", "caption": "x"})]),
-        Parser("pickle", "p", load_plain_pickle, [b"(lp0\nVa\np1\na.", b"\x80\x04]\x94\x8c\x01a\x94a."]),
+        Parser("pickle", "p", lambda path: load_plain_pickle(path.read_bytes()),
+               [b"(lp0\nVa\np1\na.", b"\x80\x04]\x94\x8c\x01a\x94a."]),
         Parser("manifest", "manifest.json", lambda path: read_manifest(path.parent), [_json(manifest)]),
         Parser("images' manifest", "manifest.jsonl", beside("a", lambda path: Folder(path.parent)),
                [_json({"file": "a", "prompt": "b"})]),

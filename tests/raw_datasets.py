@@ -4,7 +4,11 @@ Images are of one colour each; nothing here is from a real dataset."""
 import io
 import json
 import pickle
+import shutil
+import struct
 import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import datasets
@@ -70,6 +74,40 @@ def make_tar(path: Path, members: dict[str, bytes]) -> Path:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def pack(folder: Path, archive: Path, top: str = "") -> Path:
+    """Put a folder's files into a new .tar, .tgz or .zip, below the folder `top` in it, and remove the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [f"{top}/{path.relative_to(folder).as_posix()}".lstrip("/") for path in files]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for path, name in zip(files, names, strict=True):
+                packed.write(path, name)
+    else:
+        with tarfile.open(archive, "w:gz" if archive.suffix == ".tgz" else "w") as packed:
+            for path, name in zip(files, names, strict=True):
+                packed.add(path, name)
+    shutil.rmtree(folder)
+    return archive
+
+
+def mat_file(arrays: dict[str, list[int]], compressed: bool = True, order: str = "<") -> bytes:
+    """A MAT-file of level 5 with rows of 16-bit numbers, as its public description has it."""
+
+    def element(kind: int, data: bytes) -> bytes:
+        return struct.pack(f"{order}II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+    content = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(f"{order}HH", 0x0100, 0x4D49)
+    for name, numbers in arrays.items():
+        small = struct.pack(f"{order}I", len(name) << 16 | 1) + name.encode().ljust(4, b"\0")
+        matrix = element(6, struct.pack(f"{order}II", 11, 0)) + element(5, struct.pack(f"{order}ii", 1, len(numbers)))
+        matrix += small if len(name) <= 4 else element(1, name.encode())
+        matrix = element(14, matrix + element(4, struct.pack(f"{order}{len(numbers)}H", *numbers)))
+        packed = zlib.compress(matrix)
+        content += struct.pack(f"{order}II", 15, len(packed)) + packed if compressed else matrix
+    return content
 
 
 def make_folder(root: Path, count: int = 6, captions: int = 2) -> Path:

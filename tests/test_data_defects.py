@@ -13,8 +13,8 @@ import pytest
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode, to_rgb
 from ratlip_hf.data.manifest import read_manifest
-from ratlip_hf.data.prepare.raw_files import natural_key
 from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.prepare.source_files import natural_key
 from ratlip_hf.data.read.transforms import object_region
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import (
@@ -217,7 +217,7 @@ def test_images_that_xmp_says_to_turn_are_turned():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--captions", "nowhere"], "--captions nowhere is not a folder"),
+        (["--captions", "nowhere"], "--captions nowhere is not a folder or an archive"),
         (["--store_size", "²"], "--store_size"),
         (["--store_size", "9" * 50], "--store_size"),
     ],

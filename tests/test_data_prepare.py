@@ -231,7 +231,7 @@ import sys
 from ratlip_hf.data.prepare import shards
 shards._clean_context()
 import multiprocessing.forkserver as server
-for name in server._forkserver._preload_modules + ["ratlip_hf.data.prepare.importers.folders"]:
+for name in server._forkserver._preload_modules + ["ratlip_hf.data.prepare.source_files"]:
     __import__(name)
 heavy = {"torch", "transformers", "diffusers", "datasets"} & set(sys.modules)
 assert not heavy, heavy
@@ -239,7 +239,7 @@ assert not heavy, heavy
 
 
 def test_a_process_that_writes_shards_imports_no_heavy_library(run_python):
-    """What the fork server loads for it, and what unpacking a record of a tar file loads."""
+    """What the fork server loads for it, and what unpacking a record of an archive loads."""
     run_python(PRELOAD)
 
 
@@ -280,7 +280,7 @@ def test_nothing_useful_is_exit_code_2_with_the_reasons_and_nothing_written(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["birds", "--source", "no/where"], "--source no/where is not a folder"),
+        (["birds", "--source", "no/where"], "--source no/where is not a folder or an archive"),
         (["birds"], "--source is needed"),
         (["fish", "--source", "."], "kind must be one of birds"),
         (["folder", "--source", ".", "--store_size", "big"], "--store_size"),

@@ -14,9 +14,11 @@ import raw_datasets
 from ratlip_hf.cli.main import main
 from ratlip_hf.data.images import decode
 from ratlip_hf.data.prepare.importers.birds import BIRD_SPLITS
-from ratlip_hf.data.prepare.raw_files import RefusedPickle, load_plain_pickle, path_inside
+from ratlip_hf.data.prepare.importers.flowers import NAMES
+from ratlip_hf.data.prepare.raw_files import RefusedPickle, load_plain_pickle
 from ratlip_hf.data.prepare.shards import prepare
 from ratlip_hf.data.prepare.source_dataset import SourceOptions
+from ratlip_hf.data.prepare.source_files import open_source
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import encoded_image, make_birds, make_coco, make_faces, make_tar, repaired, rows_of, skipped, write
 
@@ -136,28 +138,28 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_the_published_list_
         (np.zeros(3), "_reconstruct|_frombuffer"),
     ],
 )
-def test_pickles_of_anything_but_plain_values_are_refused_by_name(value, name, tmp_path):
-    path = write(tmp_path / "a.pickle", pickle.dumps(value, protocol=4))
+def test_pickles_of_anything_but_plain_values_are_refused_by_name(value, name):
     with pytest.raises(RefusedPickle, match=name):
-        load_plain_pickle(path)
+        load_plain_pickle(pickle.dumps(value, protocol=4))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_plain_pickles_are_read(protocol, tmp_path):
+def test_plain_pickles_are_read(protocol):
     value = {"names": ["a/b", "c"], "numbers": [1, 2.5, 2**70]}
-    assert load_plain_pickle(write(tmp_path / "a.pickle", pickle.dumps(value, protocol))) == value
-    assert load_plain_pickle(write(tmp_path / "b.pickle", b"(lp0\nV001.A/x\np1\naS'y'\np2\na.")) == ["001.A/x", "y"]
+    assert load_plain_pickle(pickle.dumps(value, protocol)) == value
+    assert load_plain_pickle(b"(lp0\nV001.A/x\np1\naS'y'\np2\na.") == ["001.A/x", "y"]
+    assert load_plain_pickle(b"(lp0\r\nS'y'\r\np2\r\na.\r\n") == ["y"]  # its line ends became those of Windows
     looped: list = []
     looped.append(looped)
-    assert len(load_plain_pickle(write(tmp_path / "c.pickle", pickle.dumps(looped)))) == 1
+    assert len(load_plain_pickle(pickle.dumps(looped))) == 1
     with pytest.raises(RefusedPickle, match="damaged"):
-        load_plain_pickle(write(tmp_path / "d.pickle", b"\x80\x04garbage"))
+        load_plain_pickle(b"\x80\x04garbage")
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "a/../../b", "..\\a.jpg", "C:\\a.jpg", "", "a\0b"])
 def test_paths_that_leave_the_folder_are_no_paths(name, tmp_path):
-    assert path_inside(tmp_path, name) is None
-    assert path_inside(tmp_path, "a\\b.jpg") == tmp_path / "a" / "b.jpg"
+    assert open_source(tmp_path).inside(name) is None
+    assert open_source(tmp_path).inside("a\\b.jpg") == "a/b.jpg"
 
 
 # Other kinds
@@ -175,11 +177,16 @@ def test_flowers_in_numbered_folders_get_names_in_numeric_order_and_captions_fro
     assert any("numeric order" in note for note in manifest["notes"])
 
 
-def test_flowers_without_names_keep_numbers_in_numeric_order(tmp_path):
+def test_flowers_without_names_get_those_of_the_dataset(tmp_path):
     for folder in ("1", "2", "10"):
         write(tmp_path / "flowers" / folder / f"image_{folder:0>5}.jpg", encoded_image(int(folder)))
     manifest = prepare("flowers", tmp_path / "flowers", tmp_path / "out")
-    assert manifest["label_names"] == ["1", "2", "10"]
+    assert manifest["label_names"] == list(NAMES)
+    assert {row["captions"][0] for row in rows_of(tmp_path / "out")} == {
+        "a photo of a pink primrose",
+        "a photo of a hard-leaved pocket orchid",
+        "a photo of a globe thistle",
+    }
 
 
 def test_flowers_of_the_original_archive_with_caption_folders_and_class_lists(tmp_path):

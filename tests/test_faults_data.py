@@ -19,7 +19,7 @@ from PIL import Image
 
 from ratlip_hf.cli.data import checked_screen
 from ratlip_hf.cli.main import main
-from ratlip_hf.data.prepare import raw_files, shards
+from ratlip_hf.data.prepare import raw_files, shards, source_files
 from ratlip_hf.data.prepare.check import check
 from ratlip_hf.data.prepare.importers import load_importer
 from ratlip_hf.data.prepare.publish import _problems, push
@@ -102,14 +102,14 @@ class TestPreparing:
         assert "larger than" in next(iter(skipped(prepare("folder", source, tmp_path / "out"))))
 
     def test_a_file_that_cannot_be_read_is_counted_by_name(self, tmp_path, monkeypatch):
-        source, read = make_folder(tmp_path / "raw", 3), raw_files.read_bytes
+        source, read = make_folder(tmp_path / "raw", 3), source_files.read_bytes
 
         def failing(path):
             if Path(path).name == "image_1.txt" or sorted(source.glob("*.txt"))[1] == Path(path):
                 raise OSError(errno.EIO, "Input/output error")
             return read(path)
 
-        monkeypatch.setattr(raw_files, "read_bytes", failing)
+        monkeypatch.setattr(source_files, "read_bytes", failing)
         found = skipped(prepare("folder", source, tmp_path / "out"))
         assert "captions that cannot be read (Input/output error)" in found
 
@@ -130,24 +130,21 @@ class TestPreparing:
             os.mkfifo(source / name)
         (source / "b.tar").symlink_to("/dev/zero")
         if kind == "webdataset":
-            with pytest.raises(UserError, match="nothing usable"):
+            with pytest.raises(UserError, match=r"no \.tar"):
                 prepare(kind, source, tmp_path / "out")
         else:
             (source / "metadata.jsonl").unlink()
             assert prepare(kind, source, tmp_path / "out")["splits"]["train"]["rows"] == 1
 
-    def test_a_pickle_that_is_a_pipe(self, tmp_path):  # H11
+    def test_a_pipe_is_no_file_of_a_source(self, tmp_path):  # H11
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(OSError, match="regular"):
-            raw_files.load_plain_pickle(tmp_path / "pipe")
-        write(tmp_path / "p", pickle.dumps([1]))
-        assert raw_files.load_plain_pickle(tmp_path / "p") == [1]
+        source = source_files.open_source(tmp_path)
+        assert not source.files and sum(entry["count"] for entry in source.report.skipped.values()) == 1
 
 
 class TestArchives:
     def index(self, tmp_path):
-        read, _ = load_importer("webdataset")
-        return read(tmp_path, SourceOptions())
+        return source_files.open_source(tmp_path, apart=True)
 
     def test_a_header_that_claims_gigabytes_is_not_read(self, tmp_path):  # H4
         header = tarfile.TarInfo("x")
@@ -172,7 +169,7 @@ class TestArchives:
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-        (record,) = self.index(tmp_path).records
+        (record,) = load_importer("webdataset")[0](self.index(tmp_path), SourceOptions()).records
         assert record.captions == ("a caption",) and record.image.read() == encoded_image(1)
 
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add, without = parser.add_argument, ", ".join(WITHOUT_SOURCE)
     add("kind", help=f"what the source is: {', '.join(KINDS)}")
-    add("--source", type=Path, help=f"folder with the raw data (all kinds but {without})")
+    add("--source", type=Path, help=f"folder or archive with the raw data (all kinds but {without})")
     add("--output_dir", type=Path, required=True, help="folder to make")
     add(
         "--store_size",
@@ -45,8 +45,8 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quality", type=int, default=90, help="of the JPEGs that a size needs (default: 90)")
     add("--images_per_shard", type=int, default=1000, help="per Parquet file (default: 1000)")
     add("--workers", type=int, help="processes (default: one per core)")
-    add("--captions", type=Path, help="folder of captions where it is not at its usual place")
-    add("--split", default="stackgan", help="of birds: stackgan (default), reed (another class list) or official")
+    add("--captions", type=Path, help="folder or archive of captions that lie outside the source")
+    add("--split", default="stackgan", help="of birds: stackgan (default), reed or official; of flowers: official")
     add("--seed", type=int, default=0, help="of the sampling of faces and of synthetic-birds (default: 0)")
     defaults = ", ".join(f"{number} {kind}" for kind, number in DEFAULT_NUM_IMAGES.items())
     add(
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from ..data.prepare.shards import Storage, prepare
+    from ..data.prepare.shards import PreparationFailed, Storage, prepare
     from ..data.prepare.source_dataset import SourceOptions
 
     if options.kind not in KINDS:
@@ -76,8 +76,8 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.kind not in WITHOUT_SOURCE and options.source is None:
         raise UserError("--source is needed: the folder with the raw data")
     for name in ("source", "captions"):
-        if (folder := getattr(options, name)) is not None and not folder.is_dir():
-            raise UserError(f"--{name} {folder} is not a folder")
+        if (path := getattr(options, name)) is not None and not (path.is_dir() or path.is_file()):
+            raise UserError(f"--{name} {path} is not a folder or an archive")
     if options.workers is not None and not 1 <= options.workers <= _MOST_WORKERS:
         raise UserError(f"--workers must lie in 1..{_MOST_WORKERS}, not {options.workers}")
     original = options.store_size == "original"
@@ -87,7 +87,13 @@ def _prepare(options: argparse.Namespace) -> int:
     choices = {name: getattr(options, name) for name in SourceOptions.__dataclass_fields__}
     storage = Storage(size, options.quality, options.images_per_shard)
     workers = options.workers or os.cpu_count() or 1
-    manifest = prepare(options.kind, options.source, options.output_dir, SourceOptions(**choices), storage, workers)
+    try:
+        manifest = prepare(
+            options.kind, options.source, options.output_dir, SourceOptions(**choices), storage, workers
+        )
+    except PreparationFailed as error:
+        print("\n".join(_found_lines(error.found)))
+        raise
     print(prepared_screen(manifest, options.output_dir))
     return 0
 
@@ -133,12 +139,27 @@ def prepared_screen(manifest: dict, output_dir: Path) -> str:
         [
             f"{output_dir}: {splits} images in {len(files)} shards, {size / 1e6:,.1f} MB",
             f"  splits: {manifest['splits_from']}",
-            *_problem_lines({f"skipped: {reason}": entry for reason, entry in manifest["skipped"].items()}),
-            *_problem_lines({f"repaired: {reason}": entry for reason, entry in manifest["repaired"].items()}),
-            *(f"  note: {printable(note)}" for note in manifest["notes"]),
+            *_found_lines(manifest),
             f"train on it: python -m ratlip_hf.training --train_data_dir {output_dir}",
         ]
     )
+
+
+def _found_lines(found: dict) -> list[str]:
+    """What was left out or repaired and why, remarks, and which files were read and which were not."""
+    return [
+        *_problem_lines({f"skipped: {reason}": entry for reason, entry in found["skipped"].items()}),
+        *_problem_lines({f"repaired: {reason}": entry for reason, entry in found["repaired"].items()}),
+        *(f"  note: {printable(note)}" for note in found["notes"]),
+        *(
+            f"  {'read' if state == 'read' else 'left unread'}: "
+            + "; ".join(
+                printable(name) + (f" ({count:,} files)" if count > 1 else "") for name, count in groups.items()
+            )
+            for state, groups in found["source_files"].items()
+            if groups
+        ),
+    ]
 
 
 def checked_screen(result: dict) -> str:

@@ -86,6 +86,16 @@ def remarks(image: Image.Image) -> list[str]:
     return found
 
 
+def box_remarks(box: tuple[float, float, float, float], size: tuple[int, int]) -> list[str]:
+    """What is odd about a box (left, top, width, height) of an image of `size`, both in pixels as they are stored."""
+    left, top, width, height = box
+    if left >= size[0] or top >= size[1] or left + width <= 0 or top + height <= 0:
+        return ["bounding box that lies outside its image: training uses the whole image"]
+    if left < 0 or top < 0 or left + width > size[0] or top + height > size[1]:
+        return ["bounding box that reaches beyond its image: training cuts it there"]
+    return []
+
+
 def orientation(image: Image.Image) -> int:
     """How EXIF says to turn the stored pixels: 1 (not at all) to 8; values that mean nothing count as 1."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -1,17 +1,19 @@
-"""What importers share: finding files, text in any encoding, captions as they come, plain values from pickles.
-Metadata from elsewhere is not trusted: pickles may hold plain values only, paths stay inside the source folder."""
+"""What importers share: text in any encoding, captions as they come, plain values from pickles, splits.
+Metadata from elsewhere is not trusted: pickles may hold plain values only."""
 
 import codecs
+import io
 import json
 import pickle
 import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
 
-from ...utils.errors import UserError
-from ...utils.files import read_bytes, require_regular, split_lines
+from ...utils.files import split_lines
 from ..images import SUFFIXES
-from .source_dataset import Report, as_text
+from .source_dataset import TEST, TRAIN, Report, SourceOptions, as_text
+from .source_files import Folder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
@@ -19,70 +21,25 @@ KEYS = ("captions", "caption", "text", "sentences", "description")
 _PLAIN = (list, dict, str, int, float, bool)  # what a pickle may hold
 
 
-# Finding files
+# Names
 
 
-def first_folder(candidates: list[Path]) -> Path | None:
-    """The first that is a folder."""
-    return next((path for path in candidates if path.is_dir()), None)
+def stem_of(name: str) -> str:
+    """The name of a file without its suffix."""
+    return str(PurePosixPath(name).with_suffix(""))
 
 
-def need_folder(candidates: list[Path], what: str) -> Path:
-    """The first that is a folder; UserError naming the places if none is."""
-    found = first_folder(candidates)
-    if found is None:
-        raise UserError(f"{what} not found: looked for {', '.join(map(str, candidates))}")
-    return found
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    """All image files below `folder` by their suffix, hidden files left out, in natural order."""
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    yield from sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
-
-
-def natural_key(name: str) -> tuple[list, str]:
-    """Sorting key under which "2" comes before "10"; names that differ in case or zeros only keep a fixed order."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if index % 2 else part.lower() for index, part in enumerate(parts)], name
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file is there; names that no file can have count as absent."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def stem_id(path: Path, root: Path) -> str:
-    """Name of an image within its dataset: path below `root`, without suffix."""
-    return as_text(path.relative_to(root).with_suffix("").as_posix())
-
-
-def path_inside(root: Path, name: str) -> Path | None:
-    """The path that metadata calls `name`, seen from `root`; None if it would lie outside. Backslashes are slashes."""
-    name = name.strip().replace("\\", "/")
-    path = PurePosixPath(name)
-    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        return None
-    found = root.joinpath(*path.parts)
-    # A link on the way may still lead out, and names in metadata are not the user's own.
-    return found if found.resolve().is_relative_to(root.resolve()) else None
+def stem_id(name: str) -> str:
+    """Name of an image within its dataset: its stem."""
+    return as_text(stem_of(name))
 
 
 # Text and captions
 
 
-def read_text(path: Path, report: Report) -> str:
+def read_text(folder: Folder, name: str) -> str:
     """Text of a file in UTF-8, with or without a byte order mark, or else in Windows' Western encoding."""
-    return decode_text(read_bytes(path), path.name, report)
+    return decode_text(folder.read(name), name, folder.report)
 
 
 def decode_text(content: bytes, name: str, report: Report) -> str:
@@ -98,9 +55,9 @@ def decode_text(content: bytes, name: str, report: Report) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def read_lines(path: Path, report: Report) -> list[str]:
+def read_lines(folder: Folder, name: str) -> list[str]:
     """Lines that are not blank, without surrounding white space and whatever ends them (also CRLF)."""
-    return [line.strip() for line in split_lines(read_text(path, report)) if line.strip()]
+    return [line.strip() for line in split_lines(read_text(folder, name)) if line.strip()]
 
 
 def clean_captions(raw_captions: list[str], name: str, report: Report) -> tuple[str, ...]:
@@ -139,17 +96,43 @@ def parse_json(text: str, name: str, report: Report):
         return None
 
 
-def captions_next_to(stem: Path, report: Report) -> list[str]:
-    """Captions of `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
-    text, structured = (stem.with_name(stem.name + suffix) for suffix in (".txt", ".json"))
+def captions_of(folder: Folder, stem: str) -> list[str]:
+    """Captions in `stem`.txt (one per line) or else `stem`.json; [] if there is neither."""
+    text, structured = f"{stem}.txt", f"{stem}.json"
     try:
-        if text.is_file():
-            return split_lines(read_text(text, report))
-        if structured.is_file():
-            return captions_from_json(parse_json(read_text(structured, report), structured.name, report))
+        if text in folder:
+            return split_lines(read_text(folder, text))
+        if structured in folder:
+            return captions_from_json(parse_json(read_text(folder, structured), structured, folder.report))
     except OSError as error:
-        report.skip(f"captions that cannot be read ({error.strerror})", stem.name)
+        folder.report.skip(f"captions that cannot be read ({error.strerror})", stem)
     return []
+
+
+def caption_folder(source: Folder, stems: list[str], options: SourceOptions) -> Folder | None:
+    """The folder below --captions, or else the source, in which most images of these stems have a .txt or .json: it
+    may lie anywhere. None if no image has one."""
+    place, stems = source.other(options.captions) if options.captions else source, set(stems)
+    votes: Counter[str] = Counter()
+    for name in place.files:
+        stem, _, suffix = name.rpartition(".")
+        if suffix in ("txt", "json"):
+            # Every ending of the name may be the stem: what is before it is the folder.
+            parts = stem.split("/")
+            for start in range(len(parts)):
+                if "/".join(parts[start:]) in stems:
+                    votes["/".join(parts[:start])] += 1
+    if not votes:
+        return None
+    best = min(votes, key=lambda path: (-votes[path], path.count("/"), path))
+    return place.sub(best) if best else place
+
+
+def captions_by_name(source: Folder, options: SourceOptions) -> tuple[Folder, dict[str, str]]:
+    """--captions or else the source, and for the bare names of its .txt and .json files their stems."""
+    place = source.other(options.captions) if options.captions else source
+    texts = (PurePosixPath(name) for name in place.files if name.endswith((".txt", ".json")))
+    return place, {path.stem: str(path.with_suffix("")) for path in texts}
 
 
 def distinct_names(names: list[str], report: Report) -> list[str]:
@@ -182,22 +165,47 @@ class _PlainUnpickler(pickle.Unpickler):
         raise RefusedPickle("it refers to an outside object")
 
 
-def load_plain_pickle(path: Path) -> list | dict | str | int | float:
+def load_plain_pickle(content: bytes) -> list | dict | str | int | float:
     """Read a pickle of lists, dicts, strings and numbers, such as the `filenames.pickle` of older projects.
 
     No code of the pickle runs: whatever needs a class or function is refused before it is looked up. Raises
     RefusedPickle, which names what else is in it or says that it is damaged.
     """
-    require_regular(path)
-    with open(path, "rb") as file:
-        try:
-            value = _PlainUnpickler(file, encoding="latin1").load()  # Python 2 wrote most of them
-        except (RefusedPickle, OSError):
-            raise
-        except Exception as error:  # a damaged pickle raises almost anything
-            raise RefusedPickle(f"it is damaged ({type(error).__name__})") from error
+    try:
+        value = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()  # Python 2 wrote most of them
+    except RefusedPickle:
+        raise
+    except Exception as error:  # a damaged pickle raises almost anything
+        if b"\r\n" in content and not content.startswith(b"\x80"):  # text that has become that of Windows on its way
+            return load_plain_pickle(content.replace(b"\r\n", b"\n"))
+        raise RefusedPickle(f"it is damaged ({type(error).__name__})") from error
     _check_plain(value)
     return value
+
+
+def pickled_split(source: Folder, known: Iterable[str]) -> dict[str, str] | None:
+    """Split by name, with and without its folder, from train/filenames.pickle and test/filenames.pickle wherever they
+    lie; None, with a note, when they cannot be used. `known` are the names that images have here."""
+    listed: dict[str, str] = {}
+    for split in (TRAIN, TEST):
+        name = f"{split}/filenames.pickle"
+        if (path := source.file(name)) is None:
+            return None
+        try:
+            names = load_plain_pickle(source.read(path))
+            if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+                raise RefusedPickle("it is no list of names")
+        except (RefusedPickle, OSError) as error:
+            source.report.notes.append(f"{name} was refused, {error}; it decides no split")
+            return None
+        for entry in names:
+            entry = str(entry).strip().replace("\\", "/")
+            entry = stem_id(entry) if entry.lower().endswith(SUFFIXES) else entry
+            listed |= {entry: split, entry.rpartition("/")[2]: split}
+    if not listed.keys() & set(known):
+        source.report.notes.append("filenames.pickle names no image that is here; it decides no split")
+        return None
+    return listed
 
 
 def _check_plain(value) -> None:

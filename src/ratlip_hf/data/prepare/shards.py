@@ -25,10 +25,11 @@ from ...utils.errors import UserError
 from ...utils.files import atomic_write, file_sha256, is_free, read_json
 from ...utils.locks import locked
 from ...version import __version__
-from ..images import BadImage, decode, orientation, remarks, store, turn_box
+from ..images import BadImage, box_remarks, decode, orientation, remarks, store, turn_box
 from ..manifest import MANIFEST
 from .importers import DEFAULT_NUM_IMAGES, load_importer
 from .source_dataset import Record, Report, SourceDataset, SourceOptions
+from .source_files import Folder, open_source
 
 ROW_GROUP = 100  # rows that must be loaded at once to read one, or fewer that have more than so many bytes
 _GROUP_BYTES = 2**26
@@ -36,6 +37,14 @@ _SHARD_BYTES = 2**29  # of the source's files: a shard is in memory as a whole w
 ORDER_SEED = 0  # rows lie in a fixed random order, so that every shard is a fair sample of its split
 _PLAN = "plan.json"
 _LEFT = re.compile(r"(data/)?\w+-\d+(-of-\d+)?\.(parquet|json|writing)|plan\.json|manifest\.json|README\.md|\.\S+")
+
+
+class PreparationFailed(UserError):
+    """A source that gave nothing; `found` is what the manifest would have said of it."""
+
+    def __init__(self, text: str, found: dict):
+        super().__init__(text)
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ def prepare(
 
     Args:
         kind: one of `importers.KINDS`.
-        source: folder with the raw data; None for synthetic birds.
+        source: folder or archive (.tar, .tgz, .zip) with the raw data, or a folder of archives; None for synthetic
+            birds. While it runs, what a .tgz holds lies decompressed in `.<name>.unpacked`.
         output_dir: folder to make.
         options: choices of the importer.
         storage: how images are kept.
@@ -80,7 +90,7 @@ def prepare(
         The manifest.
 
     Raises:
-        UserError: when `output_dir` exists, or nothing in `source` can be used.
+        UserError: when `output_dir` exists; PreparationFailed, when nothing in `source` can be used.
     """
     options, storage = options or SourceOptions(), storage or Storage()
     if options.num_images is None:
@@ -91,10 +101,25 @@ def prepare(
         place in (p := Path(source).resolve(), *p.parents) for place in (working, output_dir)
     ):
         raise UserError(f"--source {source} lies in {output_dir} or in {working}, which is written: choose another")
+    scratch = output_dir.with_name(f".{output_dir.name}.unpacked")
     with locked(output_dir):
         if not is_free(output_dir, UserError):
             raise UserError(f"--output_dir {output_dir} exists already: choose another or remove it")
-        return _prepare(kind, source, output_dir, working, options, storage, workers)
+        _clear_scratch(scratch)
+        try:
+            return _prepare(kind, source, output_dir, working, options, storage, workers, scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_scratch(scratch: Path) -> None:
+    """Remove what a killed run has left, and nothing else."""
+    if os.path.lexists(scratch):
+        if scratch.is_symlink() or not scratch.is_dir() or any(p.suffix != ".archive" for p in scratch.rglob("*.*")):
+            raise UserError(
+                f"{scratch} is in the way: no earlier preparation has left it; move it, or choose another name"
+            )
+        shutil.rmtree(scratch)
 
 
 def _prepare(
@@ -105,12 +130,19 @@ def _prepare(
     options: SourceOptions,
     storage: Storage,
     workers: int,
+    scratch: Path,
 ) -> dict:
     """[`prepare`] by the only process that writes `output_dir` and the folder `working` in which it grows."""
     from .publish import card_text  # needs `datasets`, which the processes that write do without
 
     read, origin = load_importer(kind)
-    dataset = read(source, options)
+    root = None if source is None else open_source(source, scratch=scratch, apart=kind == "webdataset")
+    try:
+        dataset = read(root, options)
+    except UserError as error:
+        if root is None:
+            raise
+        raise PreparationFailed(str(error), _found(root, root.report)) from error
     dataset.drop_repeated_names()
     features = dataset.features()
     tasks = _plan(dataset, features.arrow_schema, working, storage)
@@ -124,7 +156,8 @@ def _prepare(
         dataset.report.merge(outcomes[task.path]["report"])
     if not any(outcome["rows"] for outcome in outcomes.values()):
         shutil.rmtree(working)
-        raise UserError(f"nothing usable in {source or kind}: {_main_reasons(dataset.report)}")
+        reasons = _main_reasons(dataset.report)
+        raise PreparationFailed(f"nothing usable in {source or kind}: {reasons}", _found(root, dataset.report))
     manifest = {
         "kind": kind,
         "made_by": {"ratlip_hf": __version__, "pillow": PIL.__version__, "pyarrow": pyarrow.__version__},
@@ -134,7 +167,7 @@ def _prepare(
         "order_seed": ORDER_SEED,
         "splits": _name_shards(working, tasks, outcomes),
         "label_names": dataset.label_names,
-        **dataset.report.to_dict(),
+        **_found(root, dataset.report),
     }
     atomic_write(working / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     atomic_write(working / "README.md", card_text(manifest, origin, features))
@@ -143,6 +176,11 @@ def _prepare(
     os.rename(working, output_dir)
     (output_dir / _PLAN).unlink()
     return manifest
+
+
+def _found(root: Folder | None, report: Report) -> dict:
+    """What the manifest says of the source: left out, repaired, remarks, and which files were read and which not."""
+    return {**report.to_dict(), "source_files": root.usage() if root else {"read": {}, "unread": {}}}
 
 
 @dataclass(frozen=True)
@@ -321,9 +359,11 @@ def _row(record: Record, task: ShardTask, report: Report) -> dict | None:
     except OSError as error:
         report.skip(f"image that cannot be read ({error.strerror})", record.image_id)
         return None
-    for remark in remarks(image):
-        report.repair(remark, record.image_id)
     box = record.bbox
+    for remark in [*remarks(image), *(box_remarks(box, image.size) if box else ())]:
+        report.repair(remark, record.image_id)
+    if stored.scale > 1:
+        report.repair(f"image smaller than --store_size {task.storage.size}, enlarged", record.image_id)
     row = {
         "image": {"bytes": stored.content, "path": Path(record.image_id).name + stored.suffix},
         "captions": list(record.captions),

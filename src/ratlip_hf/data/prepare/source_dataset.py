@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...utils.errors import UserError
-from ...utils.files import read_bytes
 
 if TYPE_CHECKING:
     import datasets
@@ -27,23 +26,6 @@ class ImageSource(Protocol):
 
     def stored_bytes(self) -> int:
         """How many bytes `read` gives; 0 where that is not known before."""
-
-
-@dataclass(frozen=True)
-class FileImage:
-    """An image in a file of its own."""
-
-    path: Path
-
-    def read(self) -> bytes:
-        return read_bytes(self.path)
-
-    def fingerprint(self) -> str:
-        status = self.path.stat()
-        return f"{self.path}:{status.st_size}:{status.st_mtime_ns}"
-
-    def stored_bytes(self) -> int:
-        return self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -162,7 +144,7 @@ class SourceOptions:
     """Choices that some importers take; see `ratlip data prepare --help`."""
 
     split: str = "stackgan"  # which published split of birds
-    captions: Path | None = None  # folder with captions, where it is not at its usual place
+    captions: Path | None = None  # folder or archive with captions that lie outside the source
     seed: int = 0  # of the sampling of faces and of synthetic birds
     num_images: int | None = None  # faces in all, or synthetic birds for training; None is the default of the kind
     num_test_images: int = 2_000  # how many of the faces are for testing

@@ -1,13 +1,13 @@
-"""CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of DF-GAN and GALIP.
+"""CUB-200-2011 birds with Reed's captions: the original archive, or the "birds" folder of AttnGAN, DF-GAN and GALIP.
 Two class-disjoint splits circulate under the same description (150 and 50 of 200 classes); both are here."""
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ....utils.errors import UserError
 from .. import raw_files as raw
-from ..source_dataset import TEST, TRAIN, FileImage, Origin, Record, Report, SourceDataset, SourceOptions
+from ..source_dataset import TEST, TRAIN, Origin, Record, Report, SourceDataset, SourceOptions, as_text
+from ..source_files import Folder, natural_key
 
 ORIGIN = Origin(
     "CUB-200-2011 birds with captions",
@@ -16,7 +16,6 @@ ORIGIN = Origin(
     "Non-commercial research and education only; the photographs belong to their photographers. Captions: Reed et "
     "al., Learning Deep Representations of Fine-Grained Visual Descriptions, CVPR 2016.",
 )
-_CAPTION_FOLDERS = ("text", "text_c10", "cvpr2016_cub/text_c10", "birds/text")
 
 
 @dataclass(frozen=True)
@@ -62,62 +61,56 @@ class _Metadata:
     training: dict[str, str] = field(default_factory=dict)
 
 
-def read(source: Path, options: SourceOptions) -> SourceDataset:
-    """Read birds from a folder. Raises UserError when there are no images or no captions at all, or `options.split` is
-    unknown or needs a missing table."""
+def read(source: Folder, options: SourceOptions) -> SourceDataset:
+    """Read birds. Raises UserError when there are no images or no captions at all, or `options.split` is unknown or
+    needs a missing table."""
     if options.split not in BIRD_SPLIT_NAMES:
         raise UserError(f"--split must be one of {', '.join(BIRD_SPLIT_NAMES)}, not {options.split!r}")
-    report = Report()
-    cub = raw.need_folder([source / "CUB_200_2011", source], "birds")
-    images = raw.need_folder([cub / "images"], "the folder of bird photographs")
-    captions_root = _caption_folder(source, cub, options)
-    metadata = _read_tables(cub, images, report)
-    names = _class_names(cub, metadata, report)
+    report = source.report
+    images = max(source.folders("images"), key=lambda folder: len(folder.images), default=None)
+    if images is None or not images.images:
+        raise UserError(f"the photographs of birds were not found: no folder images/ with them below {source}")
+    metadata = _read_tables(source, images, report)
+    stems = [raw.stem_of(name.replace("\\", "/")) for name in metadata.files.values()]
+    captions = raw.caption_folder(source, stems, options)
+    if captions is None:
+        where = options.captions or source
+        raise UserError(f"no captions below {where}: no .txt has the name of an image; see --captions")
+    names = _class_names(source, metadata, report)
     by_number = {name.split(".")[0].lstrip("0"): name for name in names}
-    split_of, splits_from = _splitter(source, cub, metadata, options.split, report)
+    split_of, splits_from = _splitter(source, metadata, options.split, set(map(as_text, stems)))
     dataset = SourceDataset([], splits_from, report, names, {"split": options.split})
-    for number, file in metadata.files.items():
-        path = raw.path_inside(images, file)
-        if path is None:
-            report.skip("path in images.txt that leaves the source folder", file)
-        elif not raw.is_file(path):
+    for number, listed in metadata.files.items():
+        file = images.inside(listed)
+        if file is None:
+            report.skip("path in images.txt that leaves the source folder", listed)
+        elif file not in images:
             report.skip("image listed in images.txt that is not there", file)
         elif (name := _class_name(metadata, by_number, number, file)) is None:
             report.skip("image of unknown class", file)
-        elif (split := split_of(number, raw.stem_id(path, images), name)) is None:
+        elif (split := split_of(number, raw.stem_id(file), name)) is None:
             report.skip("image that the split does not list", file)
         else:
-            image_id = raw.stem_id(path, images)
-            captions = raw.clean_captions(raw.captions_next_to(captions_root / image_id, report), image_id, report)
+            image_id = raw.stem_id(file)
+            cleaned = raw.clean_captions(raw.captions_of(captions, raw.stem_of(file)), image_id, report)
             box = metadata.boxes.get(number)
-            dataset.add(Record(split, image_id, FileImage(path), captions, names.index(name), box))
+            dataset.add(Record(split, image_id, images.image(file), cleaned, names.index(name), box))
     _report_unlisted(images, metadata, report)
     if empty := sorted(set(range(len(names))) - {record.label for record in dataset.records}):
         report.notes.append(f"{len(empty)} of {len(names)} classes have no usable image, from {names[empty[0]]} on")
     return dataset
 
 
-def _caption_folder(source: Path, cub: Path, options: SourceOptions) -> Path:
-    if options.captions is not None:
-        return raw.need_folder([options.captions], "--captions")
-    places = [root / name for root in dict.fromkeys((source, cub)) for name in _CAPTION_FOLDERS]
-    found = raw.first_folder(places)
-    if found is None:
-        packed = next((f"; {zipped} has to be unpacked first" for zipped in source.glob("*text*.zip")), "")
-        raise UserError(f"no captions: none of {', '.join(map(str, places[:4]))} is a folder{packed}; see --captions")
-    return found
-
-
-def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
+def _read_tables(source: Folder, images: Folder, report: Report) -> _Metadata:
     tables = _Metadata()
-    files = _table(cub / "images.txt", report)
+    files = _table(source, "images.txt")
     if files is None:
         report.notes.append("no images.txt: images are found by their suffix; boxes cannot be assigned")
-        tables.files = {str(i): path.relative_to(images).as_posix() for i, path in enumerate(raw.image_files(images))}
+        tables.files = {str(index): name for index, name in enumerate(images.images)}
         return tables
     tables.files = files
-    tables.training = _table(cub / "train_test_split.txt", report) or {}
-    labels, boxes = (_table(cub / name, report) for name in ("image_class_labels.txt", "bounding_boxes.txt"))
+    tables.training = _table(source, "train_test_split.txt") or {}
+    labels, boxes = (_table(source, name) for name in ("image_class_labels.txt", "bounding_boxes.txt"))
     if labels is None:
         report.notes.append("no image_class_labels.txt: the class is the number before the name of the folder")
     if boxes is None:
@@ -129,22 +122,22 @@ def _read_tables(cub: Path, images: Path, report: Report) -> _Metadata:
         else:
             tables.boxes[number] = box
     for name, table in (("image_class_labels.txt", labels), ("bounding_boxes.txt", boxes)):
-        for number in sorted((table or {}).keys() - files.keys(), key=raw.natural_key):
+        for number in sorted((table or {}).keys() - files.keys(), key=natural_key):
             report.skip(f"row of {name} without a row of images.txt", f"image {number}")
-        for number in sorted(files.keys() - (table or files).keys(), key=raw.natural_key):
+        for number in sorted(files.keys() - (table or files).keys(), key=natural_key):
             report.repair(f"image without a row of {name}", files[number])
     return tables
 
 
-def _table(path: Path, report: Report) -> dict[str, str] | None:
-    """Lines "<number> <value>" as a dict; None without the file."""
-    if not path.is_file():
+def _table(source: Folder, name: str) -> dict[str, str] | None:
+    """Lines "<number> <value>" as a dict; None without the file, wherever it may lie."""
+    if (path := source.file(name)) is None:
         return None
     table = {}
-    for line in raw.read_lines(path, report):
+    for line in raw.read_lines(source, path):
         number, _, value = line.partition(" ")
         if not (number.isascii() and number.isdecimal() and value):
-            report.skip(f"line of {path.name} that is no number and value", line[:40])
+            source.report.skip(f"line of {name} that is no number and value", line[:40])
         else:
             table[number] = value.strip()
     return table
@@ -159,35 +152,35 @@ def _box(text: str) -> tuple[float, float, float, float] | None:
     return (left, top, width, height) if sound else None
 
 
-def _class_names(cub: Path, metadata: _Metadata, report: Report) -> list[str]:
-    names = _table(cub / "classes.txt", report)
+def _class_names(source: Folder, metadata: _Metadata, report: Report) -> list[str]:
+    names = _table(source, "classes.txt")
     if names is not None:
-        return raw.distinct_names([names[number] for number in sorted(names, key=raw.natural_key)], report)
+        return raw.distinct_names([names[number] for number in sorted(names, key=natural_key)], report)
     report.notes.append("no classes.txt: classes are the folders that images.txt names, by their number")
     folders = {file.replace("\\", "/").split("/")[0] for file in metadata.files.values() if "/" in file}
-    return sorted(folders, key=raw.natural_key)
+    return sorted(folders, key=natural_key)
 
 
 def _class_name(metadata: _Metadata, by_number: dict[str, str], number: str, file: str) -> str | None:
     """From the table of labels, or else from the image's folder."""
     by_label = by_number.get(metadata.labels.get(number, "").lstrip("0"))
-    folder = Path(file.replace("\\", "/")).parts[0]
+    folder = file.split("/")[0]
     return by_label or (folder if folder in by_number.values() else None)
 
 
-def _splitter(source: Path, cub: Path, metadata: _Metadata, split: str, report: Report):
+def _splitter(source: Folder, metadata: _Metadata, split: str, known: set[str]):
     """A function (number, image_id, class name) -> split or None, and where that comes from."""
     if split == OFFICIAL:
         if not metadata.training:
-            raise UserError(f"--split {OFFICIAL} needs {cub / 'train_test_split.txt'}")
+            raise UserError(f"--split {OFFICIAL} needs train_test_split.txt, which is not below {source}")
         sides = {"1": TRAIN, "0": TEST}
         by_number = {number: sides.get(side) for number, side in metadata.training.items()}
         return lambda number, image_id, name: by_number.get(number), "train_test_split.txt of the source"
     published = BIRD_SPLITS[split]
-    if split == "stackgan" and (by_id := _pickled_split(source, report)):
+    if split == "stackgan" and (by_id := raw.pickled_split(source, known)):
         origin = f"filenames.pickle of the source: {published.origin}"
         return lambda number, image_id, name: by_id.get(image_id), origin
-    if split == "reed" and (by_class := _listed_classes(source, report)):
+    if split == "reed" and (by_class := _listed_classes(source)):
         return lambda number, image_id, name: by_class.get(name), f"class lists of the source: {published.origin}"
 
     def built_in(number: str, image_id: str, name: str) -> str | None:
@@ -199,34 +192,15 @@ def _splitter(source: Path, cub: Path, metadata: _Metadata, split: str, report: 
     return built_in, f"built-in numbers of test classes: {published.origin}"
 
 
-def _pickled_split(source: Path, report: Report) -> dict[str, str] | None:
-    listed = {}
-    for split in (TRAIN, TEST):
-        path = source / split / "filenames.pickle"
-        if not path.is_file():
-            return None
-        try:
-            names = raw.load_plain_pickle(path)
-        except raw.RefusedPickle as error:
-            report.notes.append(f"{split}/filenames.pickle was refused, {error}; the built-in class list is used")
-            return None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            report.notes.append(f"{split}/filenames.pickle is no list of names; the built-in class list is used")
-            return None
-        listed |= {name.replace("\\", "/"): split for name in names}
-    return listed
-
-
-def _listed_classes(source: Path, report: Report) -> dict[str, str] | None:
-    folder = raw.first_folder([source / "class_splits", source / "cvpr2016_cub", source])
-    files = {TRAIN: folder / "trainvalclasses.txt", TEST: folder / "testclasses.txt"}
-    if not all(path.is_file() for path in files.values()):
+def _listed_classes(source: Folder) -> dict[str, str] | None:
+    files = {TRAIN: source.file("trainvalclasses.txt"), TEST: source.file("testclasses.txt")}
+    if None in files.values():
         return None
-    return {name: split for split, path in files.items() for name in raw.read_lines(path, report)}
+    return {name: split for split, path in files.items() for name in raw.read_lines(source, path)}
 
 
-def _report_unlisted(images: Path, metadata: _Metadata, report: Report) -> None:
+def _report_unlisted(images: Folder, metadata: _Metadata, report: Report) -> None:
     listed = {file.replace("\\", "/") for file in metadata.files.values()}
-    for path in raw.image_files(images):
-        if (name := path.relative_to(images).as_posix()) not in listed:
+    for name in images.images:
+        if name not in listed:
             report.skip("image without a row of images.txt", name)

@@ -1,175 +1,151 @@
 """Captioned images of any origin: folders with captions in files or tables, and tar files as WebDataset has them."""
 
-import tarfile
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from ....utils.errors import UserError
-from ....utils.files import LARGEST_TEXT, require_regular
-from ...images import SUFFIXES, BadImage
+from ...images import SUFFIXES
 from .. import raw_files as raw
-from ..source_dataset import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    FileImage,
-    Origin,
-    Record,
-    Report,
-    SourceDataset,
-    SourceOptions,
-    as_text,
-)
+from ..source_dataset import TEST, TRAIN, VALIDATION, Origin, Record, SourceDataset, SourceOptions, as_text
+from ..source_files import Folder
 
 FOLDER = WEBDATASET = Origin("Captioned images", "", "unknown", "As the source says.")
-METADATA = "metadata.jsonl"
-_LONGEST_HEADER = 2**20
 SPLIT_FOLDERS = {"train": TRAIN, "test": TEST, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
+METADATA = "metadata.jsonl"
+# Names, and endings of names, of tables with a caption per row, beside those that are called like a folder of images.
+_TABLES = ("metadata.csv", "captions.csv", "results.csv", "captions.txt", "captions.tsv", "token.txt", ".token")
+_NAME_COLUMNS = ("file_name", "filename", "image", "image_name", "file", "path")
+_CAPTION_COLUMNS = (*raw.KEYS, "comment", "sentence")
 
 
-def read_folder(source: Path, options: SourceOptions) -> SourceDataset:
-    """Read a folder of images in any structure. Captions come from a row of a metadata.jsonl in it, or else from a
-    .txt (one per line) or .json next to the image. Raises UserError when there are no images."""
-    report = Report()
-    captions_root = options.captions or source
-    listed = _read_metadata(source, report)
-    paths = list(raw.image_files(source))
-    if not paths:
+def read_folder(source: Folder, options: SourceOptions) -> SourceDataset:
+    """Read a folder of images in any structure. Captions come from rows of tables in it, or else from a .txt (one per
+    line) or .json next to the image. Raises UserError when there are no images."""
+    report = source.report
+    if not source.images:
         raise UserError(f"no images below {source}")
+    captions = source.other(options.captions) if options.captions else source
+    listed = _read_tables(source, captions)
     dataset = SourceDataset([], "no split in the source: all is train", report)
-    for path in paths:
-        image_id = raw.stem_id(path, source)
-        captions = listed.pop(path, None) or raw.captions_next_to(captions_root / image_id, report)
-        captions = raw.clean_captions(captions, image_id, report)
-        record = Record(_folder_split(path, source), image_id, FileImage(path), captions)
-        dataset.add(record, "image without captions or metadata row", path.relative_to(source).as_posix())
-    for path in listed:
-        report.skip(f"row of {METADATA} whose image is not there", path.relative_to(source).as_posix())
+    for name in source.images:
+        image_id = raw.stem_id(name)
+        found = listed.pop(name, None) or raw.captions_of(captions, raw.stem_of(name))
+        record = Record(split_of(name), image_id, source.image(name), raw.clean_captions(found, image_id, report))
+        dataset.add(record, "image without captions or metadata row", name)
     if {record.split for record in dataset.records} != {TRAIN}:
         dataset.splits_from = "names of the folders train, test and val"
     return dataset
 
 
-def _folder_split(path: Path, source: Path) -> str:
-    parts = path.relative_to(source).parts
-    return SPLIT_FOLDERS.get(parts[0].lower(), TRAIN) if len(parts) > 1 else TRAIN
+def split_of(name: str) -> str:
+    """By the folder that a file lies in: the first called train, test or val decides; train if there is none."""
+    folders = name.lower().split("/")[:-1]
+    return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), TRAIN)
 
 
-def _read_metadata(source: Path, report: Report) -> dict[Path, list[str]]:
-    """Captions by image, of every metadata.jsonl; its file names are relative to where it lies."""
-    listed: dict[Path, list[str]] = {}
-    for table in sorted(source.rglob(METADATA)):
-        for number, line in enumerate(raw.read_lines(table, report), start=1):
-            where = f"{table.relative_to(source).as_posix()} line {number}"
-            row = raw.parse_json(line, where, report)
-            name = row.get("file_name") if isinstance(row, dict) else None
-            if not isinstance(name, str):
-                if row is not None:
-                    report.skip(f"row of {METADATA} without a file_name", where)
-            elif (path := raw.path_inside(table.parent, name)) is None:
-                report.skip(f"path in {METADATA} that leaves the source folder", name)
+def _read_tables(source: Folder, captions: Folder) -> dict[str, list[str]]:
+    """Captions by image, of every table among the captions. Its names are relative to where it lies or to a folder
+    there, or, where it is the only table, to any folder."""
+    listed: dict[str, list[str]] = {}
+    bare = defaultdict(list)
+    for name in source.images:
+        bare[PurePosixPath(name).name].append(name)
+    tables = [name for name in captions.files if _is_table(captions, name)]
+    for table in tables:
+        start, _, kind = table.rpartition("/")
+        start = start if captions is source else ""
+        for name, found in (_json_rows if kind == METADATA else _text_rows)(captions, table):
+            path = source.inside(f"{start}/{name}" if start else name) if source.inside(name) else None
+            if path is None:
+                source.report.skip(f"path in {kind} that leaves the source folder", name)
+                continue
+            if path not in source:  # in a folder of images next to the table, such as Flickr8k's Images/
+                near = [image for image in bare[PurePosixPath(path).name] if f"/{image}".endswith(f"/{name}")]
+                near = [image for image in near if image.startswith(start) or len(tables) == 1]
+                path = near[0] if len(near) == 1 else path
+            if path in source:
+                listed.setdefault(path, []).extend(found)
             else:
-                listed.setdefault(path, []).extend(raw.captions_from_json(row))
+                source.report.skip(f"row of {kind} whose image is not there", as_text(path))
     return listed
+
+
+def _is_table(captions: Folder, name: str) -> bool:
+    """By its name, unless it has that of an image, whose captions it holds."""
+    beside = any(raw.stem_of(name) + suffix in captions for suffix in SUFFIXES)
+    return PurePosixPath(name).name == METADATA or (name.lower().endswith(_TABLES) and not beside)
+
+
+def _json_rows(source: Folder, table: str) -> Iterator[tuple[str, list[str]]]:
+    for number, line in enumerate(raw.read_lines(source, table), start=1):
+        where = f"{table} line {number}"
+        row = raw.parse_json(line, where, source.report)
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if isinstance(name, str):
+            yield name, raw.captions_from_json(row)
+        elif row is not None:
+            source.report.skip(f"row of {METADATA} without a file_name", where)
+
+
+def _text_rows(source: Folder, table: str) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a table: "name#0<tab>caption" as Flickr8k and Flickr30k have them, or columns that commas, bars or tabs
+    divide and whose names are in the first line."""
+    lines = raw.read_lines(source, table)
+    kind, head = PurePosixPath(table).name, lines[0] if lines else ""
+    delimiter = next((mark for mark in "\t|" if mark in head), ",")
+    ended = (f"{line}\n" for line in lines)  # a caption in quotes may go on in the next line
+    rows = csv.reader(ended, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
+    columns = [re.sub(r"\W", "", column).lower() for column in next(rows, [])]
+    name_at, caption_at = (
+        next((columns.index(name) for name in names if name in columns), None)
+        for names in (_NAME_COLUMNS, _CAPTION_COLUMNS)
+    )
+    if delimiter == "\t" and re.search(r"#\d+\t", head):
+        name_at, caption_at, rows = 0, 1, (line.split("\t", 1) for line in lines)
+    elif name_at is None or caption_at is None:
+        source.report.notes.append(f"{kind} names no columns of images and captions in its first line: it is not used")
+        return
+    try:
+        for number, row in enumerate(rows, start=1):
+            if len(row) <= max(name_at, caption_at):
+                source.report.skip(f"row of {kind} without a caption", f"{table} row {number}")
+            else:
+                yield re.sub(r"#\d+$", "", row[name_at].strip()), [row[caption_at]]
+    except csv.Error as error:
+        source.report.skip(f"rest of {kind} that cannot be read ({error})", table)
 
 
 # WebDataset: members of a tar file share a key, as in 000012.jpg with 000012.txt or 000012.json
 
 
-@dataclass(frozen=True)
-class ArchivedImage:
-    """An image within an uncompressed tar file."""
-
-    archive: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        if self.size > LARGEST_TEXT:
-            raise BadImage(f"image file of more than {LARGEST_TEXT / 1e6:.0f} MB")
-        with open(self.archive, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-    def fingerprint(self) -> str:
-        status = self.archive.stat()
-        return f"{self.archive}:{status.st_mtime_ns}:{self.offset}:{self.size}"
-
-    def stored_bytes(self) -> int:
-        return self.size
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose long names and other attributes, which are read into memory, are no longer than a name can be."""
-
-    def _proc_member(self, tar):
-        attributes = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        names = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        if self.type in attributes + names and not 0 <= self.size <= _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header claims {self.size} bytes")
-        return super()._proc_member(tar)
-
-
-@dataclass
-class _Entry:
-    """What the files of one key hold."""
-
-    image: ArchivedImage | None = None
-    captions: list[str] = field(default_factory=list)
-
-
-def read_webdataset(source: Path, options: SourceOptions) -> SourceDataset:
-    """Index the tar files of a folder. Raises UserError when it holds none."""
-    archives = sorted(source.rglob("*.tar"), key=lambda path: raw.natural_key(path.relative_to(source).as_posix()))
-    if not archives:
-        raise UserError(f"no .tar files below {source} (compressed archives have to be unpacked to .tar first)")
-    report = Report()
+def read_webdataset(source: Folder, options: SourceOptions) -> SourceDataset:
+    """Read archives, each seen as a folder. Raises UserError when there is none."""
+    report = source.report
+    if not source.files:
+        raise UserError(f"no .tar, .tgz or .zip with files in it below {source}")
     dataset = SourceDataset([], "names of the tar files or their folders, else train", report)
-    for archive in archives:
-        name = archive.relative_to(source).with_suffix("").as_posix()
-        for key, entry in _index(archive, report).items():
-            image_id = as_text(f"{name}/{key}")
-            if entry.image is None:
-                report.skip("captions without an image", image_id)
-            else:
-                captions = raw.clean_captions(entry.captions, image_id, report)
-                dataset.add(Record(_archive_split(name), image_id, entry.image, captions))
+    images: dict[
+        str, str | None
+    ] = {}  # by key: everything before the first dot of a file's name, as WebDataset has it
+    for name in source.files:
+        folder, slash, file = name.rpartition("/")
+        key = folder + slash + file.partition(".")[0]
+        suffix = name[len(key) :].lower()
+        if suffix in (*SUFFIXES, ".txt", ".json"):
+            images[key] = name if suffix in SUFFIXES else images.get(key)
+    for key, image in images.items():
+        image_id = as_text(key)
+        captions = raw.clean_captions(raw.captions_of(source, key), image_id, report)
+        if image is None:
+            report.skip("captions without an image", image_id)
+        else:
+            dataset.add(Record(_archive_split(image_id), image_id, source.image(image), captions))
     return dataset
 
 
 def _archive_split(name: str) -> str:
     start = name.split("/")[0].lower().split("-")[0].split("_")[0]
     return SPLIT_FOLDERS.get(start, TRAIN)
-
-
-def _index(archive: Path, report: Report) -> dict[str, _Entry]:
-    found: dict[str, _Entry] = {}
-    try:
-        require_regular(archive)
-        with tarfile.open(archive, "r:", tarinfo=_Member) as tar:
-            for member in tar:
-                key, suffix = _key(member.name)
-                if not member.isfile() or not key:
-                    continue
-                if member.issparse() or (suffix in (".txt", ".json") and member.size > LARGEST_TEXT):
-                    report.skip("file with holes, or text beyond any size, in a tar file", member.name)
-                    continue
-                entry = found.setdefault(key, _Entry())
-                if suffix in SUFFIXES:
-                    entry.image = ArchivedImage(archive, member.offset_data, member.size)
-                elif suffix in (".txt", ".json"):
-                    text = raw.decode_text(tar.extractfile(member).read(), member.name, report)
-                    if suffix == ".txt":
-                        entry.captions += raw.split_lines(text)
-                    else:
-                        entry.captions += raw.captions_from_json(raw.parse_json(text, member.name, report))
-    except (tarfile.TarError, OSError) as error:
-        report.skip(f"rest of a tar file that cannot be read ({error})", archive.name)
-    return found
-
-
-def _key(name: str) -> tuple[str, str]:
-    """As WebDataset splits names: everything before the first dot of the file's name, and the suffix."""
-    path = PurePosixPath(name)
-    stem, dot, suffix = path.name.partition(".")
-    return (str(path.with_name(stem)) if stem else "", (dot + suffix).lower())
