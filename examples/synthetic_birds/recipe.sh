@@ -20,7 +20,9 @@ declare -A arms=(
     [pixel_clip1]="--pixel_loss_weight 1 --clip_loss_weight 1"
     [pixel_clip1_bilinear]='--pixel_loss_weight 1 --clip_loss_weight 1 --generator {"image_conv":"bn_act_sa","upsampling":"bilinear"}'
     [pixel_clip1_wide]='--pixel_loss_weight 1 --clip_loss_weight 1 --generator {"image_conv":"bn_act_sa","upsampling":"nearest","base_channels":32}'
-    [pixel_clip1_shift]="--pixel_loss_weight 1 --clip_loss_weight 1 --augmentation shift"
+    [pixel_bilinear]='--pixel_loss_weight 1 --generator {"image_conv":"bn_act_sa","upsampling":"bilinear"}'
+    [pixel_clip1_bilinear_shift]='--pixel_loss_weight 1 --clip_loss_weight 1 --augmentation shift
+        --generator {"image_conv":"bn_act_sa","upsampling":"bilinear"}'
     [pixel4_clip1]="--pixel_loss_weight 4 --clip_loss_weight 1"
     [pixel_clip1_batch32]="--pixel_loss_weight 1 --clip_loss_weight 1 --train_batch_size 32"
 )
