@@ -233,9 +233,9 @@ def _compare_identity(facts: dict, identity: dict, config: TrainingConfig) -> No
 def _compare_lanes(facts: dict, data: CaptionedImages) -> None:
     """Refuse to go on in another order of samples, in which those seen already are others."""
     if (known := facts.get("lanes", 1)) != data.rows.lanes:
-        told = [f"{count} lanes of a stream" if count != 1 else "data in one lane" for count in (known, data.rows.lanes)]
         raise UserError(
-            f"the checkpoint's place is in {told[0]}, this run has {told[1]}: put streaming and data_lanes back"
+            f"the checkpoint was made with data in {known} lanes, this run has {data.rows.lanes} (1: in memory): put "
+            "streaming and data_lanes back"
         )
 
 

@@ -101,11 +101,14 @@ class CaptionedImages:
             pin_memory=torch.cuda.is_available() and shares == 1,
             worker_init_fn=ignore_signals,
         )
-        made = iter(loader)
-        while pieces := list(itertools.islice(made, shares)):
-            if errors := [piece for piece in pieces if isinstance(piece, UserError)]:
-                raise errors[0]
-            yield pieces[0] if shares == 1 else _joined(pieces)
+        pieces = []
+        for piece in loader:
+            if isinstance(piece, UserError):
+                raise piece
+            pieces.append(piece)
+            if len(pieces) == shares:
+                batch, pieces = _joined(pieces), []
+                yield batch
 
     def _shares(self, start: int, rank: int, world: int, shares: int) -> Iterator[list[int]]:
         """Of one micro-batch after the other, the samples that each worker makes."""
@@ -140,7 +143,8 @@ class CaptionedImages:
         )
 
     def few(self, count: int) -> range:
-        """`count` samples that are cheap to look at: of a large stream, which many processes read, those of one lane."""
+        """`count` samples that are cheap to look at: of a large stream, of which many processes read some, those of
+        one lane."""
         step = self.rows.lanes if len(self) > count * self.rows.lanes else 1
         return range(0, count * step, step)
 
@@ -190,6 +194,8 @@ class CaptionedImages:
 
 def _joined(pieces: Sequence[StepInputs | None]) -> StepInputs:
     """One micro-batch of what several workers made of it, in the order of the samples."""
+    if len(pieces) == 1:
+        return pieces[0]
     pieces = [piece for piece in pieces if piece]
     indices = [index for piece in pieces for index in piece.indices]
     order = np.argsort(indices)

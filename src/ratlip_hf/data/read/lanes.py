@@ -25,8 +25,8 @@ _WAITS = (1, 2, 4, 8)  # seconds between tries to read a remote shard
 
 
 def with_shard(shard: str, use: Callable[[pyarrow.parquet.ParquetFile], object], footer=None):
-    """What `use` makes of an open shard, whose footer need not be read again if it is given. A remote one is tried five
-    times within 15 seconds. Raises UserError for one that is not there, or cannot be read."""
+    """What `use` makes of an open shard, whose footer need not be read again if it is given. A remote one is tried
+    five times within 15 seconds. Raises UserError for one that is not there, or cannot be read."""
     files, path = fsspec.url_to_fs(shard)
     # Stores and their clients have exceptions of many kinds.
     expected = (pyarrow.ArrowException, OSError) if isinstance(files, LocalFileSystem) else Exception
@@ -34,9 +34,11 @@ def with_shard(shard: str, use: Callable[[pyarrow.parquet.ParquetFile], object],
     while True:
         try:
             # Without a cache, which would fetch more than is asked for; with `pre_buffer` a group is one request.
-            with files.open(path, "rb", cache_type="none") as handle:
-                with pyarrow.parquet.ParquetFile(handle, metadata=footer, pre_buffer=True) as file:
-                    return use(file)
+            with (
+                files.open(path, "rb", cache_type="none") as handle,
+                pyarrow.parquet.ParquetFile(handle, metadata=footer, pre_buffer=True) as file,
+            ):
+                return use(file)
         except expected as error:
             if not waits or isinstance(error, FileNotFoundError | PermissionError):
                 raise UserError(f"cannot read the shard {shard}: {one_line(error)}") from error
@@ -65,8 +67,8 @@ def recorded_counts(shards: Sequence[str]) -> list[int] | None:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Consecutive visits of a lane, and the rows they show: some row groups of a shard, as far as they are the lane's.
-    `first` is the number, within the shard, of the table's first row; `order` has a row of the table for each visit."""
+    """Consecutive visits of a lane, and the rows they show: row groups of a shard, as far as they are the lane's.
+    `first` is the number, within the shard, of the table's first row; `order` has a row of the table per visit."""
 
     visits: range
     shard: int
@@ -77,8 +79,8 @@ class Window:
 
 
 class Windows:
-    """What one reader, a process or a worker of its loader, holds of the lanes that it reads. `begin(visit)` gives what
-    fetches the window of that visit, in a thread.
+    """What one reader, a process or a worker of its loader, holds of the lanes that it reads. `begin(visit)` gives
+    what fetches the window of that visit, in a thread.
 
     Of each lane there is the window in use. In its first quarter the one before stays, because mismatched captions are
     looked for ahead and the reader comes back; after it the next one is fetched, a few lanes at a time, as long as all

@@ -125,21 +125,15 @@ class ShardRows:
     epoch by whoever owns its lane. Raises UserError for files that cannot be read, no rows, or missing columns.
 
     Visit i belongs to lane i mod `lanes`. Each epoch lines up the shards in random order, cuts the line into as many
-    equal pieces as there are lanes (so that every row comes once and all lanes end together, however uneven or few the
-    shards are) and deals them to the lanes at random. A lane reads its piece `window` row groups at a time and shuffles
-    the rows of each; what is cut within a row group is fetched by both lanes, at most `lanes` - 1 row groups per epoch.
+    equal pieces as there are lanes (so that every row comes once and all lanes end together, however uneven or few
+    the shards are) and deals them to the lanes at random. A lane reads its piece `window` row groups at a time and
+    shuffles the rows of each. A row group that is cut is fetched by both lanes: at most `lanes` - 1 of them per epoch.
     All of it is arithmetic on the numbers of rows, so any visit is reached by reading one window. `memory` are the
     bytes that a reader may hold (see [`Windows`]).
     """
 
     def __init__(
-        self,
-        shards: list[str],
-        columns: Columns,
-        seed: int,
-        lanes: int = 1,
-        window: int = 1,
-        memory: int = 4 * 2**30,
+        self, shards: list[str], columns: Columns, seed: int, lanes: int = 1, window: int = 1, memory: int = 4 * 2**30
     ):
         self.shards, self.columns, self.seed, self.lanes, self.window = shards, columns, seed, lanes, window
         self.counts = np.array(recorded_counts(shards) or counted_rows(shards), dtype=np.int64)
@@ -180,35 +174,38 @@ class ShardRows:
         return order, np.cumsum(self.counts[order]), starts, lengths
 
     def _begin(self, visit: int) -> Callable[[], Window]:
-        """What fetches the window of a visit; threads run it, so that it shares nothing with other windows."""
+        """What fetches the window of a visit. Threads run it: whatever others may change is looked up here."""
         epoch, position = divmod(visit, len(self))
         order, ends, starts, lengths = self._epoch(epoch)
         index, piece = divmod(position, self.lanes)
         start, stop = int(starts[piece]), int(starts[piece] + lengths[piece])
         which = int(np.searchsorted(ends, start + index, side="right"))
         shard = int(order[which])
-        before = int(ends[which] - self.counts[shard])  # rows of the line that lie before this shard
-        rows = range(max(start - before, 0), min(stop - before, int(self.counts[shard])))  # of the shard, in this piece
+        count = int(self.counts[shard])
+        before = int(ends[which]) - count  # rows of the line that lie before this shard
+        rows = range(max(start - before, 0), min(stop - before, count))  # those of the shard in this piece
         return partial(self._fetch, epoch, visit, shard, rows, start + index - before)
 
     def _fetch(self, epoch: int, visit: int, shard: int, rows: range, row: int) -> Window:
         footer = self._windows.shared("footer", shard, partial(self._footer, shard))
         bounds = np.cumsum([0, *(footer.row_group(group).num_rows for group in range(footer.num_row_groups))])
-        group = int(np.searchsorted(bounds, row, side="right") - 1) // self.window * self.window
-        groups = range(group, min(group + self.window, footer.num_row_groups))
+        lowest, group = (np.searchsorted(bounds, [rows.start, row], side="right") - 1).tolist()
+        group = group // self.window * self.window
+        groups = range(max(group, lowest), min(group + self.window, int(np.searchsorted(bounds, rows.stop))))
         read = partial(with_shard, self.shards[shard], lambda file: file.read_row_groups(groups, self._names), footer)
-        table = self._windows.shared("rows", (shard, group), read)
-        first, last = max(int(bounds[group]), rows.start), min(int(bounds[groups.stop]), rows.stop)
+        table = self._windows.shared("rows", (shard, groups), read)
+        stored, first = int(bounds[groups.start]), max(int(bounds[groups.start]), rows.start)
+        last = min(int(bounds[groups.stop]), rows.stop)
         order = np.random.default_rng((self.seed, _WITHIN, epoch, shard, first)).permutation(last - first)
         visits = range(visit - (row - first) * self.lanes, visit + (last - row) * self.lanes, self.lanes)
-        return Window(visits, shard, int(bounds[group]), order + (first - int(bounds[group])), table, footer)
+        return Window(visits, shard, stored, order + (first - stored), table, footer)
 
     def _footer(self, shard: int) -> pyarrow.parquet.FileMetaData:
         footer = with_shard(self.shards[shard], lambda file: file.metadata)
         if footer.num_rows != self.counts[shard]:
             raise UserError(
-                f"{self.shards[shard]} has {footer.num_rows} rows, not {self.counts[shard]} as {MANIFEST} says: it was "
-                "changed after ratlip data prepare"
+                f"{self.shards[shard]} has {footer.num_rows} rows, not {self.counts[shard]} as {MANIFEST} says: "
+                "it was changed after ratlip data prepare"
             )
         return footer
 
