@@ -24,6 +24,7 @@ from ratlip_hf.training.samples import load_training_data
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import make_folder
 
+FOOTER = 2**16  # bytes that pyarrow fetches to find it
 UNEVEN, EVEN = (7, 1, 12, 0, 4, 9), (8,) * 16
 
 
@@ -197,7 +198,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize(
     ("world", "workers"),
-    [(1, 2), (2, 0), (3, 1), pytest.param(1, 5, marks=pytest.mark.slow), pytest.param(4, 3, marks=pytest.mark.slow)],
+    [(1, 2), (2, 0), (3, 0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 5), (3, 1), (4, 3)))],
 )
 @pytest.mark.parametrize("mixed", [False, True])
 def test_processes_and_workers_change_nothing_in_the_middle_either(
@@ -288,8 +289,8 @@ def test_from_the_hub_each_byte_is_fetched_once_and_none_before_it_is_needed(pub
     assert sorted(seen[0] + seen[1]) == list(range(128))
     for rows in readers:
         rows.release()
-    ahead = 8 * size / 32  # of the second epoch
-    assert size < sum(count for _, count in asked) < 1.05 * size + ahead
+    rows_alone = sum(count for _, count in asked if count != FOOTER)
+    assert 0.99 * size < rows_alone <= size + 8 * size / 32  # a window of each lane ahead, of the second epoch
     requests = Counter(name for name, _ in asked)
     assert len(requests) == 16 and max(requests.values()) <= 3 + 2  # a footer, two row groups, and those ahead
 
@@ -328,10 +329,9 @@ def test_a_manifest_spares_opening_every_shard_and_is_not_believed_blindly(tmp_p
 
 def test_a_run_goes_on_in_its_lanes_only(config, prepared):
     config.dataset_name, config.max_train_samples, config.train_data_dir = None, None, str(prepared)
-    config.streaming, config.data_lanes, config.max_train_images, config.sample_every = True, 4, 8, 10**6
+    config.streaming, config.data_lanes, config.max_train_images, config.sample_every = True, 4, 4, 10**6
     loop.train(config)
     config.resume_from_checkpoint, config.max_train_images, config.allow_changes = "latest", 16, True
     for changes, told in (({"data_lanes": 6}, "6"), ({"streaming": False}, "1")):
         with pytest.raises(UserError, match=rf"^the checkpoint was made with data in 4 lanes, this run has {told} "):
             loop.train(dataclasses.replace(config, **changes))
-    loop.train(config)
