@@ -22,7 +22,8 @@ CARD = DOCS.parent / "src" / "ratlip_hf" / "assets" / "synthetic_birds" / "READM
 PAGES = (
     DOCS.parent / "README.md",
     CARD,
-    *(DOCS / f"{name}.md" for name in ("evaluation", "recipe", "study", "performance", "explore", "explain", "scaling")),
+    *(DOCS / f"{name}.md" for name in ("evaluation", "recipe", "study", "performance", "explore", "explain")),
+    DOCS / "scaling.md",
 )
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
