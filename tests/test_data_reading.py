@@ -93,6 +93,7 @@ def test_no_footer_of_a_shard_is_kept(prepared, monkeypatch):
     assert len(kept) == 6
     rows = shard_rows(prepared)
     assert len(kept) == 7  # the manifest has the numbers of rows
+    monkeypatch.undo()
     names(rows, range(3 * COUNT))
     assert len(rows._windows._shared) <= 2 * 2 * rows.lanes
 

@@ -128,9 +128,9 @@ def test_what_is_cut_within_a_row_group_is_all_that_two_lanes_fetch(tmp_path, fe
 
 def test_a_reader_comes_back_to_a_window_without_fetching_it_again(tmp_path, fetched):
     """As the search for a mismatched caption does."""
-    rows = stream(write_shards(tmp_path, EVEN), lanes=2)
-    for visit in range(0, 128, 2):
-        places(rows, [visit, visit + 2])
+    rows = stream(write_shards(tmp_path, (16,) * 8, group=16), lanes=2)
+    for visit in range(0, 100, 2):
+        places(rows, [visit, visit + 2 * 3])
     assert set(fetched.values()) == {1}
 
 
