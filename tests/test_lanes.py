@@ -201,9 +201,7 @@ def assert_same(found: dict, expected: dict) -> None:
     [(1, 2), (2, 0), (3, 0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 5), (3, 1), (4, 3)))],
 )
 @pytest.mark.parametrize("mixed", [False, True])
-def test_processes_and_workers_change_nothing_in_the_middle_either(
-    streamed, prepared, tmp_path, world, workers, mixed
-):
+def test_processes_and_workers_change_nothing_in_the_middle(streamed, prepared, tmp_path, world, workers, mixed):
     if mixed:
         prepare("folder", make_folder(tmp_path / "raw", 5), tmp_path / "b", storage=Storage(images_per_shard=2))
         streamed.train_data_dir, streamed.data_mixture = None, {str(prepared): 2, str(tmp_path / "b"): 1}
