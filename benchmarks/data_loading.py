@@ -93,7 +93,7 @@ def measure_memory(options: argparse.Namespace) -> None:
         step = len(data) // _MEMORY_MARKS
         for mark in range(_MEMORY_MARKS):
             for index in range(mark * step, (mark + 1) * step):
-                data.sample(index)
+                data.rows.row(index)
             print(f"after {(mark + 1) * step:>7,}: {resident_megabytes():.0f} MB", flush=True)
 
 
@@ -104,7 +104,7 @@ def measure_scale(options: argparse.Namespace) -> None:
         size = Path(shards[0]).stat().st_size
         print(f"{size / _FULL / 1e3:.1f} kB per image, {len(shards):,} shards of {size / 1e6:.1f} MB")
         before, started = resident_megabytes(), time.perf_counter()
-        rows = ShardRows(shards, Columns(), seed=0, window=1)
+        rows = ShardRows(shards, Columns(), seed=0, window=_FULL // ROW_GROUP)
         seconds, grown = time.perf_counter() - started, resident_megabytes() - before
         print(f"start of a stream of {len(rows):,} images: {seconds:.1f} s, {grown:.0f} MB")
         rows.row(0)

@@ -17,11 +17,13 @@ from ratlip_hf.utils.display import as_markdown
 DOCS = Path(__file__).parent
 RECORDS = DOCS / "records"
 SPEED = RECORDS / "speed.jsonl"
+LANES = RECORDS / "lanes.jsonl"
 CARD = DOCS.parent / "src" / "ratlip_hf" / "assets" / "synthetic_birds" / "README.md"
 PAGES = (
     DOCS.parent / "README.md",
     CARD,
     *(DOCS / f"{name}.md" for name in ("evaluation", "recipe", "study", "performance", "explore", "explain")),
+    DOCS / "scaling.md",
 )
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCORES = {
@@ -185,6 +187,30 @@ def _score_cell(score: dict | None) -> str:
     return f"{score['value']:.{digits}f}{interval}"
 
 
+def lanes() -> str:
+    """What readers of a stream fetch and hold, simulated by `benchmarks/lanes.py`: a row per case."""
+    head = ["shards", "readers", "lanes", "requests", "fetched / corpus", "shards read by several"]
+    head += ["most images", "most bytes", "memory"]
+    body = []
+    for line in map(json.loads, LANES.read_text().splitlines()):
+        case = line["case"]
+        workers = f" x {case['workers']} workers" if case["workers"] > 1 else ""
+        body.append(
+            [
+                f"{case['shards']:,}{', uneven' if case['uneven'] else ''} ({case['bytes'] / 1e9:,.1f} GB)",
+                f"{case['processes']}{workers}",
+                str(case["lanes"]),
+                f"{line['requests']:,}",
+                f"{line['bytes'] / case['bytes']:.3f}",
+                f"{line['shards_of_several']:,}",
+                f"{line['most_samples']:.3f}",
+                f"{line['most_bytes']:.3f}",
+                f"{line['held'] / 1e6:.0f} MB",
+            ]
+        )
+    return as_markdown(head, body)
+
+
 def speed(part: str, table: Callable[[dict], str]) -> str:
     """A table of the latest record of `ratlip benchmark` that has this part."""
     return table(_speed_records(part)[-1][part])
@@ -220,6 +246,7 @@ TABLE_MAKERS: dict[str, Callable[[], str]] = {
     ),
     "interpolations": interpolations,
     "pointing": pointing,
+    "lanes": lanes,
     "inference": lambda: speed_everywhere("inference", inference.inference_table, in_full=True),
     "roofline": lambda: speed_everywhere("inference", inference.roofline_table),
     "operations": lambda: speed("inference", inference.operations_table),

@@ -60,10 +60,14 @@ class TrainingConfig:
     crop_to_box: bool = _option(True, "crop to the box, with a margin, where there is one")
     random_crop: bool = _option(True, "crop at random; off: the middle. Images of the right size stay whole")
     resize: str = _option(ANTIALIASED, f"how images are cropped and scaled: {', '.join(VARIANTS)} (the released code)")
-    streaming: bool = _option(False, "read Parquet shards one window at a time instead of the whole dataset")
-    stream_window: int = _option(
-        2, "shards that are in memory, and shuffled, together when streaming", least=1, most=4096
+    streaming: bool = _option(False, "read Parquet shards a few row groups at a time instead of the whole dataset")
+    data_lanes: int = _option(
+        48, "parts of a stream that processes and workers share; best a multiple of their number", least=1, most=4096
     )
+    stream_window: int = _option(
+        1, "row groups of a shard that each lane of a stream has in memory, and shuffles, together", least=1, most=4096
+    )
+    stream_memory: int = _option(4096, "megabytes of a stream that a process or worker may hold", least=1)
     text_embeddings: bool = _option(
         False, "compute the captions' embeddings once, or take those of `ratlip data embed`; no text tower in the loop"
     )

@@ -140,7 +140,8 @@ def _iterate_and_report(run: Run) -> None:
             if run.step % config.checkpointing_steps == 0 or finished or run.ended:
                 _save_models(run)
                 # After the models: whoever finds the last checkpoint finds them, too.
-                facts = {"step": run.step, "images": run.seen, "identity": run.identity}
+                place = {"step": run.step, "images": run.seen, "lanes": run.data.rows.lanes}
+                facts = place | {"identity": run.identity}
                 run.checkpoints.save(run.step, facts | describe_state(run.generator, run.discriminator, config))
                 if run.hub and not run.ended:  # there may be seconds left
                     run.hub.upload(run.seen, prompts, record)

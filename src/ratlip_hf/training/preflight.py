@@ -184,7 +184,7 @@ def _check_captions(rows: Rows) -> None:
 
 def _image_sizes(config: TrainingConfig, data: CaptionedImages) -> list[tuple[int, int]]:
     """Width and height of the first images, of the object's region where there is one; UserError for damaged ones."""
-    return [_image_size(data.rows.row(index), config) for index in range(min(_IMAGES, len(data)))]
+    return [_image_size(data.rows.row(index), config) for index in data.few(min(_IMAGES, len(data)))]
 
 
 def _image_size(row: Row, config: TrainingConfig) -> tuple[int, int]:

@@ -114,6 +114,7 @@ def prepare(config: TrainingConfig, locks: contextlib.ExitStack | None = None) -
     identity = {"clip_sha256": clip.describe()["weights_sha256"], "data_sha256": rows_sha256(data.rows)}
     if found:
         _compare_identity(found[1], identity, config)
+        _compare_lanes(found[1], data)
     else:
         fit_conditioning(fresh, clip, data, discriminator)
 
@@ -229,6 +230,15 @@ def _compare_identity(facts: dict, identity: dict, config: TrainingConfig) -> No
             logger.warning("%s", told)
 
 
+def _compare_lanes(facts: dict, data: CaptionedImages) -> None:
+    """Refuse to go on in another order of samples, in which those seen already are others."""
+    if (known := facts.get("lanes", 1)) != data.rows.lanes:
+        raise UserError(
+            f"the checkpoint was made with data in {known} lanes, this run has {data.rows.lanes} (1: in memory): put "
+            "streaming and data_lanes back"
+        )
+
+
 def load_frozen_clip(config: TrainingConfig, device: torch.device) -> FrozenCLIP:
     """The configured CLIP on the device, in float32 even where its files are in half precision: autocast decides."""
     revision = config.clip_revision if config.clip else config.revision
@@ -259,7 +269,7 @@ def fit_conditioning(
         network.text_conditioning.fit(texts)
     reads = discriminator.config
     if discriminator in fresh and reads.scale_features:
-        images = data.batch(range(64)).images.to(clip.image_encoder.device)
+        images = data.batch(data.few(64)).images.to(clip.image_encoder.device)
         with torch.no_grad():
             features = image_features(clip.image_encoder, images, reads.feature_layers, reads.clip_input)
         discriminator.feature_scale.fit(features.cpu())

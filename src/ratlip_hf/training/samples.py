@@ -1,8 +1,10 @@
 """From rows of a dataset to the inputs of a step: `Row` (stored), `Sample` (decided), `StepInputs` (ready to use).
-Order, caption, mismatched caption, flip, crop and noise are functions of (seed, global sample index), nothing else."""
+Order, caption, mismatched caption, flip, crop and noise are functions of (seed, global sample index) and, where shards
+are streamed, of the number of lanes, nothing else."""
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from ..data.read.rows import Row, Rows, ShardRows
 from ..utils.errors import UserError
 from .config import TrainingConfig
 from .ending import ignore_signals
+
+logger = logging.getLogger(__name__)
 
 _SAMPLE = 2  # random stream of what is decided per sample; `rows` and `augmentation` have their own
 _LOOK_AHEAD = 1000  # samples among which a mismatched caption must be found
@@ -80,27 +84,45 @@ class CaptionedImages:
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[StepInputs]:
         """Micro-batches of this process from global sample `start` on, without end.
 
-        A micro-batch of all processes together is one run of consecutive samples, of which each takes its share.
+        A micro-batch of all processes together is one run of consecutive samples, of which sample i is process i mod
+        `world`'s. If that divides the lanes, each lane has one process, and there one worker: workers make the samples
+        of their lanes only, which are put together here. Otherwise the samples are the same, but several fetch a lane.
         """
-        size = self.config.train_batch_size
-        firsts = itertools.count(start + rank * size, world * size)
+        lanes, workers = self.rows.lanes, self.config.dataloader_num_workers
+        if lanes % world and lanes > 1 and rank == 0:
+            logger.warning("%d lanes of data are no multiple of %d processes: some fetch the same", lanes, world)
+        shares = workers if workers and lanes > 1 else 1  # of a micro-batch, which the loader deals to workers in turn
+        self.rows.release()  # before processes fork, and because they do the reading
         loader = DataLoader(
             self,
-            sampler=(range(first, first + size) for first in firsts),
+            sampler=self._shares(start, rank, world, shares),
             batch_size=None,
-            num_workers=self.config.dataloader_num_workers,
-            pin_memory=torch.cuda.is_available(),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available() and shares == 1,
             worker_init_fn=ignore_signals,
         )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        pieces = []
+        for piece in loader:
+            if isinstance(piece, UserError):
+                raise piece
+            pieces.append(piece)
+            if len(pieces) == shares:
+                batch, pieces = _joined(pieces), []
+                yield batch
 
-    def __getitem__(self, indices: Sequence[int]) -> StepInputs | UserError:
-        """[`batch`] as workers of a loader call it: a user's mistake, raised there, would arrive in a traceback."""
+    def _shares(self, start: int, rank: int, world: int, shares: int) -> Iterator[list[int]]:
+        """Of one micro-batch after the other, the samples that each worker makes."""
+        lanes, size = self.rows.lanes, world * self.config.train_batch_size
+        for first in itertools.count(start, size):
+            own = range(first + (rank - first) % world, first + size, world)
+            for share in range(shares):
+                yield [index for index in own if index % lanes // world % shares == share]
+
+    def __getitem__(self, indices: Sequence[int]) -> StepInputs | UserError | None:
+        """[`batch`] as workers of a loader call it: a user's mistake, raised there, would arrive in a traceback; None
+        for no samples."""
         try:
-            return self.batch(indices)
+            return self.batch(indices) if indices else None
         except UserError as error:
             return error
 
@@ -120,6 +142,12 @@ class CaptionedImages:
             list(indices),
         )
 
+    def few(self, count: int) -> range:
+        """`count` samples that are cheap to look at: of a large stream, of which many processes read some, those of
+        one lane."""
+        step = self.rows.lanes if len(self) > count * self.rows.lanes else 1
+        return range(0, count * step, step)
+
     def first_captions(self, count: int) -> list[str]:
         """One caption of each of the first `count` rows: for statistics and sample grids."""
         return [captions[0] for captions in self.rows.captions(count)]
@@ -138,14 +166,15 @@ class CaptionedImages:
     def _mismatched_sample(self, index: int, known: dict[int, Sample]) -> Sample:
         """The sample whose caption is the mismatched caption of sample `index`.
 
-        It is the first sample after `index`, in the global order, that shows another image (another row of the
-        dataset) and has another caption (other words). So it is a function of seed and index, however a step is cut
-        into micro-batches and processes; the released code takes the next sample of the same local batch, whatever
-        it says.
+        It is the first sample after `index` in the same lane (of data in memory, in the global order) that shows
+        another image (another row of the dataset) and has another caption (other words). So it is a function of seed
+        and index, however a step is cut into micro-batches and processes, and nothing is fetched for it that the lane
+        would not fetch; the released code takes the next sample of the same local batch, whatever it says.
         Raises UserError when none of the next 1,000 samples will do.
         """
         own = self._sample(index, known)
-        for other_index in range(index + 1, index + 1 + _LOOK_AHEAD):
+        lanes = self.rows.lanes
+        for other_index in range(index + lanes, index + lanes + lanes * _LOOK_AHEAD, lanes):
             other = self._sample(other_index, known)
             same_image = (other.row.part, other.row.place) == (own.row.part, own.row.place)
             if not same_image and other.caption != own.caption:
@@ -161,6 +190,32 @@ class CaptionedImages:
             return None
         found = [self.embeddings[each.row.part].of(each.row.place, each.caption_index) for each in samples]
         return torch.stack(found)
+
+
+def _joined(pieces: Sequence[StepInputs | None]) -> StepInputs:
+    """One micro-batch of what several workers made of it, in the order of the samples."""
+    if len(pieces) == 1:
+        return pieces[0]
+    pieces = [piece for piece in pieces if piece]
+    indices = [index for piece in pieces for index in piece.indices]
+    order = np.argsort(indices)
+    places = torch.from_numpy(np.argsort(order)).split([len(piece.indices) for piece in pieces])
+
+    def tensor(name: str) -> torch.Tensor | None:
+        if (first := getattr(pieces[0], name)) is None:
+            return None
+        whole = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype, pin_memory=torch.cuda.is_available())
+        for piece, where in zip(pieces, places, strict=True):
+            whole[where] = getattr(piece, name)
+        return whole
+
+    def sequence(name: str) -> list:
+        values = [value for piece in pieces for value in getattr(piece, name)]
+        return [values[place] for place in order]
+
+    fields = dataclasses.fields(StepInputs)
+    tensors = ("images", "noise", "prompt_embeds", "mismatched_embeds")
+    return StepInputs(*(tensor(each.name) if each.name in tensors else sequence(each.name) for each in fields))
 
 
 def load_training_data(
@@ -184,7 +239,8 @@ def _load_rows(source: str, config: TrainingConfig, size: int) -> Rows:
         return stored.MapRows(rendered, columns, config.seed)
     if config.streaming:
         try:
-            return ShardRows(stored.find_shards(source), columns, config.seed, config.stream_window)
+            limits = config.stream_window, config.stream_memory * 10**6
+            return ShardRows(stored.find_shards(source), columns, config.seed, config.data_lanes, *limits)
         except UserError:
             raise
         except Exception as error:

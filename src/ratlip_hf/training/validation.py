@@ -43,7 +43,7 @@ class QuickEvaluation:
 
     Args:
         config: `evaluation_samples` (at most the size of the dataset is used) and the batch size.
-        data: the training data; samples 0 to N-1 are the real ones.
+        data: the training data; N samples from 0 on are the real ones, of a large stream those of one lane.
         clip: the run's frozen CLIP, on the device to run on.
 
     Raises:
@@ -54,6 +54,7 @@ class QuickEvaluation:
         self.count, self.batch_size = min(config.evaluation_samples, len(data)), config.train_batch_size
         if self.count < 2:
             raise UserError("a quick evaluation compares at least two images: raise evaluation_samples")
+        self.samples = data.few(self.count)
         self.clip, self.device, self.noise_dim = clip, clip.image_encoder.device, data.noise_dim
         self.real_embeds, self.prompt_embeds = self._read_real(data)
         world, self.judges = find_world(config.dataset_name), None
@@ -65,7 +66,8 @@ class QuickEvaluation:
         """What a score of this evaluation means, for the record that is kept with it."""
         return {
             "samples": self.count,
-            "real": f"training samples 0 to {self.count - 1}",
+            "real": f"training samples 0 to {self.samples[-1]}"
+            + (f", every {self.samples.step}th" if self.samples.step > 1 else ""),
             "features": "image embeddings of the frozen CLIP, unit length",
             "kid": "unbiased, all pairs, kernel (cos + 1)^3",
             "clip_sha256": self.clip.describe()["weights_sha256"],
@@ -102,7 +104,7 @@ class QuickEvaluation:
     def _read_real(self, data: CaptionedImages) -> tuple[torch.Tensor, torch.Tensor]:
         images, texts = [], []
         for start in range(0, self.count, self.batch_size):
-            batch = data.batch(range(start, min(start + self.batch_size, self.count)))
+            batch = data.batch(self.samples[start : start + self.batch_size])
             stored = batch.prompt_embeds
             images.append(self._embed(batch.images))
             texts.append(self.clip.encode(batch.captions) if stored is None else stored.to(self.device))

@@ -8,20 +8,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import datasets
-import fsspec
 import numpy as np
-import pyarrow
 import pyarrow.parquet
 
 from ...utils.errors import UserError, one_line
 from ...utils.files import read_bytes, read_text
 from ..images import BadImage, open_image
 from ..manifest import CLASS_NAMES, MANIFEST, class_caption, parse_class_names, require_recorded_shards
+from .lanes import Window, Windows, counted_rows, recorded_counts, with_shard
 from .transforms import ANTIALIASED, frame
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,13 @@ class Row:
 
 
 class Rows(Protocol):
-    """What readers have in common. `len` is the number of rows; visits go on beyond it, epoch after epoch."""
+    """What readers have in common. `len` is the number of rows; visits go on beyond it, epoch after epoch.
+
+    Visits i, i + `lanes`, i + 2 `lanes` and so on are a lane: its rows lie together, and whoever takes visits of a few
+    lanes only fetches no others.
+    """
+
+    lanes: int
 
     def __len__(self) -> int: ...
 
@@ -70,10 +76,16 @@ class Rows(Protocol):
     def captions(self, count: int) -> Iterator[list[str]]:
         """Captions of the first rows in the order of storage, read as they are asked for."""
 
+    def release(self) -> None:
+        """Let go of what is held in memory and of threads, for example before another process takes over."""
+
 
 class MapRows:
-    """Rows of a map-style dataset, each epoch in a random order of its own. Raises UserError for an empty dataset or
-    missing columns."""
+    """Rows of a map-style dataset, each epoch in a random order of its own. One lane: any row is at hand for everyone,
+    so that nothing would be gained by keeping rows together. Raises UserError for an empty dataset or missing
+    columns."""
+
+    lanes = 1
 
     def __init__(self, dataset: datasets.Dataset, columns: Columns, seed: int):
         names = columns.present(dataset.column_names)
@@ -101,88 +113,120 @@ class MapRows:
             piece = column[start : min(count, start + _PIECE)][self.columns.captions]
             yield from (_as_list(value, index) for index, value in enumerate(piece, start))
 
+    def release(self) -> None:
+        pass
+
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self))
 
 
 class ShardRows:
-    """Rows of Parquet files, given as paths or addresses (`hf://...`) in the order of storage. A `window` of a few is
-    in memory at a time. Raises UserError for files that cannot be read, no rows, or missing columns.
+    """Rows of Parquet files, given as paths or addresses (`hf://...`) in the order of storage, each fetched once per
+    epoch by whoever owns its lane. Raises UserError for files that cannot be read, no rows, or missing columns.
 
-    Each epoch shuffles the shards and, within every window of consecutive ones, the rows. Any visit is reached by
-    arithmetic on the row counts in the files' footers, so resuming reads no more than one window.
+    Visit i belongs to lane i mod `lanes`. Each epoch lines up the shards in random order, cuts the line into as many
+    equal pieces as there are lanes (so that every row comes once and all lanes end together, however uneven or few
+    the shards are) and deals them to the lanes at random. A lane reads its piece `window` row groups at a time and
+    shuffles the rows of each. A row group that is cut is fetched by both lanes: at most `lanes` - 1 of them per epoch.
+    All of it is arithmetic on the numbers of rows, so any visit is reached by reading one window. `memory` are the
+    bytes that a reader may hold (see [`Windows`]).
     """
 
-    def __init__(self, shards: list[str], columns: Columns, seed: int, window: int = 2):
-        self.shards, self.columns, self.seed, self.window = shards, columns, seed, window
-        self.counts = np.array([self._open(shard, lambda file: file.metadata.num_rows) for shard in shards])
-        self._names = columns.present(self._open(shards[0], lambda file: file.schema_arrow.names))
+    def __init__(
+        self, shards: list[str], columns: Columns, seed: int, lanes: int = 1, window: int = 1, memory: int = 4 * 2**30
+    ):
+        self.shards, self.columns, self.seed, self.lanes, self.window = shards, columns, seed, lanes, window
+        self.counts = np.array(recorded_counts(shards) or counted_rows(shards), dtype=np.int64)
+        self._names = columns.present(with_shard(shards[0], lambda file: file.schema_arrow.names))
         if not self.counts.sum():
             raise UserError("the dataset is empty")
         self._first_place = np.concatenate([[0], np.cumsum(self.counts)])
-        self._epoch = Recent(self._plan_epoch, 2)
-        self._window_order = Recent(self._permutation, 2)
-        self._table = Recent(self._read, window)
+        self._epoch = Recent(self._plan_epoch, 4)
+        self._windows = Windows(self._begin, lanes, memory)
 
     def __len__(self) -> int:
-        return int(self.counts.sum())
+        return int(self._first_place[-1])
 
     def row(self, visit: int) -> Row:
-        # visit -> position in its epoch -> window of shards -> place within the window -> shard and offset in it
-        epoch, position = divmod(visit, len(self))
-        order, starts = self._epoch(epoch)
-        window = int(np.searchsorted(starts, position, side="right")) - 1
-        shards = order[window * self.window : (window + 1) * self.window]
-        ends = np.cumsum(self.counts[shards])
-        offset = int(self._window_order(epoch, window, int(ends[-1]))[position - starts[window]])
-        which = int(np.searchsorted(ends, offset, side="right"))
-        shard, offset = int(shards[which]), offset - int(ends[which] - self.counts[shards[which]])
-        values = self._table(shard).slice(offset, 1).to_pylist()[0]
-        return _to_row(values, self.columns, int(self._first_place[shard]) + offset)
+        window, offset = self._windows.at(visit)
+        values = window.table.slice(offset, 1).to_pylist()[0]
+        return _to_row(values, self.columns, int(self._first_place[window.shard]) + window.first + offset)
 
     def captions(self, count: int) -> Iterator[list[str]]:
         for shard, first in zip(self.shards, self._first_place, strict=False):
             if first >= count:
                 break
-            column = self._open(shard, lambda file: file.read([self.columns.captions])).column(0).to_pylist()
+            column = with_shard(shard, lambda file: file.read([self.columns.captions])).column(0).to_pylist()
             values = islice(column, int(count - first))
             yield from (_as_list(value, index) for index, value in enumerate(values, int(first)))
 
-    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the shards, and the position at which each window of them starts."""
-        order = np.random.default_rng((self.seed, _SHARDS, epoch)).permutation(len(self.shards))
-        ends = np.cumsum(self.counts[order])
-        return order, np.concatenate([[0], ends[self.window - 1 : -1 : self.window]])
+    def release(self) -> None:
+        self._windows.release()
 
-    def _permutation(self, epoch: int, window: int, length: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, _WITHIN, epoch, window)).permutation(length)
+    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The order of the shards and where each ends in the line of all rows; where each lane's piece starts in it,
+        and how long it is, by the position in the epoch of the lane's first visit."""
+        rng = np.random.default_rng((self.seed, _SHARDS, epoch))
+        order, dealt = rng.permutation(len(self.shards)), rng.permutation(self.lanes)
+        lengths = (len(self) - np.arange(self.lanes) + self.lanes - 1) // self.lanes
+        starts = np.empty_like(lengths)
+        starts[dealt] = np.cumsum(lengths[dealt]) - lengths[dealt]
+        return order, np.cumsum(self.counts[order]), starts, lengths
 
-    def _read(self, shard: int) -> pyarrow.Table:
-        return self._open(self.shards[shard], lambda file: file.read(self._names))
+    def _begin(self, visit: int) -> Callable[[], Window]:
+        """What fetches the window of a visit. Threads run it: whatever others may change is looked up here."""
+        epoch, position = divmod(visit, len(self))
+        order, ends, starts, lengths = self._epoch(epoch)
+        index, piece = divmod(position, self.lanes)
+        start, stop = int(starts[piece]), int(starts[piece] + lengths[piece])
+        which = int(np.searchsorted(ends, start + index, side="right"))
+        shard = int(order[which])
+        count = int(self.counts[shard])
+        before = int(ends[which]) - count  # rows of the line that lie before this shard
+        rows = range(max(start - before, 0), min(stop - before, count))  # those of the shard in this piece
+        return partial(self._fetch, epoch, visit, shard, rows, start + index - before)
 
-    def _open(self, shard: str, use):
-        try:
-            with fsspec.open(shard, "rb") as handle, pyarrow.parquet.ParquetFile(handle) as file:
-                return use(file)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"cannot read the shard {shard}: {one_line(error)}") from error
+    def _fetch(self, epoch: int, visit: int, shard: int, rows: range, row: int) -> Window:
+        footer = self._windows.shared("footer", shard, partial(self._footer, shard))
+        bounds = np.cumsum([0, *(footer.row_group(group).num_rows for group in range(footer.num_row_groups))])
+        lowest, group = (np.searchsorted(bounds, [rows.start, row], side="right") - 1).tolist()
+        group = group // self.window * self.window
+        groups = range(max(group, lowest), min(group + self.window, int(np.searchsorted(bounds, rows.stop))))
+        read = partial(with_shard, self.shards[shard], lambda file: file.read_row_groups(groups, self._names), footer)
+        table = self._windows.shared("rows", (shard, groups), read)
+        stored, first = int(bounds[groups.start]), max(int(bounds[groups.start]), rows.start)
+        last = min(int(bounds[groups.stop]), rows.stop)
+        order = np.random.default_rng((self.seed, _WITHIN, epoch, shard, first)).permutation(last - first)
+        visits = range(visit - (row - first) * self.lanes, visit + (last - row) * self.lanes, self.lanes)
+        return Window(visits, shard, stored, order + (first - stored), table, footer)
+
+    def _footer(self, shard: int) -> pyarrow.parquet.FileMetaData:
+        footer = with_shard(self.shards[shard], lambda file: file.metadata)
+        if footer.num_rows != self.counts[shard]:
+            raise UserError(
+                f"{self.shards[shard]} has {footer.num_rows} rows, not {self.counts[shard]} as {MANIFEST} says: "
+                "it was changed after ratlip data prepare"
+            )
+        return footer
 
 
 class MixedRows:
     """Rows of several readers in proportion to positive weights, each reader going through its own epochs.
 
-    In every block of 1,000 visits the shares are exact to a thousandth and their order is random. Raises UserError for
-    weights that are not positive, or a share below a thousandth.
+    In every block of 1,000 visits of a lane the shares are exact to a thousandth and their order is random; a lane of
+    the mixture takes each streamed part's rows from the lane of the same number. Raises UserError for weights that are
+    not positive, or a share below a thousandth.
     """
 
     def __init__(self, parts: list[Rows], weights: list[float], seed: int):
         if len(parts) != len(weights) or not parts or min(weights) <= 0:
             raise UserError(f"a mixture needs one positive weight per dataset, not {weights}")
         self.parts, self.seed = parts, seed
+        self.lanes = max(part.lanes for part in parts)  # streamed ones have equally many, those in memory one
         self._quotas = _quotas(weights)
         if not self._quotas.min():
             raise UserError(f"a weight is below a thousandth of the sum: {weights}")
-        self._block = Recent(self._plan_block, 2)
+        self._block = Recent(self._plan_block, 2 * self.lanes)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -198,12 +242,17 @@ class MixedRows:
         firsts = [list(part.captions(count)) for part in self.parts]
         yield from (firsts[part][local % len(firsts[part])] for part, local in visits)
 
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
+
     def _locate(self, visit: int) -> tuple[int, int]:
         """Which part a visit belongs to, and the number of that visit within the part, from 0."""
-        block, position = divmod(visit, _BLOCK)
-        parts, earlier = self._block(block)
+        turn, lane = divmod(visit, self.lanes)
+        block, position = divmod(turn, _BLOCK)
+        parts, earlier = self._block(block * self.lanes + lane)
         part = int(parts[position])
-        return part, block * int(self._quotas[part]) + int(earlier[position])
+        return part, (block * int(self._quotas[part]) + int(earlier[position])) * self.lanes + lane
 
     def _plan_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         parts = np.repeat(np.arange(len(self.parts)), self._quotas)
