@@ -25,6 +25,7 @@ EXTRAS["dev"] = [
     "captum>=0.9.0",  # our Grad-CAM is compared with its
     "ipykernel>=7.4.0",
     "nbclient>=0.11.0",
+    "PyYAML>=6.0.2",
     "pytest>=8.0.0",
     "pytest-xdist>=3.6.1",
     "ruff>=0.17.6",
