@@ -24,6 +24,7 @@ EXTRAS["dev"] = [
     "build>=1.2.1",
     "captum>=0.9.0",  # our Grad-CAM is compared with its
     "ipykernel>=7.4.0",
+    "mypy>=2.4.1",
     "nbclient>=0.11.0",
     "PyYAML>=6.0.2",
     "pytest>=8.0.0",
