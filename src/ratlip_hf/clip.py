@@ -96,7 +96,7 @@ class FrozenCLIP:
         self.text_encoder.to(device), self.image_encoder.to(device)
         return self
 
-    def describe(self) -> dict[str, str | None]:
+    def describe(self) -> dict[str, Any]:
         """What a training run records: source, revision, and the SHA-256 of both towers' weights."""
         digest = weights_sha256(self.text_encoder, self.image_encoder)
         return {"source": self.source, "revision": self.revision, "weights_sha256": digest}
