@@ -3,6 +3,7 @@ Order, caption, mismatched caption, flip, crop and noise are functions of (seed,
 
 import dataclasses
 import itertools
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ class CaptionedImages:
         """
         size = self.config.train_batch_size
         firsts = itertools.count(start + rank * size, world * size)
+        multiprocessing.set_forkserver_preload([__name__])  # from Python 3.14 on: imported once for all workers
         loader = DataLoader(
             self,
             sampler=(range(first, first + size) for first in firsts),
