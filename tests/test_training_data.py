@@ -4,6 +4,7 @@ The readers underneath are in `test_data_reading`."""
 import multiprocessing
 import pickle
 from collections import Counter
+from multiprocessing import forkserver
 
 import datasets
 import numpy as np
@@ -119,6 +120,8 @@ def test_workers_load_the_same_however_processes_are_started(method, config, tmp
         multiprocessing.set_start_method(default, force=True)
     assert torch.equal(batch.images, expected.images) and batch.captions == expected.captions
     assert torch.equal(batch.prompt_embeds, expected.prompt_embeds)
+    if method == "forkserver":  # whose server has imported what workers need
+        assert forkserver._forkserver._preload_modules == [CaptionedImages.__module__]
 
 
 def test_each_epoch_visits_every_sample_once_in_another_order(config):
