@@ -19,7 +19,6 @@ import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
-from filelock import FileLock
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import ratlip_hf
@@ -32,6 +31,7 @@ from ratlip_hf.training import loop
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.optimization import Optimization
 from ratlip_hf.training.step import Networks
+from ratlip_hf.utils.locks import in_turn
 from train_clip import build_tokenizer, small_clip_config
 from training_toys import DISCRIMINATOR, GENERATOR
 
@@ -167,7 +167,7 @@ def exported(torch_pipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.getbasetemp() / "graphs"
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent.parent / "graphs"
-    with FileLock(f"{folder}.lock"):
+    with open(f"{folder}.lock", "w") as lock, in_turn(lock.fileno()):
         if not folder.exists():
             onnx_export.export_onnx(torch_pipe, folder)
     return folder

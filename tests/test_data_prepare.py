@@ -4,6 +4,7 @@ Datasets are made on the spot."""
 import hashlib
 import io
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -144,7 +145,10 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_the_same_input_gives_the_same_bytes_whoever_writes_them(tmp_path):
+@pytest.mark.parametrize("method", [None, "fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_the_same_input_gives_the_same_bytes_whoever_writes_them(method, tmp_path, monkeypatch):
+    if method:  # instead of the fork server
+        monkeypatch.setattr(shards, "_clean_context", lambda: multiprocessing.get_context(method))
     source = make_folder(tmp_path / "folder", count=9)
     storage = Storage(images_per_shard=4)
     prepare("folder", source, tmp_path / "one", storage=storage, workers=1)

@@ -86,6 +86,8 @@ class TestSaliency:
             assert torch.equal(score(images), before)  # the tower is left as it was
             alone = explain.attention_x_gradient(score, images[1:], tower)
             assert torch.allclose(alone[0], maps[1], rtol=1e-3, atol=1e-6)
+        with pytest.raises(ValueError, match="reads nothing of the image tower"):
+            explain.attention_x_gradient(lambda x: 0 * tower(x).image_embeds.detach() + x.mean(), images, tower)
 
     def test_a_contrast_is_a_difference(self, embedder, images):
         score = explain.similarity(embedder, [PROMPT, OTHER, "a bird"])

@@ -1,10 +1,14 @@
 """What is shipped: the wheel's content, the bundled model's size and accuracy, the original checkpoints' key maps.
 The wheel is installed and used for real by `make test-wheel`."""
 
+import ast
+import json
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -38,13 +42,45 @@ def test_the_wheel_carries_everything(tmp_path):
     assert packed == wanted
 
 
+EXTRAS = metadata.metadata("ratlip_hf").get_all("Provides-Extra")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", ["train", "eval", "plots", "export", "web", "dev"])
-def test_extras_resolve_together_with_the_constraints(extra):
-    """Asks pip's resolver, which needs a package index."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-c", str(ROOT / "constraints.txt")]
-    done = subprocess.run([*command, f"{ROOT}[{extra}]"], capture_output=True, text=True)
+@pytest.mark.parametrize("extras", [*EXTRAS, ",".join(EXTRAS)])
+def test_extras_resolve_with_the_constraints(extras, tmp_path):
+    """Asks pip's resolver, which needs a package index, and compares what it would install."""
+    constraints, report = ROOT / "constraints.txt", tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+    command += ["-c", str(constraints), "--report", str(report), f"{ROOT}[{extras}]"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    chosen = {_name(each["metadata"]["name"]): each["metadata"] for each in json.loads(report.read_text())["install"]}
+    asked = chosen["ratlip-hf"]["requires_dist"]
+    own = {re.match(r"[\w-]+", line)[0] for line in asked if any(f'"{extra}"' in line for extra in extras.split(","))}
+    assert own and {_name(name) for name in own} <= set(chosen)
+    pins = dict(re.findall(r"^([\w-]+)==(.+)$", constraints.read_text(), re.MULTILINE))
+    assert all(chosen[_name(name)]["version"] == pin for name, pin in pins.items() if _name(name) in chosen)
+
+
+def _name(package: str) -> str:
+    return package.lower().replace("_", "-")
+
+
+# Only tests and scripts that skip, or say what to install, without them.
+OPTIONAL = {"gradio_client", "hypothesis", "openvino", "playwright", "torch_fidelity"}
+
+
+def test_every_package_that_is_imported_is_declared():
+    required = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text())
+    declared = {_name(package) for package in required} | {"tokenizers"}  # transformers' own
+    files = [path for part in ("src", "tests", "examples", "benchmarks") for path in (ROOT / part).rglob("*.py")]
+    own, packages = {path.stem for path in files} | {"ratlip_hf"}, metadata.packages_distributions()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in {name.split(".")[0] for name in names} - own - OPTIONAL - set(sys.stdlib_module_names):
+                assert {_name(package) for package in packages.get(name, [name])} & declared, (path, name)
 
 
 def test_the_bundle_is_under_20_megabytes():

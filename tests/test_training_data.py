@@ -1,8 +1,10 @@
 """Training samples as functions of seed and index: order, captions, mismatched captions, crops, worker processes.
 The readers underneath are in `test_data_reading`."""
 
+import multiprocessing
 import pickle
 from collections import Counter
+from multiprocessing import forkserver
 
 import datasets
 import numpy as np
@@ -10,9 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows
+from ratlip_hf.data.prepare.shards import prepare
+from ratlip_hf.data.read import rows as stored
+from ratlip_hf.data.read.embeddings import StoredEmbeddings, embed_captions, remembered_embeddings
+from ratlip_hf.data.read.rows import Columns, MapRows, MixedRows, ShardRows
 from ratlip_hf.training.samples import CaptionedImages, load_training_data
 from ratlip_hf.utils.errors import UserError
+from raw_datasets import make_folder
 from training_toys import toy_dataset
 
 
@@ -83,6 +89,40 @@ def test_data_can_be_sent_to_another_process(config):
     data = toy_dataset(config)
     data.batch(range(4))
     assert torch.equal(pickle.loads(pickle.dumps(data)).batch(range(4)).images, data.batch(range(4)).images)
+
+
+# Each process of the others imports torch first, for seconds.
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
+)
+def test_workers_load_the_same_however_processes_are_started(method, config, tmp_path):
+    """A mixture of rows in memory and streamed shards, with embeddings. Which way is the default depends on Python."""
+    folder = tmp_path / "prepared"
+    prepare("folder", make_folder(tmp_path / "source", count=5), folder)
+
+    def encode(captions):
+        return torch.rand(len(captions), 2)
+
+    embed_captions(folder, encode, "a" * 64)
+    parts = [toy_dataset(config).rows, ShardRows(stored.find_shards(str(folder)), Columns(), config.seed)]
+    captions = list(parts[0].captions(10))
+    tables = [
+        remembered_embeddings(tmp_path / "kept", captions, encode, ""),
+        StoredEmbeddings(folder, "train", "a" * 64),
+    ]
+    data = CaptionedImages(MixedRows(parts, [1, 1], config.seed), config, 32, 3, tables)
+    expected = data.batch(range(4, 8))
+    config.dataloader_num_workers = 1
+    default = multiprocessing.get_start_method()
+    try:
+        multiprocessing.set_start_method(method, force=True)
+        batch = next(data.batches(4))
+    finally:
+        multiprocessing.set_start_method(default, force=True)
+    assert torch.equal(batch.images, expected.images) and batch.captions == expected.captions
+    assert torch.equal(batch.prompt_embeds, expected.prompt_embeds)
+    if method == "forkserver":  # whose server has imported what workers need
+        assert forkserver._forkserver._preload_modules == [CaptionedImages.__module__]
 
 
 def test_each_epoch_visits_every_sample_once_in_another_order(config):

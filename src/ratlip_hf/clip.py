@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,7 @@ _LARGEST_SIZES = {
     "patch_size": 2048,
     "num_channels": 3,
 }
+Tower = Any  # CLIP's vision transformer; releases of transformers have different classes for it
 _SHORTEST = 3  # tokens of a prompt: start, a word, end
 _PICKLED = "pytorch_model"
 
@@ -94,7 +96,7 @@ class FrozenCLIP:
         self.text_encoder.to(device), self.image_encoder.to(device)
         return self
 
-    def describe(self) -> dict[str, str | None]:
+    def describe(self) -> dict[str, Any]:
         """What a training run records: source, revision, and the SHA-256 of both towers' weights."""
         digest = weights_sha256(self.text_encoder, self.image_encoder)
         return {"source": self.source, "revision": self.revision, "weights_sha256": digest}
@@ -164,7 +166,7 @@ def clip_configs(source: str | os.PathLike, **kwargs) -> tuple[CLIPTextConfig, C
     return tuple(configs)
 
 
-def _load_tower(kind: type, source: str | os.PathLike, folder: str, kwargs: dict):
+def _load_tower(kind: type[PreTrainedModel], source: str | os.PathLike, folder: str, kwargs: dict):
     check_clip_sizes(source, folder, kwargs)
     # A full CLIP holds the other tower too, which transformers would report tensor by tensor.
     with _quiet_transformers():
@@ -206,7 +208,8 @@ def check_loaded_tower(tower: PreTrainedModel, source: str | os.PathLike, folder
     if not files:  # a format of somebody else's, of whose completeness nothing is known here
         return
     if files[0].endswith(".json"):
-        files = [find(name) for name in sorted(set(read_json(files[0])["weight_map"].values()))]
+        parts = sorted(set(read_json(files[0])["weight_map"].values()))
+        files = [file for name in parts if (file := find(name))]
     stored: set[str] = set()
     for file in files:
         stored.update(_stored_names(file))
@@ -316,8 +319,10 @@ def prepare_pixels(images: torch.Tensor, size: int, clip_input: str = "clip") ->
         pixels = F.interpolate((pixels + 1) / 2, size=(size, size), mode="nearest")
     elif pixels.shape[-2:] != (size, size):
         # At least float32: CPUs have no antialiased resize for half precision.
-        full, how = at_least_float32(pixels), {"mode": "bicubic", "align_corners": False, "antialias": True}
-        pixels = F.interpolate(full, size=(size, size), **how).to(pixels.dtype)
+        full = F.interpolate(
+            at_least_float32(pixels), size=(size, size), mode="bicubic", align_corners=False, antialias=True
+        )
+        pixels = full.to(pixels.dtype)
     mean = pixels.new_tensor(OPENAI_CLIP_MEAN)[:, None, None]
     std = pixels.new_tensor(OPENAI_CLIP_STD)[:, None, None]
     return (pixels - mean) / std
@@ -392,13 +397,13 @@ def prompted_tower(
     return _as_map(hidden).to(grid.dtype)
 
 
-def _embed_pixels(tower: nn.Module, images: torch.Tensor, clip_input: str) -> torch.Tensor:
+def _embed_pixels(tower: Tower, images: torch.Tensor, clip_input: str) -> torch.Tensor:
     pixels = prepare_pixels(images, tower.embeddings.image_size, clip_input)
     embed = tower.embeddings.patch_embedding
     return _with_class_token(tower, embed(pixels.to(embed.weight.dtype)).flatten(2).transpose(1, 2))
 
 
-def _with_class_token(tower: nn.Module, patches: torch.Tensor) -> torch.Tensor:
+def _with_class_token(tower: Tower, patches: torch.Tensor) -> torch.Tensor:
     """Patch tokens [B, g*g, width] -> input of layer 0 [B, 1 + g*g, width]."""
     with _hooks_around(tower.embeddings):
         class_token = tower.embeddings.class_embedding.expand(patches.shape[0], 1, -1)
@@ -407,7 +412,7 @@ def _with_class_token(tower: nn.Module, patches: torch.Tensor) -> torch.Tensor:
 
 
 def _run_layers(
-    tower: nn.Module, hidden: torch.Tensor, run: range, select: Sequence[int]
+    tower: Tower, hidden: torch.Tensor, run: range, select: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if list(select) != sorted(set(select)) or not 0 <= min(select) <= max(select) < len(tower.encoder.layers):
         raise ValueError(
@@ -429,7 +434,7 @@ def _as_map(hidden: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _awake(image_encoder: CLIPVisionModelWithProjection) -> Iterator[nn.Module]:
+def _awake(image_encoder: CLIPVisionModelWithProjection) -> Iterator[Tower]:
     """The tower inside `image_encoder`, on its device even under CPU offload.
 
     Offloading hangs on the `forward` of whole components, which is never called when inner layers are used directly.

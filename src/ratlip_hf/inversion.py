@@ -2,6 +2,7 @@
 `invert` starts from the best of several draws, `fit` from given noise; `edit` changes words of what was found."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import CLIPVisionModelWithProjection
@@ -89,7 +90,8 @@ def fit(
     first = noise.detach().to(images)
     noise, text_way = first.clone().requires_grad_(), torch.zeros_like(prompt_embeds).requires_grad_()
     moving = [noise, text_way] if text_rate else [noise]
-    optimizer = torch.optim.Adam([{"params": [noise]}, {"params": [text_way], "lr": text_rate}], lr=_RATE)
+    groups: list[dict[str, Any]] = [{"params": [noise]}, {"params": [text_way], "lr": text_rate}]
+    optimizer = torch.optim.Adam(groups, lr=_RATE)
     length = prompt_embeds.square().mean(dim=1, keepdim=True).sqrt()
     nearest = torch.full((len(images),), torch.inf, device=images.device)
     best = Inversion(first.clone(), prompt_embeds.clone(), images.clone(), nearest)

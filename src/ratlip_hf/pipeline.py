@@ -3,8 +3,10 @@ From the top: the call, edits, embeddings, faster networks, ways to load and pub
 
 import os
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -77,7 +79,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, image_encoder=image_encoder, generator=generator
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self._fast = None  # a FastSession after `optimize`
+        self._fast: Any = None  # a FastSession after `optimize`, which exported code does without
 
     @torch.no_grad()
     def __call__(
@@ -123,6 +125,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
 
         # 1. Text embeddings
         if prompt_embeds is None:
+            assert prompt is not None  # as checked
             (prompt_embeds,) = self.encode_prompt(prompt, device)
         self._check_prompt_embeds(prompt_embeds)
         if style_prompt_embeds is not None:
@@ -145,10 +148,11 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         batch_size = batch_size or (1 if self.generator.couples_batch else count)
         parts = [value.to(device, self.generator.dtype).split(batch_size) for value in inputs]
         with evaluating(self.generator):
-            plain = mixes or self._fast is None  # the rewritten networks read one condition
             if mixes:
                 self._require_plain_weights("style mixing")
-            generate = self._generate if plain else self._fast.prepare(self.generator, self.image_encoder)
+            generate: Callable[..., torch.Tensor] = self._generate
+            if self._fast is not None and not mixes:  # the rewritten networks read one condition
+                generate = self._fast.prepare(self.generator, self.image_encoder)
             samples = [generate(*part) for part in zip(*parts, strict=True)]
         sample = torch.cat(samples).float()
         if not sample.isfinite().all():
@@ -203,7 +207,8 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         if len(pairs[0]) != len(pairs[1]):
             raise ValueError(f"{len(pairs[0])} prompts cannot be edited to {len(pairs[1])}; give as many of both")
         latents = prepare_latents(len(pairs[0]), self.generator.config.noise_dim, generator, None, latents)
-        before = self(pairs[0], latents=latents, output_type="pt", batch_size=1).images
+        options: dict[str, Any] = {"output_type": "pt", "batch_size": 1, "return_dict": False}
+        (before,) = self(pairs[0], latents=latents, **options)
         (edited,) = self.encode_prompt(pairs[1])
         if keep_steps:
             self._require_plain_weights("edit() with keep_steps above 0")
@@ -213,7 +218,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
                 for image, text, z in zip(before, edited, latents, strict=True)
             ]
             latents = torch.cat(found)
-        after = self(prompt_embeds=edited, latents=latents, output_type="pt", batch_size=1).images
+        (after,) = self(prompt_embeds=edited, latents=latents, **options)
         both = torch.cat([before, after])
         return ImagePipelineOutput(images=self.image_processor.postprocess(2 * both - 1, output_type=output_type))
 
@@ -358,8 +363,7 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         from .convert.original import convert_original
 
         refuse_string_dtypes({"dtype": dtype})
-        options = {"family": family, "coupled": coupled, "with_discriminator": False}
-        converted = convert_original(path, clip, **options, **kwargs)
+        converted = convert_original(path, clip, family=family, coupled=coupled, with_discriminator=False, **kwargs)
         for line in converted.warnings:
             warnings.warn(line, stacklevel=2)
         parts = converted.clip

@@ -44,8 +44,8 @@ def register_when_needed() -> None:
     sys.meta_path.insert(0, _AfterImport(_LOADING, lambda: _PIPELINES in sys.modules or _import_pipeline()))
 
 
-def _import_pipeline() -> None:
-    importlib.import_module("ratlip_hf.pipeline")
+def _import_pipeline() -> object:
+    return importlib.import_module("ratlip_hf.pipeline")
 
 
 def _join_text_to_image() -> None:

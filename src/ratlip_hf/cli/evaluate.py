@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import bundled
@@ -122,7 +123,7 @@ def _as_text(record) -> str:
     return "\n".join([head, *rows, *(f"note: {line}" for line in record.warnings())])
 
 
-def _score_as_text(score: dict) -> str:
+def _score_as_text(score: Mapping) -> str:
     interval = f"  [{score['low']:.4f}, {score['high']:.4f}]" if "low" in score else ""
     return f"{score['value']:10.4f}{interval}"
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import staged_files
@@ -148,7 +149,7 @@ def _edit(options, pipe, folder: Path):
     if options.keep_steps < 0:
         raise UserError("--keep_steps must not be negative")
     noise, count = draw_noise(pipe, seeds), len(seeds)
-    rows = []
+    rows: list = []  # of images
     for edited in options.edited_prompts:
         images = pipe.edit([options.prompt] * count, [edited] * count, None, noise, options.keep_steps).images
         rows += [images[count:]] if rows else [images[:count], images[count:]]
@@ -212,7 +213,7 @@ def _invert(options, pipe, folder: Path):
     target = read_image(options.image, pipe.generator.config.sample_size).to(pipe.generator.device)
     with torch.no_grad():
         texts = pipe.encode_prompt([options.prompt, *options.edit])[0].float()
-    rate = {"text_rate": 0.0} if options.hold_text else {}
+    rate: dict[str, Any] = {"text_rate": 0.0} if options.hold_text else {}
     found = invert(
         pipe.generator, pipe.image_encoder, target, texts[:1], steps=options.steps, seed=options.seed, **rate
     )

@@ -30,7 +30,8 @@ def explain(options, pipe, folder: Path):
     models = {options.model: pipe, **{name: load_pipeline(name, pipe.dtype).to(pipe.device) for name in options.also}}
     columns = [Path(name).name for name in models] if options.also else [f"seed {seed}" for seed in seeds]
     columns = [options.image.name] if options.image and not options.also else columns
-    images, maps = [], {}
+    images: list = []  # tensors; torch is imported later
+    maps: dict[str, list] = {}
     for name, each in models.items():
         shown = _images(options, each, seeds)
         images.append(shown)

@@ -4,6 +4,7 @@ Libraries are imported when they are needed, so that help texts come at once."""
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None) -> RATLIPPipelin
         raise UserError(f"--model {model} cannot be loaded: {one_line(error)}") from error
 
 
-def find_pipeline(model: str, what: str) -> str | Path:
+def find_pipeline(model: str, what: str) -> str | os.PathLike:
     """Folder or repository of a pipeline given as such, or by its name if it is bundled; `what` is for the error."""
     source = bundled.resolve(model)
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():

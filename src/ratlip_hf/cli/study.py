@@ -70,7 +70,7 @@ def _show(records: list, table: Table, dataset: Dataset, seeds: list[int], optio
     """What the records say; with --interim nothing but how far the seeds asked for differ."""
     from ..study import results
 
-    if options.interim:
+    if options.interim and dataset.margin:
         asked = [record for record in records if record.candidate.get("seed") in seeds]
         print(results.describe_spread(asked, table, dataset.outcome, dataset.margin))
         return

@@ -5,6 +5,7 @@ Both are written as a whole or not at all, and never over something else.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def refuse_existing(path: str | os.PathLike) -> None:
         raise ValueError(f"{path} exists already; choose a new name")
 
 
-def _check_expressible(network: RATLIPModel, fixed: dict[str, object]) -> None:
+def _check_expressible(network: RATLIPModel, fixed: Mapping[str, object]) -> None:
     for name, value in fixed.items():
         if network.config[name] != value:
             raise ValueError(

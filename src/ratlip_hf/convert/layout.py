@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -33,10 +34,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Options:
     """Configuration of a network: `told` by shapes or by the caller, and `assumed`, which shapes cannot tell."""
 
-    told: dict[str, object]
-    assumed: dict[str, object] = field(default_factory=dict)
+    told: dict[str, Any]
+    assumed: dict[str, Any] = field(default_factory=dict)
 
-    def all(self) -> dict[str, object]:
+    def all(self) -> dict[str, Any]:
         return {**self.told, **self.assumed}
 
 
@@ -82,10 +83,10 @@ def discriminator_options(extractor: Shapes, head: Shapes, feature_layers: Seque
         raise ValueError(
             f"feature_layers lists {len(feature_layers)} layers, but the file's discriminator reads {count}"
         )
-    told = {"clip_width": project[1], "extractor_channels": project[0], "head_channels": first[0]}
+    told: dict[str, Any] = {"clip_width": project[1], "extractor_channels": project[0], "head_channels": first[0]}
     told |= {"clip_grid": first[2] + second[2] - 1, "text_dim": first[1] - project[0]}
     told |= {"unused_shortcuts": "DBlocks.0.conv_s.weight" in extractor}
-    assumed = dict(_UNSEEN_DISCRIMINATOR)
+    assumed: dict[str, Any] = dict(_UNSEEN_DISCRIMINATOR)
     (assumed if feature_layers is None else told)["feature_layers"] = tuple(feature_layers or _USUAL_FEATURE_LAYERS)
     return Options(told, assumed)
 
@@ -250,8 +251,8 @@ def _original_generator_name(name: str, config) -> str:
     prefix = f"mapping.FBlocks.{index}" if in_bridge else f"GBlocks.{index}"
     if module.startswith("fuse"):
         layers = ("0", "2") if in_bridge and config.fusion == "rat" else ("linear1", "linear2")
-        affine, mlp, layer, leaf = re.fullmatch(r"affines\.(\d)\.(gamma|beta)\.(\d)\.(\w+)", rest).groups()
-        return f"{prefix}.{module}.affine{affine}.fc_{mlp}.{layers[int(layer) // 2]}.{leaf}"
+        _, unit_affine, mlp, layer, leaf = rest.split(".")  # affines.<0, 1>.<gamma, beta>.<0, 2>.<weight, bias>
+        return f"{prefix}.{module}.affine{unit_affine}.fc_{mlp}.{layers[int(layer) // 2]}.{leaf}"
     if module == "shortcut":
         return f"{prefix}.c_sc.{rest}"
 

@@ -137,7 +137,8 @@ def convert_original(
     discriminator, assumed = None, options.assumed
     if with_discriminator and "netD" in source.networks:
         parts = {name: source.networks[name] for name in ("netD", "netC")}
-        options = layout.discriminator_options(*map(layout.shapes_of, parts.values()), feature_layers)
+        extractor, head = (layout.shapes_of(part) for part in parts.values())
+        options = layout.discriminator_options(extractor, head, feature_layers)
         tensors = {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
         discriminator = _built(RATLIPDiscriminator, options, layout.discriminator_key_map, tensors, "discriminator")
         assumed = {**assumed, **options.assumed}
@@ -171,8 +172,8 @@ def read_original(path: str | os.PathLike) -> OriginalCheckpoint:
     if len(found) > 1:
         places = ", ".join(".".join(map(str, place)) for place, _ in found)
         raise ValueError(f"{path} holds several generators ({places}); save the one that is meant by itself")
-    ((place, networks),) = found
-    networks = {name: _unwrapped(path, name, tensors) for name, tensors in networks.items()}
+    ((place, wrapped),) = found
+    networks = {name: _unwrapped(path, name, tensors) for name, tensors in wrapped.items()}
     if ("netD" in networks) != ("netC" in networks):
         alone, absent = ("netD", "netC") if "netD" in networks else ("netC", "netD")
         raise ValueError(f"{path} holds {alone} without {absent}; a discriminator needs both")

@@ -8,12 +8,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import nn
 
 from ..bundled import find_world
 from ..clip import load_clip
@@ -32,6 +31,7 @@ from .scoring import (
     CLIPAccumulator,
     Embedder,
     FeatureAccumulator,
+    Judge,
     PixelAccumulator,
     PredictionAccumulator,
 )
@@ -52,12 +52,11 @@ class Sources:
 @dataclass
 class ScoringNetworks:
     """The networks that score, on their device: a feature extractor for each space of the protocol, the evaluation
-    CLIP or what embeds images and texts in its place, and groups of judges, those of a group for the same attributes.
-    A judge has `predict(images)`, labels [B, fields], and the fields' names in `config.reads`."""
+    CLIP or what embeds images and texts in its place, and groups of judges for the same attributes."""
 
     spaces: dict[str, FeatureExtractor]
     eval_clip: Embedder | None
-    judges: list[list[nn.Module]] = field(default_factory=list)
+    judges: list[list[Judge]] = field(default_factory=list)
 
 
 def load_networks(protocol: Protocol, sources: Sources, device: torch.device) -> ScoringNetworks:
@@ -77,8 +76,8 @@ def load_networks(protocol: Protocol, sources: Sources, device: torch.device) ->
 
 
 def _load_space(space: str, protocol: Protocol, sources: Sources) -> FeatureExtractor:
-    if space == "judge":
-        return find_world(protocol.name).load_features()
+    if space == "judge" and (world := find_world(protocol.name)):
+        return world.load_features()
     if space == "dinov2":
         return DINOv2Features.from_pretrained(sources.dinov2)
     if not sources.inception:
@@ -123,14 +122,14 @@ class Evaluation:
         if not self.networks.spaces and not self.networks.eval_clip and not judged and "own" not in fake:
             raise UserError("nothing to score with: give a CLIP with --eval_clip")
         self._accumulate(candidate, origins, candidate.prompts, [*fake.values(), *judged], "images")
-        scores, prompts = self._attribute_scores(judged, targets, origins) if judged else ({}, {})
+        scores, prompts = self._attribute_scores(judged, targets, origins)
         scores |= self._feature_scores(fake, origins, candidate.patch) | self._clip_scores(fake, candidate, origins)
         return ScoreRecord(self._describe(candidate), candidate.describe(), scores, per_prompt=prompts)
 
-    def _accumulators(self) -> dict[str, Accumulator]:
-        """Those of real and generated images alike."""
-        found = {space: FeatureAccumulator(extractor, KEPT) for space, extractor in self.networks.spaces.items()}
-        found["pixels"] = PixelAccumulator(KEPT)
+    def _accumulators(self) -> dict[str, Any]:
+        """Those of real and generated images alike: of features by space, of pixels, of the evaluation CLIP."""
+        found: dict[str, Any] = {"pixels": PixelAccumulator(KEPT)}
+        found |= {space: FeatureAccumulator(extractor, KEPT) for space, extractor in self.networks.spaces.items()}
         if self.networks.eval_clip:
             found["eval_clip"] = CLIPAccumulator(self.networks.eval_clip, KEPT)
         return found
@@ -182,7 +181,11 @@ class Evaluation:
         targets = dict(zip(data.prompts, data.targets, strict=True))
         return clusters, torch.tensor([targets[text] for text in candidate.prompts])
 
-    def _attribute_scores(self, judged: list, targets: torch.Tensor, origins: Origins) -> tuple[scoring.Scores, dict]:
+    def _attribute_scores(
+        self, judged: list[PredictionAccumulator], targets: torch.Tensor | None, origins: Origins
+    ) -> tuple[scoring.Scores, dict]:
+        if not judged or targets is None:
+            return {}, {}
         readings = []
         for accumulator in judged:
             fields = list(accumulator.judges[0].config.reads)
@@ -191,7 +194,8 @@ class Evaluation:
         return scoring.attribute_scores(readings, origins)
 
     def _feature_scores(self, fake: dict, origins: Origins, patch: int | None) -> scoring.Scores:
-        scores, kept = {}, (_first(self.real_origins, KEPT), _first(origins, KEPT))
+        scores: scoring.Scores = {}
+        kept = _first(self.real_origins, KEPT), _first(origins, KEPT)
         for space in self.networks.spaces:
             suffix = "" if space.startswith("inception") else f"_{space}"
             scores |= scoring.set_scores(self.real[space], fake[space], kept, suffix)
@@ -202,7 +206,8 @@ class Evaluation:
         return scores
 
     def _clip_scores(self, fake: dict, candidate: Candidate, origins: Origins) -> scoring.Scores:
-        scores, seed, own = {}, self.protocol.seed, candidate.own_clip
+        scores: scoring.Scores = {}
+        seed, own = self.protocol.seed, candidate.own_clip
         own_sha256 = own.describe()["weights_sha256"] if own else None
         if "eval_clip" in fake:
             kept = _first(self.real_origins, KEPT), _first(origins, KEPT)
@@ -210,7 +215,7 @@ class Evaluation:
             # Where the generator's own CLIP is given as the evaluation CLIP, its score is the training signal.
             if candidate.prompts is not None and own_sha256 != self._eval_clip_sha256():
                 scores |= scoring.prompt_scores(fake["eval_clip"], origins, seed)
-        if own:
+        if own_sha256:
             # By its hash, so that scores of different CLIPs never stand under a common name.
             scores |= scoring.prompt_scores(fake["own"], origins, seed, f"_own_{own_sha256[:8]}")
         return scores

@@ -59,7 +59,12 @@ class FeatureExtractor(abc.ABC):
     def describe(self) -> dict[str, str | int]:
         """What a record keeps with a score."""
         dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
-        facts = {"features": self.name, "dim": self.dim, "preprocessing": self.preprocessing, "dtype": dtype}
+        facts: dict[str, str | int] = {
+            "features": self.name,
+            "dim": self.dim,
+            "preprocessing": self.preprocessing,
+            "dtype": dtype,
+        }
         return {**facts, "weights_sha256": weights_sha256(self.network)}
 
 
@@ -118,4 +123,5 @@ class DINOv2Features(FeatureExtractor):
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (pixels.new_tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        return self.network(((pixels - mean) / std).to(self.network.dtype)).last_hidden_state[:, 0]
+        dtype = next(self.network.parameters()).dtype
+        return self.network(((pixels - mean) / std).to(dtype)).last_hidden_state[:, 0]

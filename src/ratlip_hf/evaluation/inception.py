@@ -39,7 +39,13 @@ def _squares(pooled: int) -> list[list[_Step]]:
 def _rows_and_columns(width: int) -> list[list[_Step]]:
     """Mixed_6b to 6e, on a 17 x 17 grid: 7 x 7 convolutions as 1 x 7 and 7 x 1."""
     row, column = (1, 7), (7, 1)
-    double = [(width, 1), (width, column), (width, row), (width, column), (192, row)]
+    double: list[tuple[int, int | tuple[int, int]]] = [
+        (width, 1),
+        (width, column),
+        (width, row),
+        (width, column),
+        (192, row),
+    ]
     return [
         [("branch1x1", 192, 1, 1)],
         [("branch7x7_1", width, 1, 1), ("branch7x7_2", width, row, 1), ("branch7x7_3", 192, column, 1)],
@@ -98,7 +104,7 @@ class _ConvBNReLU(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int | tuple[int, int], stride: int, padded: bool):
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = tuple(side // 2 for side in sides) if padded else 0
+        padding = (sides[0] // 2, sides[1] // 2) if padded else (0, 0)
         self.conv = nn.Conv2d(channels, out, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 
@@ -199,12 +205,11 @@ class InceptionFeatures(FeatureExtractor):
     def __init__(self, network: InceptionNetwork, name: str = "inception-2015-12-05", released: bool = False):
         super().__init__(network, name, network.fc.in_features)
         self.released = released
-
-    @property
-    def preprocessing(self) -> str:
-        if self.released:
-            return f"bilinear resize to {_SIZE}, [-1, 1]"
-        return f"rounded to bytes, bilinear resize to {_SIZE} as in TensorFlow 1, (x - 128) / 128"
+        self.preprocessing = (
+            f"bilinear resize to {_SIZE}, [-1, 1]"
+            if released
+            else f"rounded to bytes, bilinear resize to {_SIZE} as in TensorFlow 1, (x - 128) / 128"
+        )
 
     @classmethod
     def from_file(

@@ -81,8 +81,8 @@ def load_eval_data(protocol: Protocol, data: str, split: str = "test") -> EvalDa
             f"the protocol {protocol.name!r} and the data {str(data)!r} do not go together: {world} is a "
             f"protocol and its data; for renders under another protocol see ratlip data prepare {world}"
         )
-    if data in WORLDS:
-        return find_world(data).load_eval_data(protocol, split)
+    if small_world := find_world(data):
+        return small_world.load_eval_data(protocol, split)
     rows = MapRows(load_captioned(data, split), Columns(), protocol.seed)
     captions = list(rows.captions(len(rows)))
     pairs = _every_caption(captions) if protocol.prompts == "every_caption" else _random_captions(captions, protocol)
@@ -116,7 +116,7 @@ def _random_captions(captions: list[list[str]], protocol: Protocol) -> list[tupl
     whole = len(captions) // protocol.whole_batches * protocol.whole_batches
     if not whole:
         raise UserError(f"the protocol {protocol.name!r} needs at least {protocol.whole_batches} images")
-    for _ in range(protocol.passes):
+    for _ in range(protocol.passes or 1):
         order = rng.permutation(len(captions))[:whole].tolist()
         pairs += [(image, int(rng.integers(len(captions[image])))) for image in order]
     return pairs
@@ -158,7 +158,7 @@ class Candidate:
         return None
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.prompts or ())
 
     def load(self, start: int, stop: int) -> torch.Tensor:
         """Images start to stop - 1 as [n, 3, H, W] in [-1, 1]."""
@@ -172,6 +172,9 @@ class Candidate:
 class Model(Candidate):
     """A pipeline that generates images for the prompts of a protocol; image n has the seed `protocol.seed` + n."""
 
+    prompts: list[str]
+    own_clip: FrozenCLIP
+
     def __init__(self, source: str | os.PathLike, pipe: RATLIPPipeline, prompts: list[str], protocol: Protocol):
         self.source, self.pipe, self.prompts, self.seed = source, pipe, prompts, protocol.seed
         self.own_clip = FrozenCLIP(pipe.tokenizer, pipe.text_encoder, pipe.image_encoder, "of the pipeline")
@@ -180,7 +183,8 @@ class Model(Candidate):
 
     def load(self, start: int, stop: int) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(self.seed + index) for index in range(start, stop)]
-        images = self.pipe(self.prompts[start:stop], generator=generators, output_type="pt").images
+        prompts = self.prompts[start:stop]
+        (images,) = self.pipe(prompts, generator=generators, output_type="pt", return_dict=False)
         return images.clamp(0, 1) * 2 - 1  # the pipeline refuses what is not finite
 
     def describe(self) -> dict:

@@ -72,6 +72,8 @@ PROTOCOL_NAMES = (*WORLDS, *_PROTOCOLS)
 
 def find_protocol(name: str) -> Protocol:
     """Raises UserError for an unknown name."""
-    if name not in PROTOCOL_NAMES:
-        raise UserError(f"--protocol must be one of {', '.join(PROTOCOL_NAMES)}, not {name!r}")
-    return _PROTOCOLS.get(name) or find_world(name).PROTOCOL
+    if name in _PROTOCOLS:
+        return _PROTOCOLS[name]
+    if world := find_world(name):
+        return world.PROTOCOL
+    raise UserError(f"--protocol must be one of {', '.join(PROTOCOL_NAMES)}, not {name!r}")

@@ -3,10 +3,10 @@ predictions of judges. Scores are made from accumulators by the functions of `me
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from typing import Protocol as Interface
 
 import torch
-from torch import nn
 
 from .. import metrics
 from ..metrics import FeatureStatistics, Origins
@@ -27,7 +27,16 @@ class Batch:
     prompts: Sequence[str] | None = None
 
 
-# Each has `update(batch)`, `state()`, which is sent to other processes, and `merge(states)` of all of them by rank.
+class Accumulator(Interface):
+    """What all of them have in common."""
+
+    def update(self, batch: Batch) -> None: ...
+
+    def state(self) -> Any:
+        """What is sent to other processes."""
+
+    def merge(self, states: Sequence) -> None:
+        """Take the states of all processes, by rank, in place of the own one."""
 
 
 class FeatureAccumulator:
@@ -121,11 +130,14 @@ class CLIPAccumulator:
         )
 
 
+Judge = Any  # a network with `predict(images)`, labels [B, fields], and the fields' names in `config.reads`
+
+
 @dataclass
 class PredictionAccumulator:
     """What a group of judges, all of the same fields, predicts for all images."""
 
-    judges: Sequence[nn.Module]
+    judges: Sequence[Judge]
     parts: list[torch.Tensor] = field(default_factory=list)
 
     def update(self, batch: Batch) -> None:
@@ -148,7 +160,8 @@ class PixelAccumulator:
     """Of the first `keep` images, if they are square: power by band and steps by place (`metrics.pixels`)."""
 
     def __init__(self, keep: int):
-        self.keep, self.parts = keep, []
+        self.keep = keep
+        self.parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, batch: Batch) -> None:
         images = batch.images[: max(0, self.keep - batch.first)]
@@ -177,7 +190,6 @@ class PixelAccumulator:
         return torch.cat([steps for _, steps in self.parts])
 
 
-Accumulator = FeatureAccumulator | CLIPAccumulator | PredictionAccumulator | PixelAccumulator
 Scores = dict[str, dict[str, float]]
 
 
@@ -227,7 +239,7 @@ def prompt_scores(fake: CLIPAccumulator, origins: Origins, seed: int, suffix: st
 def diversity_scores(fake: FeatureAccumulator, real: FeatureAccumulator, origins: tuple[Origins, Origins]) -> Scores:
     """Mean distance between images of one prompt, as a share of that of real images of one prompt."""
     found, generated = (
-        metrics.prompt_diversity(side.vectors, of.prompts[: len(side.vectors)])
+        metrics.prompt_diversity(side.vectors, of.prompts[: len(side.vectors)].tolist())
         for side, of in zip((real, fake), origins, strict=True)
     )
     share = torch.tensor(list(generated.per_prompt.values()), dtype=torch.float64) / found.value

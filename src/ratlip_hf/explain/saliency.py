@@ -76,9 +76,11 @@ def _rolled_out(attentions: Sequence[torch.Tensor], gradients: Sequence, images:
         relevance = relevance + step @ relevance
         reads_class = bool((gradient[:, :, 0] != 0).any()) and not bool((gradient[:, :, 1:] != 0).any())
         rows = relevance[:, :1, 1:] if reads_class else relevance[:, 1:, 1:]
-    # Without itself: the identity says that every token matters to itself.
-    own = torch.eye(rows.shape[-1]).to(rows) if rows.shape[1] > 1 else 0
-    return _to_pixels(_square((rows - own).mean(dim=1)), images)
+    if rows is None:
+        raise ValueError("the score reads nothing of the image tower")
+    if rows.shape[1] > 1:  # without itself: the identity says that every token matters to itself
+        rows = rows - torch.eye(rows.shape[-1]).to(rows)
+    return _to_pixels(_square(rows.mean(dim=1)), images)
 
 
 def gradient_x_input(score: Score, images: torch.Tensor, steps: int = 8, blur: float = 0.06) -> torch.Tensor:
@@ -93,7 +95,7 @@ def gradient_x_input(score: Score, images: torch.Tensor, steps: int = 8, blur: f
     Returns:
         Maps [B, K, S, S], at least 0.
     """
-    total = 0
+    total: torch.Tensor | int = 0
     for step in range(steps):
         between = (images.detach() * (step + 0.5) / steps).requires_grad_()
         columns = score(between)

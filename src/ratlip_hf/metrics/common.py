@@ -77,7 +77,7 @@ def interval(estimate: Spread, level: float = 0.95) -> Interval:
     return Interval(estimate.distance, estimate.distance - half, estimate.distance + half)
 
 
-def clustered_mean(values: Vectors, clusters: Sequence[int]) -> Spread:
+def clustered_mean(values: Vectors, clusters: Sequence[int] | torch.Tensor) -> Spread:
     """The mean of values [N] with its standard error when whole clusters [N] are sampled, not single values.
 
     The mean is a ratio of two sums over clusters, linearised (Cochran 1977, section 6.4): clusters of any sizes weigh

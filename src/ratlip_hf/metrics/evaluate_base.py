@@ -13,7 +13,7 @@ VECTOR = datasets.List(datasets.Value("float64"))
 LABELS = datasets.List(datasets.Value("int64"))
 
 
-def module_info(description: str, features: dict) -> evaluate.MetricInfo:
+def module_info(description: str | None, features: dict) -> evaluate.MetricInfo:
     """The description that evaluate keeps; `features` names the columns and their types."""
     return evaluate.MetricInfo(
         description=description, citation="", inputs_description=description, features=datasets.Features(features)

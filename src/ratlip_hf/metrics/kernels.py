@@ -1,7 +1,8 @@
 """Distances of two sets of features: KID with a polynomial kernel, CMMD with a Gaussian one on CLIP's embeddings.
 Both are squared maximum mean discrepancies, computed in blocks of rows."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,7 +121,11 @@ def discrepancy(first: torch.Tensor, second: torch.Tensor, kernel: Kernel, unbia
 
 
 def _sum(first: torch.Tensor, second: torch.Tensor, kernel: Kernel) -> torch.Tensor:
-    return sum(kernel(part, second).sum() for part in first.split(_BLOCK))
+    return _total(kernel(part, second).sum() for part in first.split(_BLOCK))
+
+
+def _total(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(torch.add, values)
 
 
 # The same over pairs of different prompts
@@ -193,7 +198,8 @@ def _variance_of_pairs(xx: _PairSums, yy: _PairSums, xy: _PairSums) -> torch.Ten
         return (one.kernel.sum(1) + other.kernel.sum(axis)) / numbers.clamp(min=1)
 
     x_means, y_means = means(xx, xy, 1), means(yy, xy, 0)
-    everything = sum(part.kernel.sum() for part in (xx, yy, xy, xy)) / sum(p.numbers.sum() for p in (xx, yy, xy, xy))
+    parts = (xx, yy, xy, xy)
+    everything = _total(part.kernel.sum() for part in parts) / _total(part.numbers.sum() for part in parts)
     across = xy.centred(x_means, y_means, everything)
     both = xx.centred(x_means, x_means, everything) + yy.centred(y_means, y_means, everything) - across - across.T
     return 2 * both.fill_diagonal_(0).square().sum()

@@ -33,8 +33,8 @@ class FeatureStatistics:
     @classmethod
     def empty(cls, dim: int, device: torch.device | str | None = None) -> "FeatureStatistics":
         """Statistics of no vectors of width `dim`."""
-        zeros = {"dtype": torch.float64, "device": device}
-        return cls(0, torch.zeros(dim, **zeros), torch.zeros(dim, dim, **zeros))
+        mean, scatter = (torch.zeros(size, dtype=torch.float64, device=device) for size in ((dim,), (dim, dim)))
+        return cls(0, mean, scatter)
 
     @classmethod
     def of(cls, features: Vectors) -> "FeatureStatistics":

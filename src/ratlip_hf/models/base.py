@@ -151,6 +151,8 @@ class TextConditioning(nn.Module):
     brought to length 1 before it is centred.
     """
 
+    mean: torch.Tensor | None
+
     def __init__(self, dim: int, center: bool = False, norm: float | None = None):
         super().__init__()
         self.norm = norm
@@ -175,6 +177,8 @@ class TextConditioning(nn.Module):
 
 class FeatureScale(nn.Module):
     """Divide the features of each CLIP layer by a constant set by `fit`; the identity (the paper) unless enabled."""
+
+    scale: torch.Tensor | None
 
     def __init__(self, num_layers: int, enabled: bool = False):
         super().__init__()
@@ -220,16 +224,19 @@ class untracked_statistics:
     def __init__(self, module: nn.Module):
         self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
         self.momenta = [norm.momentum for norm in self.norms]
+        counters = (norm.num_batches_tracked for norm in self.norms)
+        self.counters = [counter for counter in counters if counter is not None]
 
     def __enter__(self) -> None:
-        self.counts = [norm.num_batches_tracked.clone() for norm in self.norms]
+        self.counts = [counter.clone() for counter in self.counters]
         for norm in self.norms:
             norm.momentum = 0.0  # not eval mode, which would normalise by the running statistics
 
     def __exit__(self, *_) -> None:
-        for norm, momentum, count in zip(self.norms, self.momenta, self.counts, strict=True):
+        for norm, momentum in zip(self.norms, self.momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # not one less: perhaps only some of the norms were called
+        for counter, count in zip(self.counters, self.counts, strict=True):
+            counter.copy_(count)  # not one less: perhaps only some of the norms were called
 
 
 def check_counts(config: Mapping, *names: str) -> None:

@@ -27,10 +27,10 @@ class Affine(nn.Module):
 
     @staticmethod
     def _mlp(state_dim: int, channels: int, start: float) -> nn.Sequential:
-        mlp = nn.Sequential(nn.Linear(state_dim, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels))
-        nn.init.zeros_(mlp[-1].weight)
-        nn.init.constant_(mlp[-1].bias, start)
-        return mlp
+        first, last = nn.Linear(state_dim, channels), nn.Linear(channels, channels)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, start)
+        return nn.Sequential(first, nn.ReLU(inplace=True), last)
 
     def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """x [B, C, H, W], state [B, S] -> [B, C, H, W]."""

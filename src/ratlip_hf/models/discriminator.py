@@ -49,14 +49,18 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.changes_width = in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if self.changes_width or unused_shortcut else None
-        if unused_shortcut and not self.changes_width:
+        if self.shortcut is not None and not self.changes_width:
             self.shortcut.requires_grad_(False)  # original checkpoints hold it, nothing ever calls it
 
     def forward(self, x: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
         """x [B, C_in, g, g] (and features of the same shape) -> [B, C_out, g, g]."""
         residual = F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x), 0.2)), 0.2)
-        out = (self.shortcut(x) if self.changes_width else x) + self.gamma * residual
-        return out if features is None else out + self.beta * features
+        skipped = self.shortcut(x) if self.shortcut is not None and self.changes_width else x
+        out = skipped + self.gamma * residual
+        if features is None:
+            return out
+        assert self.beta is not None, "a block that merges nothing was given features"
+        return out + self.beta * features
 
 
 class FeatureMerger(nn.Module):
@@ -155,7 +159,7 @@ class RATLIPDiscriminator(RATLIPModel):
         It lies in a folder `discriminator`: inside, as on the Hub, or next to it, as the trainer leaves it. `options`
         are those of `from_pretrained`.
         """
-        places = [(source, "discriminator")]
+        places: list[tuple[str | os.PathLike, str | None]] = [(source, "discriminator")]
         if Path(source).is_dir():  # of a name on the Hub, this would be another repository
             places.append((Path(source).parent / "discriminator", None))
         for folder, subfolder in places:

@@ -158,7 +158,7 @@ class RATLIPGenerator(RATLIPModel):
         # 2. Bridge: affine layer t of the whole bridge takes state t
         states = self.states(noise, text)
         for index, block in enumerate(self.bridge):
-            x = self._run(block, x, states[index * block.AFFINES : (index + 1) * block.AFFINES])
+            x = self._run(block, x, states[index * BridgeBlock.AFFINES : (index + 1) * BridgeBlock.AFFINES])
         grid = self.to_grid(x)
 
         # 3. CLIP block
@@ -171,7 +171,7 @@ class RATLIPGenerator(RATLIPModel):
             self.check_inputs(*style, image_encoder)
             condition = torch.cat([style[0], self.text_conditioning(style[1])], dim=1)
         for block in self.blocks:
-            x = self._run(block, x, [condition] * block.AFFINES)
+            x = self._run(block, x, [condition] * ImageBlock.AFFINES)
 
         # 5. RGB
         sample = self.to_rgb(F.leaky_relu(x, FUSION_SLOPE))

@@ -9,7 +9,13 @@ from torch import nn
 RECURRENCES = ("across_layers", "per_layer", "batch_as_time")
 
 
-class ConcatStates(nn.Module):
+class States(nn.Module):
+    """One state [B, `state_dim`] per affine layer from noise [B, Z] and text [B, D]."""
+
+    state_dim: int
+
+
+class ConcatStates(States):
     """CAT fusion (GALIP): every layer reads [z, T] directly and layers do not see each other."""
 
     def __init__(self, noise_dim: int, text_dim: int, steps: int):
@@ -20,7 +26,7 @@ class ConcatStates(nn.Module):
         return [torch.cat([noise, text], dim=1)] * self.steps
 
 
-class AcrossLayersStates(nn.Module):
+class AcrossLayersStates(States):
     """The paper's RAT: one LSTM cell shared by all affine layers, layer t being time step t.
 
     Equal to `torch.nn.LSTM` over T repeated `steps` times from (h_0, c_0). The input is the same at every step, so
@@ -49,7 +55,7 @@ class AcrossLayersStates(nn.Module):
         return states
 
 
-class PerLayerStates(nn.Module):
+class PerLayerStates(States):
     """The released code's RAT: each affine layer owns an LSTM over [z, T] that starts from zero.
 
     With `batch_as_time=False` every sample is a sequence of one step. With True the batch is taken as the time axis
@@ -68,9 +74,7 @@ class PerLayerStates(nn.Module):
         return [cell(sequences)[1][0][0].expand(condition.shape[0], -1) for cell in self.cells]
 
 
-def build_states(
-    fusion: str, recurrence: str, noise_dim: int, text_dim: int, hidden_size: int, steps: int
-) -> nn.Module:
+def build_states(fusion: str, recurrence: str, noise_dim: int, text_dim: int, hidden_size: int, steps: int) -> States:
     """The state source of a bridge with `steps` affine layers; `recurrence` matters for `fusion="rat"` only."""
     if fusion == "cat":
         return ConcatStates(noise_dim, text_dim, steps)

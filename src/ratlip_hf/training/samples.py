@@ -5,6 +5,7 @@ are streamed, of the number of lanes, nothing else."""
 import dataclasses
 import itertools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class CaptionedImages:
             logger.warning("%d lanes of data are no multiple of %d processes: some fetch the same", lanes, world)
         shares = workers if workers and lanes > 1 else 1  # of a micro-batch, which the loader deals to workers in turn
         self.rows.release()  # before processes fork, and because they do the reading
+        multiprocessing.set_forkserver_preload([__name__])  # from Python 3.14 on: imported once for all workers
         loader = DataLoader(
             self,
             sampler=self._shares(start, rank, world, shares),

@@ -38,7 +38,7 @@ class PortableConfig:
 
     def to_json_string(self) -> str:
         """The configuration as it is saved, without the place that it was loaded from."""
-        config = json.loads(super().to_json_string())
+        config = json.loads(super().to_json_string())  # type: ignore[misc]  # ConfigMixin's
         config.pop("_name_or_path", None)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 

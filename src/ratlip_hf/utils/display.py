@@ -21,7 +21,7 @@ def as_markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def grid_image(images: list[Image.Image], columns: int, gap: int = 2, min_side: int = 0) -> Image.Image:
+def grid_image(images: Sequence[Image.Image], columns: int, gap: int = 2, min_side: int = 0) -> Image.Image:
     """Paste equally large images row by row on white, `gap` pixels apart; those smaller than `min_side` are enlarged
     by a whole factor to at least that side. Raises ValueError for no images or fewer than one column."""
     if not images or columns < 1:
