@@ -1,6 +1,7 @@
 """The house keeps its order: imports point one way, no two modules share a name, files and functions stay readable."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections import defaultdict
@@ -54,6 +55,7 @@ def modules() -> dict[str, Path]:
 LAZY_UPWARD = {("pipeline", "convert")}
 
 
+@functools.cache
 def imported(name: str, path: Path) -> set[tuple[str, bool]]:
     """(module of the package, whether inside a function) that this one imports; nothing for TYPE_CHECKING alone."""
     package = [part for part in (name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]) if part]

@@ -4,6 +4,7 @@
 import json
 import logging
 import math
+import runpy
 import sys
 from pathlib import Path
 
@@ -284,12 +285,14 @@ def _first_cell(line: str) -> str:
     return line.split("|")[1].replace("`", "")
 
 
-def test_a_run_is_plotted(config, run_python, tmp_path):
+def test_a_run_is_plotted(config, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     config.evaluate_every, config.evaluation_samples = 8, 4
     run = loop.train(config)
-    script = (ROOT / "examples" / "plot_run.py").read_text()
-    run_python(script, run, "--output_file", tmp_path / "plots.png", "--samples", tmp_path / "grids.jpg")
+    script = ROOT / "examples" / "plot_run.py"
+    options = [run, "--output_file", tmp_path / "plots.png", "--samples", tmp_path / "grids.jpg"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *options)])
+    runpy.run_path(str(script), run_name="__main__")
     assert Image.open(tmp_path / "plots.png").width > Image.open(tmp_path / "grids.jpg").height > 100
 
 
