@@ -1,5 +1,5 @@
 """What the pipeline tests have in common: generating with defaults, comparing images, reading off settings.
-The components come from the fixtures in `conftest`."""
+The components come from the fixtures in `fixtures`."""
 
 import json
 from pathlib import Path

@@ -395,8 +395,14 @@ def resized_first(block, x, states):
     return block.shortcut(x) + block.conv2(block.fuse2(residual, states[2:]))
 
 
-@pytest.mark.parametrize("form", ["plain", "bn_act", "bn_act_sa"])
-@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize(
+    ("size", "form"),
+    [
+        *((size, form) for size in (32, 64) for form in ("plain", "bn_act", "bn_act_sa")),
+        (224, "bn_act_sa"),
+        *(pytest.param(224, form, marks=pytest.mark.slow) for form in ("plain", "bn_act")),
+    ],
+)
 def test_late_resizing_changes_no_image_gradient_or_statistic(encoder, size, form):
     """In float64, with and without checkpointing, against image blocks that resize first."""
     encoder, (noise, text) = copy.deepcopy(encoder).double(), (value.double() for value in inputs(2))

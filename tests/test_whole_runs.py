@@ -84,6 +84,7 @@ def lines(file: Path) -> int:
     return file.read_text().count("\n") if file.is_file() else 0
 
 
+@pytest.mark.slow  # the fast suite ends runs by signals, in test_faults_training
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(long, tmp_path):
     """SIGKILL in the middle of an epoch and between checkpoints; states of optimizers and loss scales included."""
     long.max_train_images = FEW_STEPS * long.train_batch_size
