@@ -1,8 +1,10 @@
-"""The fixtures, where tests run: not in the process that deals them out to others (`-n`), which would import all
+"""Loads the fixtures where tests run: not in the process that deals them out to others (`-n`), which would import all
 libraries before those begin to."""
 
-import os
-import sys
+import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith("-n") for word in sys.argv):
-    from fixtures import *  # noqa: F403
+
+def pytest_configure(config: pytest.Config) -> None:
+    deals_out = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if not deals_out:
+        config.pluginmanager.import_plugin("shared_fixtures")

@@ -1,5 +1,5 @@
 """What the pipeline tests have in common: generating with defaults, comparing images, reading off settings.
-The components come from the fixtures in `fixtures`."""
+The components come from the fixtures in `shared_fixtures`."""
 
 import json
 from pathlib import Path

@@ -171,6 +171,10 @@ class TestFreedWeights:
         with pytest.raises(ValueError, match="were freed by optimize"):
             generate(copy.deepcopy(freed))
 
+    def test_kept_ones_say_where_the_pipeline_is(self, optimized):
+        optimized.image_encoder.to("meta"), optimized.text_encoder.to("meta"), optimized.generator.to("meta")
+        assert optimized._execution_device == torch.device("meta")
+
     def test_edits_without_steps_need_none(self, pipe):
         expected = pipe.edit(PROMPT, OTHER, generator=seeded(), keep_steps=0, output_type="np").images
         freed = copy.deepcopy(pipe).optimize(keep_plain=False)

@@ -143,6 +143,16 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_happens(con
     assert not Path(config.output_dir).exists()
 
 
+def test_a_tracker_that_does_not_start_is_one_line(config, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no account\nTraceback of somebody else's")
+
+    config.report_to = "tensorboard"
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    with pytest.raises(UserError, match=r"^the tracker tensorboard does not start: no account Traceback"):
+        make_report(config)
+
+
 OFFLINE = {
     "WANDB_MODE": "offline",
     "SWANLAB_MODE": "offline",

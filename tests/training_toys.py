@@ -1,5 +1,5 @@
 """What the training tests have in common: toy configurations, a dataset of grey images, the inputs of a step.
-The fixtures made of them are in `fixtures`."""
+The fixtures made of them are in `shared_fixtures`."""
 
 import datasets
 import numpy as np

@@ -169,8 +169,9 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        # The rewritten networks are on the CPU, wherever the plain ones are.
-        return super()._execution_device if self._fast is None else torch.device("cpu")
+        # The rewritten networks are on the CPU; freed plain ones are nowhere.
+        freed = self._fast is not None and not self._fast.keep_plain
+        return torch.device("cpu") if freed else super()._execution_device
 
     def _generate(self, noise: torch.Tensor, prompt_embeds: torch.Tensor, *style: torch.Tensor) -> torch.Tensor:
         mixing = {"style": style} if style else {}
@@ -203,6 +204,8 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         Raises:
             TypeError, ValueError: as the call does, and for lists of different lengths.
         """
+        if keep_steps:
+            self._require_plain_weights("edit() with keep_steps above 0")
         pairs = [[text] if isinstance(text, str) else list(text) for text in (prompt, edited_prompt)]
         if len(pairs[0]) != len(pairs[1]):
             raise ValueError(f"{len(pairs[0])} prompts cannot be edited to {len(pairs[1])}; give as many of both")
@@ -211,7 +214,6 @@ class RATLIPPipeline(PortableConfig, DiffusionPipeline):
         (before,) = self(pairs[0], latents=latents, **options)
         (edited,) = self.encode_prompt(pairs[1])
         if keep_steps:
-            self._require_plain_weights("edit() with keep_steps above 0")
             networks = self.generator, self.image_encoder
             found = [
                 fit(*networks, 2 * image[None] - 1, text[None], z[None], keep_steps).noise

@@ -18,7 +18,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_write, split_lines
 from .config import TrainingConfig
 
@@ -143,7 +143,10 @@ def _start_trackers(accelerator: Accelerator, config: TrainingConfig, step: int)
     }
     # Accelerate's "project" is TensorBoard's folder below output_dir.
     project = "tensorboard" if config.report_to == "tensorboard" else "ratlip_hf"
-    accelerator.init_trackers(project, _flat(config), {config.report_to: options.get(config.report_to, {})})
+    try:
+        accelerator.init_trackers(project, _flat(config), {config.report_to: options.get(config.report_to, {})})
+    except Exception as error:  # each has its own kinds: no account, another database, no connection
+        raise UserError(f"the tracker {config.report_to} does not start: {one_line(error)}") from error
 
 
 def _flat(config: TrainingConfig) -> dict[str, int | float | str | bool]:

@@ -127,9 +127,8 @@ def read_webdataset(source: Folder, options: SourceOptions) -> SourceDataset:
     if not source.files:
         raise UserError(f"no .tar, .tgz or .zip with files in it below {source}")
     dataset = SourceDataset([], "names of the tar files or their folders, else train", report)
-    images: dict[
-        str, str | None
-    ] = {}  # by key: everything before the first dot of a file's name, as WebDataset has it
+    # By key: everything before the first dot of a file's name, as WebDataset has it.
+    images: dict[str, str | None] = {}
     for name in source.files:
         folder, slash, file = name.rpartition("/")
         key = folder + slash + file.partition(".")[0]
