@@ -17,6 +17,7 @@ from generating import OTHER, PROMPT, seeded
 from ratlip_hf.app import drawing
 from ratlip_hf.app.drawing import LARGEST_SEED, MOST_IMAGES, Model
 from ratlip_hf.cli.main import main
+from ratlip_hf.latents import prepare_latents, slerp
 from ratlip_hf.utils.errors import UserError
 from test_web import EXCHANGES
 
@@ -57,12 +58,13 @@ class TestDrawing:
         assert np.abs(path[2] - made(pipe, OTHER, 4)).max() <= 1
         assert (path[1] != path[0]).any() and (path[1] != path[2]).any()
 
-    def test_noise_in_between_is_as_long_as_noise(self, pipe, monkeypatch):
-        taken = []
+    def test_noise_in_between_lies_on_the_great_circle(self, pipe, monkeypatch):
+        taken, size = [], pipe.generator.config.noise_dim
         monkeypatch.setattr(type(pipe), "_generate", lambda self, z, text: taken.append(z) or torch.zeros(1, 3, 8, 8))
         for seed in range(20):
-            drawing.between(pipe, drawing.request(PROMPT, 1, seed), drawing.request(PROMPT, 1, seed + 99), 0.5)
-        assert 0.95 < torch.cat(taken).std() < 1.05
+            drawing.between(pipe, drawing.request(PROMPT, 1, seed), drawing.request(PROMPT, 1, seed + 99), 0.3)
+            ends = prepare_latents(2, size, [seeded(seed), seeded(seed + 99)])
+            torch.testing.assert_close(taken.pop()[0], slerp(*ends, 0.3))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -8,6 +8,7 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -57,17 +58,19 @@ def places(rows, visits) -> list[int]:
 
 
 @pytest.fixture
-def fetched(monkeypatch) -> Counter:
-    """How often each row group has been read, by shard and the row group's number in it."""
-    count, real = Counter(), pyarrow.parquet.ParquetFile
+def fetched(monkeypatch, tmp_path) -> Counter:
+    """How often each row group of this test's has been read, by shard and the row group's number in it. Threads of
+    earlier tests may still fetch ahead."""
+    count, place, real = Counter(), tmp_path, pyarrow.parquet.ParquetFile
 
     class Counting(real):
         def __init__(self, source, **options):
             super().__init__(source, **options)
-            self.shard = Path(getattr(source, "path", source.name)).name
+            self.shard = Path(getattr(source, "path", source.name))
 
         def read_row_groups(self, groups, *arguments):
-            count.update((self.shard, group) for group in groups)
+            if self.shard.is_relative_to(place):
+                count.update((self.shard.name, group) for group in groups)
             return super().read_row_groups(groups, *arguments)
 
     monkeypatch.setattr(pyarrow.parquet, "ParquetFile", Counting)
@@ -157,7 +160,9 @@ def test_readers_in_other_processes_start_with_nothing(tmp_path):
     copied = pickle.loads(pickle.dumps(rows))
     assert not copied._windows._held and places(copied, range(20)) == expected
     rows._windows._process = -1  # as if it had been forked
+    threads = rows._windows._pool
     assert places(rows, range(20)) == expected and len(rows._windows._held) == 8
+    assert rows._windows._pool is not threads  # a fork has none of them and would wait for ever
 
 
 # Batches: processes, workers, mixtures
@@ -216,17 +221,19 @@ def test_a_number_of_processes_that_does_not_divide_the_lanes_sees_the_same(stre
     assert "12 lanes of data are no multiple of 5 processes" in caplog.text
 
 
-def test_workers_fetch_their_own_lanes(streamed, fetched):
-    data = load_training_data(streamed, 16, 3)
-    for share in range(3):  # what the loader gives to one of three workers of the second of two processes
+@pytest.mark.parametrize("workers", [3, 4])  # 4 do not divide a process's 6 lanes
+def test_workers_fetch_their_own_lanes(streamed, workers):
+    data, lanes_of = load_training_data(streamed, 16, 3), []
+    for worker in range(workers):  # what the loader gives to a worker of the second of two processes
         mine = copy.deepcopy(data)
-        all_shares = mine._shares(0, 1, 2, shares=3)
-        taken = [next(all_shares) for _ in range(9)][share::3]
-        assert len({index % 12 for indices in taken for index in indices}) == 2
+        shares = mine._shares(0, 1, 2, shares=workers)
+        taken = [next(shares) for _ in range(4 * workers)][worker::workers]
+        lanes_of.append({index % 12 for indices in taken for index in indices})
         assert len(mine.rows._windows._held) == 0
         for indices in taken:
             mine[indices]
-        assert set(mine.rows._windows._held) <= {index % 12 for indices in taken for index in indices}
+        assert set(mine.rows._windows._held) <= lanes_of[-1]
+    assert sorted(lane for own in lanes_of for lane in own) == list(range(1, 12, 2))
 
 
 def test_the_mismatched_caption_is_the_next_one_of_the_lane(streamed):
@@ -304,6 +311,32 @@ def test_a_hub_that_fails_for_a_while_is_asked_again_and_then_named(published, m
     failing += [400] * 1000
     with pytest.raises(UserError, match=r"^cannot read the shard hf://datasets/ada/lanes.*"):
         places(stream(shards, lanes=8), range(16))
+
+
+def test_a_remote_shard_is_tried_for_15_seconds_and_a_local_one_once(tmp_path, monkeypatch):
+    (shard,) = write_shards(tmp_path, (8,))
+    fsspec.filesystem("memory").pipe_file("/lanes.parquet", Path(shard).read_bytes())
+    waited = []
+    monkeypatch.setattr(lanes.time, "sleep", waited.append)
+
+    def after(failures: int):
+        answers = iter([OSError("the store is busy")] * failures)
+        waited.clear()
+
+        def use(file):
+            if error := next(answers, None):
+                raise error
+            return file.metadata.num_rows
+
+        return use
+
+    assert lanes.with_shard("memory://lanes.parquet", after(2)) == 8 and waited == [1, 2]
+    with pytest.raises(UserError, match=r"^cannot read the shard memory://lanes.parquet: the store is busy$"):
+        lanes.with_shard("memory://lanes.parquet", after(9))
+    assert waited == [1, 2, 4, 8]
+    with pytest.raises(UserError, match="the store is busy"):
+        lanes.with_shard(shard, after(1))
+    assert not waited
 
 
 # Numbers of rows, and the cursor
