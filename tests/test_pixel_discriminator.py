@@ -1,16 +1,21 @@
 """The auxiliary discriminator of pixels, which is off unless asked for: its losses, its part in a step, resuming."""
 
 import copy
+import dataclasses
+import json
 
 import pytest
 import torch
 
+from ratlip_hf import RATLIPGenerator, RATLIPPipeline
+from ratlip_hf.export.repository import export_hub
+from ratlip_hf.models.pixel_discriminator import PixelDiscriminator
 from ratlip_hf.training import loop
-from ratlip_hf.training import pixel_discriminator as pixels
+from ratlip_hf.training import pixel_losses as pixels
 from ratlip_hf.training.footprint import memory_use
 from ratlip_hf.training.optimization import Optimization
-from ratlip_hf.training.pixel_discriminator import PixelDiscriminator
 from ratlip_hf.training.step import Networks, training_step
+from ratlip_hf.utils.errors import UserError
 from training_toys import step_inputs
 
 
@@ -67,6 +72,38 @@ def test_a_run_with_pixels_resumes_exactly(config, tmp_path):
     again = torch.load(loop.train(config) / "checkpoints" / "step-00000004" / "state.pt")
     for part in ("generator", "pixel_discriminator"):
         assert all(torch.equal(value, again[part][name]) for name, value in whole[part].items())
+
+
+def test_fine_tuning_goes_on_with_the_discriminator_of_pixels_that_comes_with_a_pipeline(config, tmp_path):
+    config.pixel_loss_weight, config.pixel_channels = 0.5, 4
+    first = loop.train(config)
+    fine = dataclasses.replace(config, generator={}, discriminator={}, clip=None, output_dir=str(tmp_path / "fine"))
+    fine.pretrained_model_name_or_path, fine.generator_learning_rate = str(first / "pipeline"), 1e-12
+    kept, now = (PixelDiscriminator.from_pretrained(run / "pixel_discriminator") for run in (first, loop.train(fine)))
+    for name, value in kept.state_dict().items():
+        torch.testing.assert_close(now.state_dict()[name], value, rtol=0, atol=1e-9, msg=name)
+    fine.pixel_channels, fine.output_dir = 8, str(tmp_path / "other")
+    with pytest.raises(UserError, match="channels 4, this run's 8: --pixel_channels must be as it was"):
+        loop.train(fine)
+
+
+def test_publishing_takes_it_along_and_loading_the_pipeline_leaves_it_on_the_hub(config, tmp_path):
+    config.pixel_loss_weight, config.pixel_channels = 0.5, 4
+    source = str(loop.train(config) / "pipeline")
+    pipe = RATLIPPipeline.from_pretrained(source)
+    export_hub(pipe, tmp_path / "birds", "ada/birds", source)
+    assert PixelDiscriminator.of_pipeline(tmp_path / "birds").config.channels == 4
+    unread = json.loads((tmp_path / "birds" / "model_index.json").read_text())["_ignore_files"]
+    assert unread == [
+        f"{name}/diffusion_pytorch_model.safetensors" for name in ("discriminator", "pixel_discriminator")
+    ]
+
+
+def test_a_pipeline_without_one_gets_a_fresh_one_and_hears_of_it(config, caplog):
+    config.pixel_loss_weight, config.pretrained_model_name_or_path = 0.5, str(loop.train(config) / "pipeline")
+    generator = RATLIPGenerator.from_pretrained(config.pretrained_model_name_or_path, subfolder="generator")
+    assert pixels.build_or_load(config, generator) is not None
+    assert "no discriminator of pixels comes with" in caplog.text
 
 
 @pytest.mark.parametrize("size", [32, 224])

@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from .. import bundled
 from ..model_card import pipeline_card
 from ..models import RATLIPDiscriminator
+from ..models.pixel_discriminator import PixelDiscriminator
 from ..pipeline import RECORD, RATLIPPipeline
 from ..utils.errors import one_line
 from ..utils.files import atomic_directory, file_sha256
@@ -83,11 +84,12 @@ def export_hub(
     for network in (pipe.generator, pipe.image_encoder, pipe.text_encoder):
         if network is not None:
             check_weights(network, source)
-    discriminator = RATLIPDiscriminator.of_pipeline(source)
+    kinds = RATLIPDiscriminator, PixelDiscriminator
+    discriminators = [network for kind in kinds if (network := kind.of_pipeline(source)) is not None]
     with atomic_directory(folder) as staged:
         pipe.save_pretrained(staged)
-        if discriminator is not None:
-            discriminator.save_pretrained(staged / "discriminator")
+        for network in discriminators:
+            network.save_pretrained(staged / network.folder)
         if with_code:
             for path, text in code_files().items():
                 (staged / path).write_text(text, encoding="utf-8")
@@ -115,7 +117,9 @@ def code_files() -> dict[str, str]:
         stand_ins={"RATLIPGenerator": Import("diffusers", "ModelMixin", inside=False)},
     )
     generator = self_contained(
-        "models.generator", "RATLIPGenerator", left_out={"RATLIPModel": ("from_preset", "_upload_folder")}
+        "models.generator",
+        "RATLIPGenerator",
+        left_out={"RATLIPModel": ("from_preset",), "StrictModel": ("of_pipeline", "_upload_folder")},
     )
     return dict(zip(CODE, (pipeline, generator), strict=True))
 
@@ -124,7 +128,7 @@ def _complete_index(folder: Path, with_code: bool) -> None:
     path = folder / "model_index.json"
     index = json.loads(path.read_text(encoding="utf-8"))
     # diffusers downloads all weights of a repository unless told otherwise; the pipeline never reads these.
-    unread = sorted(file.relative_to(folder).as_posix() for file in folder.glob("discriminator/*.safetensors"))
+    unread = sorted(file.relative_to(folder).as_posix() for file in folder.glob("*discriminator/*.safetensors"))
     if unread:
         index["_ignore_files"] = unread
     code = {"auto_map": {"AutoModel": f"{_GENERATOR}.RATLIPGenerator"}}  # where diffusers' AutoModel looks for it

@@ -3,8 +3,10 @@ CLIP's outputs, and checks of configuration values."""
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -69,25 +71,13 @@ PRESETS: dict[str, dict[str, dict]] = {
 }
 
 
-class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
-    """Base of [`RATLIPGenerator`] and [`RATLIPDiscriminator`]."""
+class StrictModel(PortableConfig, ModelMixin, ConfigMixin):
+    """A network that is saved and published as diffusers does it, and loaded only as a whole.
 
-    _supports_gradient_checkpointing = True
-    _preset_part: str
-    _layers_option: str  # the configuration value that lists layers of the CLIP image tower
+    `folder` is where it lies in a pipeline's folder or repository.
+    """
 
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "RATLIPModel":
-        """A model with fresh weights from a named preset (`ratlip`, `ratlip-released`, `galip`, `tiny`).
-
-        Keyword arguments replace single values. Raises ValueError for an unknown preset or value.
-        """
-        known = inspect.signature(cls.__init__).parameters
-        if unknown := sorted(overrides.keys() - known):
-            raise ValueError(f"{cls.__name__} has no option {unknown[0]!r}; there are {', '.join(list(known)[1:])}")
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name][cls._preset_part], **overrides})
+    folder: str
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -105,11 +95,49 @@ class RATLIPModel(PortableConfig, ModelMixin, ConfigMixin):
             )
         return (model, info) if with_info else model
 
+    @classmethod
+    def of_pipeline(cls, source: str | os.PathLike, **options) -> Self | None:
+        """The network of this kind that comes with a pipeline (folder or repository), or None without one.
+
+        It lies in `folder`: inside, as on the Hub, or next to it, as the trainer leaves it. `options` are those of
+        `from_pretrained`.
+        """
+        places: list[tuple[str | os.PathLike, str | None]] = [(source, cls.folder)]
+        if Path(source).is_dir():  # of a name on the Hub, this would be another repository
+            places.append((Path(source).parent / cls.folder, None))
+        for folder, subfolder in places:
+            try:
+                return cls.from_pretrained(str(folder), subfolder=subfolder, **options)
+            except OSError:
+                if Path(folder, subfolder or "", "config.json").exists():  # it is there, but cannot be read
+                    raise
+        return None
+
     def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
         """Every way of publishing a network ends here, with the card that diffusers has written or found."""
         if (readme := Path(working_dir) / "README.md").is_file():
             network_card(self, ModelCard.load(readme), repo_id).save(readme)
         return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
+
+
+class RATLIPModel(StrictModel):
+    """Base of [`RATLIPGenerator`] and [`RATLIPDiscriminator`]."""
+
+    _supports_gradient_checkpointing = True
+    _layers_option: str  # the configuration value that lists layers of the CLIP image tower
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "RATLIPModel":
+        """A model with fresh weights from a named preset (`ratlip`, `ratlip-released`, `galip`, `tiny`).
+
+        Keyword arguments replace single values. Raises ValueError for an unknown preset or value.
+        """
+        known = inspect.signature(cls.__init__).parameters
+        if unknown := sorted(overrides.keys() - known):
+            raise ValueError(f"{cls.__name__} has no option {unknown[0]!r}; there are {', '.join(list(known)[1:])}")
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name][cls.folder], **overrides})
 
     def check_tower(self, tower: CLIPVisionConfig) -> None:
         """Raise ValueError unless this network was built for an image tower of that width, grid and depth."""

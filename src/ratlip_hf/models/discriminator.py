@@ -1,9 +1,7 @@
 """`RATLIPDiscriminator`: CLIP features and a text embedding in, one logit per sample out (docs/method.md, section 5).
 It never reads pixels; `clip.image_features` makes its input."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +114,7 @@ class RATLIPDiscriminator(RATLIPModel):
         ValueError: for a combination that cannot be built.
     """
 
-    _preset_part = "discriminator"
+    folder = "discriminator"
     _layers_option = "feature_layers"
 
     @register_to_config
@@ -151,24 +149,6 @@ class RATLIPDiscriminator(RATLIPModel):
             clip_width, extractor_channels, len(feature_layers), gate_init, unused_shortcuts
         )
         self.referee = Referee(extractor_channels + text_dim, head_channels, clip_grid)
-
-    @classmethod
-    def of_pipeline(cls, source: str | os.PathLike, **options) -> "RATLIPDiscriminator | None":
-        """The discriminator that comes with a pipeline (folder or repository), or None without one.
-
-        It lies in a folder `discriminator`: inside, as on the Hub, or next to it, as the trainer leaves it. `options`
-        are those of `from_pretrained`.
-        """
-        places: list[tuple[str | os.PathLike, str | None]] = [(source, "discriminator")]
-        if Path(source).is_dir():  # of a name on the Hub, this would be another repository
-            places.append((Path(source).parent / "discriminator", None))
-        for folder, subfolder in places:
-            try:
-                return cls.from_pretrained(str(folder), subfolder=subfolder, **options)
-            except OSError:
-                if Path(folder, subfolder or "", "config.json").exists():  # it is there, but cannot be read
-                    raise
-        return None
 
     def condition(
         self, image_features: torch.Tensor, prompt_embeds: torch.Tensor

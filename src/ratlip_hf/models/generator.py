@@ -68,7 +68,7 @@ class RATLIPGenerator(RATLIPModel):
         ValueError: for a combination that cannot be built; the message names the rule.
     """
 
-    _preset_part = "generator"
+    folder = "generator"
     _layers_option = "prompt_layers"
 
     @register_to_config

@@ -14,11 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from ..clip import FrozenCLIP
 from ..models import RATLIPDiscriminator, RATLIPGenerator
-from . import pixel_discriminator as pixels
+from . import pixel_losses as pixels
 from .config import TrainingConfig
 from .optimization import Optimization
 from .samples import StepInputs
 from .step import Networks, training_step
+
+MODELS = "pipeline", "discriminator", "pixel_discriminator"  # folders that a run writes when it saves
 
 
 def weight_bytes(module: nn.Module, trainable_only: bool = False) -> int:
@@ -53,11 +55,12 @@ def disk_use(
     networks = (generator, discriminator)
     moments = 2 * _trained_bytes(config, *networks)
     checkpoint = 2 * weight_bytes(generator) + weight_bytes(discriminator) + _pixel_bytes(config, generator) + moments
-    models = sum(map(weight_bytes, (*networks, clip.text_encoder, clip.image_encoder)))
+    pipeline = sum(map(weight_bytes, (generator, clip.text_encoder, clip.image_encoder)))
+    models = pipeline + weight_bytes(discriminator) + _pixel_bytes(config, generator)
     written = math.ceil(math.ceil(config.max_train_images / per_step) / config.checkpointing_steps)
     limit = config.checkpoints_total_limit
     lying = written if limit is None else min(written, limit + 1)
-    best = models - weight_bytes(discriminator) if config.evaluate_every else 0
+    best = pipeline if config.evaluate_every else 0
     return DiskUse(checkpoint, models, lying * checkpoint + 2 * (models + best))
 
 

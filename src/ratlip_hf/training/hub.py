@@ -127,7 +127,8 @@ class HubRepository:
         try:
             root, output = Path(stage.name), self._output
             link_files(output / "pipeline", root)
-            link_files(output / "discriminator", root / "discriminator")
+            for network in filter(Path.is_dir, sorted(output.glob("*discriminator"))):
+                link_files(network, root / network.name)
             for name in ("config.json", "clip.json"):
                 link_files(output / name, root / "training" / name)
             if (output / "log.jsonl").is_file():

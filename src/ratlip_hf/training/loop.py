@@ -20,7 +20,7 @@ from .config import TrainingConfig
 from .ending import Peers, watched_launcher
 from .monitor import Report
 from .optimization import lr_factor
-from .pixel_discriminator import PENALTY_INTERVAL
+from .pixel_losses import PENALTY_INTERVAL
 from .run import Run, describe_state, prepare
 from .step import mean_over_processes, to_device, training_step
 from .validation import QuickEvaluation
@@ -171,13 +171,17 @@ def _stop_if_not_finite(run: Run, metrics: dict[str, float]) -> None:
 
 
 def _save_models(run: Run) -> None:
-    """Write `pipeline/`, with the EMA weights, and `discriminator/`, unless the weights are not finite."""
+    """Write `pipeline/`, with the EMA weights, and the discriminators, unless some weights are not finite."""
     # Finite losses do not rule out that the optimizer's last move was none.
-    trained = {"generator_norm": run.generator, "discriminator_norm": run.discriminator, "ema_norm": run.ema.module}
+    discriminators = [run.discriminator]
+    if run.nets.pixel_discriminator:
+        discriminators.append(run.nets.bare(run.nets.pixel_discriminator))
+    trained = {"generator_norm": run.generator, "ema_norm": run.ema.module}
+    trained |= {f"{network.folder}_norm": network for network in discriminators}
     _stop_if_not_finite(run, {name: float(get_total_norm(net.parameters())) for name, net in trained.items()})
     for name, network in trained.items():
         check_weights(network, f"step {run.step}, {name.removesuffix('_norm')}")
-    for name, model in (("pipeline", run.pipeline), ("discriminator", run.discriminator)):
+    for name, model in (("pipeline", run.pipeline), *((network.folder, network) for network in discriminators)):
         with atomic_directory(run.output_dir / name) as folder:
             model.save_pretrained(folder)
         remove_unfinished(run.output_dir / name)

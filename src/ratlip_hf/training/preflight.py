@@ -21,7 +21,7 @@ from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..utils.display import as_size
 from ..utils.errors import UserError
 from .config import TrainingConfig
-from .footprint import DiskUse, disk_use, memory_use
+from .footprint import MODELS, DiskUse, disk_use, memory_use
 from .samples import CaptionedImages
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def check_disk(config: TrainingConfig, use: DiskUse) -> None:
     What a run that is resumed has written already counts as room, for it is replaced.
     """
     output_dir = Path(config.output_dir)
-    there = sum(_bytes_below(output_dir / name) for name in ("checkpoints", "pipeline", "discriminator", "best"))
+    there = sum(_bytes_below(output_dir / name) for name in ("checkpoints", "best", *MODELS))
     free = shutil.disk_usage(_existing(output_dir)).free
     if use.peak - there > free:
         raise UserError(

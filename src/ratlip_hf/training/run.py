@@ -22,12 +22,12 @@ from ..models.base import RATLIPModel
 from ..pipeline import RATLIPPipeline
 from ..utils.errors import UserError, one_line
 from ..utils.locks import locked
-from . import pixel_discriminator as pixels
+from . import pixel_losses as pixels
 from .batch_norm import synchronize_batch_norm
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
 from .ending import Ending
-from .footprint import disk_use
+from .footprint import MODELS, disk_use
 from .hub import HubRepository
 from .monitor import tracker_arguments
 from .optimization import EMA, Optimization
@@ -160,7 +160,7 @@ def _check_facts(path: Path, facts: dict) -> None:
 
 def _refuse_finished(config: TrainingConfig, checkpoints: Checkpoints) -> None:
     """A model without checkpoints is a finished one, or somebody else's: a new run would replace it."""
-    models = [name for name in ("pipeline", "discriminator", "best") if (Path(config.output_dir) / name).exists()]
+    models = [name for name in (*MODELS, "best") if (Path(config.output_dir) / name).exists()]
     # Between its first model and its first checkpoint a run may be killed; it has made the folder of checkpoints.
     begun = config.resume_from_checkpoint and checkpoints.folder.is_dir()
     if models and not checkpoints.any() and not begun and not config.dry_run:
@@ -318,7 +318,7 @@ def _pixel_discriminator(
     generator: RATLIPGenerator, accelerator: Accelerator, config: TrainingConfig
 ) -> tuple[nn.Module | None, Optimization | None]:
     """The discriminator of pixels as training runs it, and how it is moved, at the generator's learning rate."""
-    network = pixels.build(config, generator)
+    network = pixels.build_or_load(config, generator)
     if network is None:
         return None, None
     optimization = Optimization.adam(network.to(accelerator.device), config.generator_learning_rate, config)

@@ -16,7 +16,7 @@ from .. import losses
 from ..clip import FrozenCLIP, image_features, image_features_and_embeds
 from ..models.base import untracked_statistics
 from ..utils.tensors import at_least_float32
-from . import pixel_discriminator as pixels
+from . import pixel_losses as pixels
 from .augmentation import augment, augmentation_numbers
 from .config import TrainingConfig
 from .optimization import Optimization
