@@ -185,6 +185,15 @@ def test_classes_stand_in_for_missing_captions(tmp_path):
     assert set(data.batch(range(3)).captions) == {"a photo of an aster", "a photo of a rose", "a photo of an iris"}
 
 
+def test_a_number_is_never_made_a_caption(tmp_path, caplog):
+    for folder in ("1", "2"):
+        write(tmp_path / folder / "a.jpg", encoded_image(int(folder)))
+    write(tmp_path / "cat_to_name.json", json.dumps({"1": "aster"}))
+    with pytest.raises(UserError, match="no column 'captions'"):
+        load_training_data(TrainingConfig(train_data_dir=str(tmp_path)), 16, 3)
+    assert "have numbers, such as 2, for names" in caplog.text and "cat_to_name.json" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -360,7 +360,12 @@ def _with_captions(dataset: datasets.Dataset, source: str, caption_column: str) 
         names = parse_class_names(read_text(Path(source) / CLASS_NAMES))
     except (OSError, ValueError):
         names = {}
-    captions = [class_caption(names.get(name, name)) for name in label.names]
+    classes = [names.get(name, name) for name in label.names]
+    if numbers := [name for name in classes if name.strip().isdigit()]:
+        told = "the classes of %s have numbers, such as %s, for names, and make no captions: name them in %s"
+        logger.warning(told, source, numbers[0], CLASS_NAMES)
+        return dataset
+    captions = list(map(class_caption, classes))
     logger.info("no captions in %s: they are made of class names, such as %r", source, captions[0])
     return dataset.add_column(caption_column, [captions[index] for index in dataset["label"]])
 
