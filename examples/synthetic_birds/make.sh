@@ -17,8 +17,14 @@ python "$here/train_judge.py" --output_dir "$work/scene_judge" --seed 1 --reads 
 accelerate launch --num_processes 1 --cpu "$root/train_ratlip.py" \
     --config synthetic_birds --clip "$work/clip" --output_dir "$work/gan" --resume_from_checkpoint latest
 
-rm -rf "$assets"/{pipeline,discriminator,judge_1,judge_2,scene_judge,scorer}
+rm -rf "$assets"/{pipeline,discriminator,pixel_discriminator,judge_1,judge_2,scene_judge,scorer}
 cp -r "$work"/gan/{pipeline,discriminator} "$work"/{judge_1,judge_2,scene_judge,scorer} "$assets"
+# Only training reads it: half precision takes half the room.
+python - "$work/gan/pixel_discriminator" "$assets/pixel_discriminator" <<'END'
+import sys
+from ratlip_hf.models.pixel_discriminator import PixelDiscriminator
+PixelDiscriminator.from_pretrained(sys.argv[1]).half().save_pretrained(sys.argv[2])
+END
 cp "$work/clip/training_report.json" "$assets/clip_training_report.json"
 chmod -R u=rwX,go=rX "$assets"
 ratlip evaluate --model synthetic-birds

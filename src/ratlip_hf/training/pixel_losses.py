@@ -49,7 +49,7 @@ def build_or_load(config: TrainingConfig, generator: RATLIPGenerator) -> PixelDi
                 f"the discriminator of pixels of {source} has {name} {known.config[name]}, this run's "
                 f"{network.config[name]}: --pixel_channels must be as it was"
             )
-    return known.train()
+    return known.float().train()
 
 
 def relativistic(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
