@@ -1,5 +1,5 @@
 """How fast training images come from shards and from original JPEGs, and what streaming and large datasets take.
-The measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|memory|scale`."""
+The measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|profile|memory|scale`."""
 
 import argparse
 import math
@@ -28,6 +28,7 @@ from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import load_training_data
 
 SIZE = 224  # side of the training images
+STORED = 266  # what they are cropped from: 76/64 of it
 GPU_RATE = 500  # images per second that a GPU is taken to consume
 _MEMORY_MARKS = 10
 _FULL = 1000  # rows of a full shard
@@ -65,22 +66,51 @@ def measure_speed(options: argparse.Namespace) -> None:
     """Alternate the loaders, so that whatever else the machine does falls on all of them."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "prepared"
-        prepare("birds", options.source, folder, storage=Storage(size=options.store_size))
+        whole, cropped = Path(temporary) / "whole", Path(temporary) / "cropped"
+        prepare("birds", options.source, whole, storage=Storage(size=options.store_size))
+        prepare("birds", options.source, cropped, storage=Storage(size=STORED, crop=True))
         loaders: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
             "original JPEGs, released transform (Pillow alone)": (lambda: original_rows(options.source), RELEASED),
             "original JPEGs": (lambda: original_rows(options.source), ANTIALIASED),
-            f"{options.store_size}-px shards": (lambda: shard_rows(folder), ANTIALIASED),
+            f"{options.store_size}-px shards": (lambda: shard_rows(whole), ANTIALIASED),
+            f"{STORED}-px shards, cropped": (lambda: shard_rows(cropped), ANTIALIASED),
         }
         rates = {name: [] for name in loaders}
         for _ in range(options.rounds):
             for name, (rows, variant) in loaders.items():
                 rates[name].append(rate(rows(), options.images, variant))
     middle = {name: float(np.median(values)) for name, values in rates.items()}
-    *_, prepared = middle.values()
+    released, *_ = middle.values()
     for name, value in middle.items():
         cores = f"{GPU_RATE / value:.1f} cores for {GPU_RATE}/s"
-        print(f"{name}: {value:.0f} images/s per core, {cores}; shards {prepared / value:.2f}x")
+        print(f"{name}: {value:.0f} images/s per core, {cores}; {value / released:.2f}x the first")
+
+
+def measure_profile(options: argparse.Namespace) -> None:
+    """Processor time of each stage from a prepared shard to a training image; the stages take turns."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "prepared"
+        size = STORED if options.store_crop else options.store_size
+        prepare("birds", options.source, folder, storage=Storage(size=size, crop=options.store_crop))
+        rows, rng = shard_rows(folder), np.random.default_rng(0)
+        next(rows)
+        spent = {"row of a shard": [], "JPEG to pixels": [], "crop, scale, mirror": []}
+        for _ in range(options.images):
+            stages = []
+            started = time.process_time()
+            row = next(rows)
+            stages.append(time.process_time())
+            image = open_image(row.content)
+            stages.append(time.process_time())
+            frame(image, SIZE, row.box, ANTIALIASED, rng, mirror=bool(rng.integers(2)))
+            stages.append(time.process_time())
+            for times, before, after in zip(spent.values(), [started, *stages], stages, strict=False):
+                times.append(1000 * (after - before))
+    means = {name: float(np.mean(times)) for name, times in spent.items()}
+    for name, milliseconds in means.items():
+        share = milliseconds / sum(means.values())
+        print(f"{name}: {milliseconds:.2f} ms an image, {share:.0%}; alone {1000 / milliseconds:.0f} images/s")
 
 
 def measure_memory(options: argparse.Namespace) -> None:
@@ -163,6 +193,12 @@ def main() -> None:
     speed.add_argument("--rounds", type=int, default=5, help="the median counts")
     speed.add_argument("--store_size", type=int, default=304)
     speed.set_defaults(run=measure_speed)
+    profile = subcommands.add_parser("profile")
+    profile.add_argument("source", type=Path, help="as for speed")
+    profile.add_argument("--images", type=int, default=600)
+    profile.add_argument("--store_size", type=int, default=304)
+    profile.add_argument("--store_crop", action="store_true", help=f"shards of crops of {STORED} pixels instead")
+    profile.set_defaults(run=measure_profile)
     memory = subcommands.add_parser("memory")
     memory.add_argument("--images", type=int, default=100_000)
     memory.add_argument("--workers", type=int, default=1)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from ratlip_hf.cli.main import main
-from ratlip_hf.data.images import decode, to_rgb
+from ratlip_hf.data.images import decode, object_region, to_rgb
 from ratlip_hf.data.manifest import read_manifest
 from ratlip_hf.data.prepare.shards import Storage, prepare
 from ratlip_hf.data.prepare.source_files import natural_key
-from ratlip_hf.data.read.transforms import object_region
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import (
     encoded_image,

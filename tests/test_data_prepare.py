@@ -12,13 +12,14 @@ import datasets
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ratlip_hf.cli.main import main
-from ratlip_hf.data.images import BadImage, decode, to_rgb, turn_box
+from ratlip_hf.data.images import BadImage, decode, open_image, store, to_rgb, turn_box
 from ratlip_hf.data.prepare import shards
 from ratlip_hf.data.prepare.importers import KINDS, load_importer
 from ratlip_hf.data.prepare.shards import Storage, prepare
+from ratlip_hf.data.read.transforms import frame
 from ratlip_hf.utils.errors import UserError
 from raw_datasets import encoded_image, make_birds, make_folder, repaired, rows_of, skipped, turned, write
 
@@ -139,6 +140,41 @@ def test_store_size_scales_the_shorter_side_uncropped_and_the_box_with_it(tmp_pa
     assert (image.format, image.size) == ("JPEG", (120, 80))
     assert row["bbox"] == [20, 10, 40, 60]
     assert "shorter side 80 px, JPEG of quality 95" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_store_crop_keeps_what_training_would_crop_to_and_training_sees_the_same(turn, tmp_path):
+    box = (40, 20, 40, 30)  # a part of 60 x 60 pixels around (60, 35), cut at no edge
+    y, x = np.mgrid[:90, :140]
+    photo = Image.fromarray(np.stack([x, y * 2, (x + y) // 2], axis=-1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", exif=exif)
+    image = decode(buffer.getvalue())
+    upright = turn_box(box, image.size, turn)
+    stored = store(buffer.getvalue(), image, 38, 95, upright)
+    part = open_image(stored.content)
+    assert part.size == (38, 38) and stored.scale == 38 / 60
+    now, before = frame(part, 32), frame(open_image(buffer.getvalue()), 32, list(upright))
+    assert np.abs(now.astype(int) - before).max() <= 6
+    random = frame(part, 32, rng=np.random.default_rng(0))
+    assert any(
+        np.array_equal(random, np.asarray(part)[top : top + 32, left : left + 32])
+        for top in range(7)
+        for left in range(7)
+    )
+
+
+def test_store_crop_leaves_no_box_and_says_so(tmp_path):
+    storage = Storage(size=38, crop=True)
+    manifest = prepare("birds", make_birds(tmp_path / "birds"), tmp_path / "out", storage=storage)
+    assert all(row["bbox"] is None for row in rows_of(tmp_path / "out"))
+    assert min(decode(rows_of(tmp_path / "out")[0]["image"]["bytes"]).size) == 38
+    assert "only what training crops to around a box" in (tmp_path / "out/README.md").read_text()
+    assert manifest["storage"]["crop"] is True
+    with pytest.raises(UserError, match="--store_crop needs a --store_size"):
+        Storage(crop=True)
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -61,8 +61,8 @@ def test_only_these_methods_are_left_out(code):
             package["pipeline.py"]["RATLIPPipeline"],
             {"from_clip", "from_single_file", "from_pretrained", "_dict_from_json_file", "optimize"},
         ),
-            (generator["RATLIPModel"], package["models/base.py"]["RATLIPModel"], {"from_preset"}),
-            (generator["StrictModel"], package["models/base.py"]["StrictModel"], {"of_pipeline", "_upload_folder"}),
+        (generator["RATLIPModel"], package["models/base.py"]["RATLIPModel"], {"from_preset"}),
+        (generator["StrictModel"], package["models/base.py"]["StrictModel"], {"of_pipeline", "_upload_folder"}),
     ):
         methods = [
             {part.name for part in cls.body if isinstance(part, ast.FunctionDef)} for cls in (shipped, original)

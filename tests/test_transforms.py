@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ratlip_hf.data.images import object_region
 from ratlip_hf.data.prepare.shards import prepare
-from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame, object_region
+from ratlip_hf.data.read.transforms import ANTIALIASED, RELEASED, frame
 from ratlip_hf.training.config import TrainingConfig
 from ratlip_hf.training.samples import load_training_data
 from raw_datasets import make_birds

@@ -42,6 +42,11 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         default="original",
         help="'original' keeps the files; a number scales shorter sides to it, as JPEG, uncropped (default: original)",
     )
+    add(
+        "--store_crop",
+        action="store_true",
+        help="of images with the box of an object, store only the part that training crops to; needs --store_size",
+    )
     add("--quality", type=int, default=90, help="of the JPEGs that a size needs (default: 90)")
     add("--images_per_shard", type=int, default=1000, help="per Parquet file (default: 1000)")
     add("--workers", type=int, help="processes (default: one per core)")
@@ -85,7 +90,7 @@ def _prepare(options: argparse.Namespace) -> int:
         raise UserError(f"--store_size must be 'original' or a number of pixels, not {options.store_size!r}")
     size = None if original else int(options.store_size)
     choices = {name: getattr(options, name) for name in SourceOptions.__dataclass_fields__}
-    storage = Storage(size, options.quality, options.images_per_shard)
+    storage = Storage(size, options.quality, options.store_crop, options.images_per_shard)
     workers = options.workers or os.cpu_count() or 1
     try:
         manifest = prepare(

@@ -2,7 +2,9 @@
 Preparing, checking and training all decode here, so that they see the same pixels."""
 
 import io
+import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageOps
@@ -10,6 +12,8 @@ from PIL import ExifTags, Image, ImageOps
 MAX_PIXELS = 2**26  # 67 megapixels; a small file can claim to be far larger than memory
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LONGEST_JPEG = 65_500
+_BOX_MARGIN = 0.75  # half the side of the crop to an object, as a multiple of the longer side of its box
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 13}
 # Where EXIF's orientations move a point (x, y) of an image of w x h pixels.
@@ -111,13 +115,36 @@ def turn_box(box: tuple[float, float, float, float], size: tuple[int, int], turn
     return (x0, y0, x1 - x0, y1 - y0)
 
 
-def store(content: bytes, image: Image.Image, size: int | None, quality: int) -> Stored:
-    """The bytes to keep of an image, given encoded and decoded. A `size` scales the shorter side to it, uncropped, as
-    RGB JPEG of a `quality` from 1 to 100; None keeps the file as it is."""
+def object_region(size: tuple[int, int], box: Sequence[float], truncate: bool = False) -> Region:
+    """Left, top, right, bottom of a square around a box, with a margin, clipped to an image of `size`.
+
+    A box that leaves nothing of it, or is no box, gives the whole image. `truncate` cuts the fractions of centre and
+    side off, as the authors' code does, instead of rounding the corners.
+    """
+    left, top, width, height = box
+    if not all(map(math.isfinite, box)):
+        return (0, 0, *size)
+    half = _BOX_MARGIN * max(width, height)
+    x, y = (2 * left + width) / 2, (2 * top + height) / 2
+    if truncate:
+        half, x, y = int(half), int(x), int(y)
+    left, top, right, bottom = (round(value) for value in (x - half, y - half, x + half, y + half))
+    region = (max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
+    return region if region[0] < region[2] and region[1] < region[3] else (0, 0, *size)
+
+
+def store(
+    content: bytes, image: Image.Image, size: int | None, quality: int, box: Sequence[float] | None = None
+) -> Stored:
+    """The bytes to keep of an image, given encoded and decoded. A `size` scales the shorter side to it, as RGB JPEG of
+    a `quality` from 1 to 100, of the whole image or, with a `box` in the upright one, of the part around that object
+    (see [`object_region`]); None keeps the file as it is."""
     if size is None:
         suffix = ".jpg" if image.format == "JPEG" else f".{image.format.lower()}"
         return Stored(content, suffix, 1.0)
     image = to_rgb(image)
+    if box:
+        image = image.crop(object_region(image.size, box))
     scale = size / min(image.size)
     sides = [max(size, round(side * scale)) for side in image.size]
     if sides[0] * sides[1] > MAX_PIXELS or max(sides) > _LONGEST_JPEG:

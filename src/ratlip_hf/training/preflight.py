@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..clip import FrozenCLIP
-from ..data.images import open_image
+from ..data.images import object_region, open_image
 from ..data.read.rows import MixedRows, Row, Rows, ShardRows, naming_damage
-from ..data.read.transforms import RELEASED, object_region
+from ..data.read.transforms import RELEASED
 from ..models import RATLIPDiscriminator, RATLIPGenerator
 from ..utils.display import as_size
 from ..utils.errors import UserError

@@ -72,7 +72,8 @@ def card_text(manifest: dict, origin: Origin, features: datasets.Features) -> st
     splits, storage = manifest["splits"], manifest["storage"]
     files = [file for split in splits.values() for file in split["files"]]
     original = "original files"
-    scaled = f"shorter side {storage['size']} px, JPEG of quality {storage['quality']}, uncropped"
+    part = "only what training crops to around a box" if storage["crop"] else "uncropped"
+    scaled = f"shorter side {storage['size']} px, JPEG of quality {storage['quality']}, {part}"
     return _TEXT.format(
         metadata=_metadata(manifest, origin, features),
         title=origin.title,

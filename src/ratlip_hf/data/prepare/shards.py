@@ -53,11 +53,14 @@ class Storage:
 
     size: int | None = None  # shorter side in pixels, or None for the original files
     quality: int = 90  # of the JPEGs that a size needs
+    crop: bool = False  # to what training crops to around the box of an object, where there is one
     images_per_shard: int = 1000  # before unusable ones are left out
 
     def __post_init__(self):
         if self.size is not None and not 16 <= self.size <= 4096:
             raise UserError(f"--store_size must be 'original' or a number from 16 to 4096, not {self.size}")
+        if self.crop and self.size is None:
+            raise UserError("--store_crop needs a --store_size: 76/64 of the size to be trained at")
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality must lie in 1..100, not {self.quality}")
         if self.images_per_shard < 1:
@@ -352,24 +355,26 @@ def _row(record: Record, task: ShardTask, report: Report) -> dict | None:
     try:
         content = record.image.read()
         image = decode(content)
-        stored = store(content, image, task.storage.size, task.storage.quality)
+        box, cropped = record.bbox, bool(record.bbox) and task.storage.crop
+        upright = box and turn_box(box, image.size, orientation(image))
+        stored = store(content, image, task.storage.size, task.storage.quality, upright if cropped else None)
     except BadImage as error:
         report.skip(str(error), record.image_id)
         return None
     except OSError as error:
         report.skip(f"image that cannot be read ({error.strerror})", record.image_id)
         return None
-    box = record.bbox
     for remark in [*remarks(image), *(box_remarks(box, image.size) if box else ())]:
         report.repair(remark, record.image_id)
     if stored.scale > 1:
-        report.repair(f"image smaller than --store_size {task.storage.size}, enlarged", record.image_id)
+        smaller = "part of an image, smaller" if cropped else "image smaller"
+        report.repair(f"{smaller} than --store_size {task.storage.size}, enlarged", record.image_id)
     row = {
         "image": {"bytes": stored.content, "path": Path(record.image_id).name + stored.suffix},
         "captions": list(record.captions),
         "image_id": record.image_id,
         "label": record.label,
-        "bbox": box and [value * stored.scale for value in turn_box(box, image.size, orientation(image))],
+        "bbox": None if cropped or not upright else [value * stored.scale for value in upright],
     }
     return {name: row[name] for name in task.schema.names}
 

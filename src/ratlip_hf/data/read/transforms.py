@@ -1,18 +1,16 @@
 """From a photograph to a training image: crop to the object, scale, crop at random.
 Two variants differ in rounding and resampling, not in what they show."""
 
-import math
-
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+from ..images import Region, object_region
+
 ANTIALIASED, RELEASED = "antialiased", "released"
 VARIANTS = (ANTIALIASED, RELEASED)
 _MARGIN = 76 / 64  # the image is scaled to this multiple of the size before a random crop takes the size out of it
-_BOX_MARGIN = 0.75  # half the side of the crop to an object, as a multiple of the longer side of its box
 
 
 def frame(
@@ -40,24 +38,6 @@ def frame(
     return _resample(_crop(image, window, mirror), size)
 
 
-def object_region(size: tuple[int, int], box: list[float], truncate: bool) -> Region:
-    """Left, top, right, bottom of a square around a box, with a margin, clipped to an image of `size`.
-
-    A box that leaves nothing of it, or is no box, gives the whole image. `truncate` cuts the fractions of centre and
-    side off, as the authors' code does, instead of rounding the corners.
-    """
-    left, top, width, height = box
-    if not all(map(math.isfinite, box)):
-        return (0, 0, *size)
-    half = _BOX_MARGIN * max(width, height)
-    x, y = (2 * left + width) / 2, (2 * top + height) / 2
-    if truncate:
-        half, x, y = int(half), int(x), int(y)
-    left, top, right, bottom = (round(value) for value in (x - half, y - half, x + half, y + half))
-    region = (max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
-    return region if region[0] < region[2] and region[1] < region[3] else (0, 0, *size)
-
-
 def _crop(image: Image.Image, region: Region, mirror: bool) -> Image.Image:
     # Mirrored here rather than as an array, whose three-byte pixels are slow to reverse.
     part = image.crop(region)
@@ -73,6 +53,8 @@ def _place(region: Region, side: int, rng: np.random.Generator | None) -> Region
 
 
 def _resample(image: Image.Image, size: int) -> np.ndarray:
+    if image.size == (size, size):  # as from shards that hold what training crops to, at 76/64 of its size
+        return np.asarray(image)
     # Pixels agree with Pillow's to rounding; torch is three times as fast on one core.
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     resized = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
