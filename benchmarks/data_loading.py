@@ -1,5 +1,5 @@
 """How fast training images come from shards and from original JPEGs, and what streaming and large datasets take.
-The measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|profile|memory|scale`."""
+The measurements of docs/data.md and docs/scaling.md: `python benchmarks/data_loading.py speed|profile|memory|scale`"""
 
 import argparse
 import math

@@ -109,7 +109,7 @@ def test_explain_a_picture(explore, tmp_path):
     assert explore("explain", PROMPT, "--image", tmp_path / "given.png")["image"].endswith("given.png")
 
 
-def test_compare_models_and_folders(pipe, model, tmp_path):
+def test_compare_models_and_folders(pipe, model, tmp_path, capsys):
     images = tmp_path / "images"
     assert main(["generate", PROMPT, OTHER, "--num_images", "2", "--model", model, "--output_dir", str(images)]) == 0
     out = ["--sources", model, str(images), "--num_images", "1", "--output_dir", str(tmp_path / "out")]
@@ -118,6 +118,9 @@ def test_compare_models_and_folders(pipe, model, tmp_path):
     with Image.open(tmp_path / "out" / "compare.png") as picture:
         assert picture.width > 190 + 3 * 128 and 2 * 128 < picture.height < 3 * 128
     assert main(["explore", "compare", "a cat", *out]) == 2
+    capsys.readouterr()
+    assert main(["explore", "compare", PROMPT, "--sources", "nowhere"]) == 2
+    assert "--sources nowhere" in capsys.readouterr().err
 
 
 def test_angles(explore):

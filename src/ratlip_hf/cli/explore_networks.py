@@ -27,7 +27,8 @@ def explain(options, pipe, folder: Path):
 
     seeds = read_seeds(options)[: 1 if options.also or options.image else None]
     without = _without_word(options.prompt, options.word)
-    models = {options.model: pipe, **{name: load_pipeline(name, pipe.dtype).to(pipe.device) for name in options.also}}
+    others = {name: load_pipeline(name, pipe.dtype, "--also").to(pipe.device) for name in options.also}
+    models = {options.model: pipe, **others}
     columns = [Path(name).name for name in models] if options.also else [f"seed {seed}" for seed in seeds]
     columns = [options.image.name] if options.image and not options.also else columns
     images: list = []  # tensors; torch is imported later
@@ -153,7 +154,9 @@ def compare(options, dtype, device):
     seeds, columns, labels = read_seeds(options), [], []
     listed = {source: _listed_images(Path(source), options.prompts) for source in options.sources}
     for source in options.sources:
-        images = listed[source] or _generated(load_pipeline(source, dtype).to(device), options.prompts, seeds)
+        images = listed[source]
+        if images is None:
+            images = _generated(load_pipeline(source, dtype, "--sources").to(device), options.prompts, seeds)
         columns.append(images)
         labels += [f"{Path(source).name}, {number + 1}" for number in range(len(images[0]))]
     rows = [[image for images in columns for image in images[row]] for row in range(len(options.prompts))]

@@ -61,18 +61,18 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def load_pipeline(model: str, dtype: torch.dtype | None = None) -> RATLIPPipeline:
-    """The pipeline that `--model` names, in float32 or `dtype`. Raises UserError when it cannot be loaded."""
+def load_pipeline(model: str, dtype: torch.dtype | None = None, option: str = "--model") -> RATLIPPipeline:
+    """The pipeline that an option names, in float32 or `dtype`. Raises UserError when it cannot be loaded."""
     import torch
 
     from ..pipeline import RATLIPPipeline
 
     quiet_libraries()
-    source = find_pipeline(model, f"--model {model}")
+    source = find_pipeline(model, f"{option} {model}")
     try:
         return RATLIPPipeline.from_pretrained(source, dtype=dtype or torch.float32)
     except Exception as error:  # a damaged folder raises almost anything
-        raise UserError(f"--model {model} cannot be loaded: {one_line(error)}") from error
+        raise UserError(f"{option} {model} cannot be loaded: {one_line(error)}") from error
 
 
 def find_pipeline(model: str, what: str) -> str | os.PathLike:
