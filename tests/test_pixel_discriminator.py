@@ -63,6 +63,19 @@ def test_a_step_with_pixels_moves_three_networks_each_by_its_own_loss(nets_with_
     torch.testing.assert_close(whole, expected)
 
 
+@pytest.mark.parametrize("penalise", [True, False])
+def test_in_half_precision_only_the_pass_under_the_penalty_is_in_float32(nets_with_pixels, penalise):
+    whole = copy.deepcopy(nets_with_pixels)
+    nets_with_pixels.config.mixed_precision = "bf16"
+    seen = []
+    nets_with_pixels.pixel_discriminator.blocks.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    metrics = training_step(nets_with_pixels, [step_inputs()], penalise_pixels=penalise)
+    assert seen == [torch.float32 if penalise else torch.bfloat16, torch.bfloat16, torch.bfloat16]
+    expected = training_step(whole, [step_inputs()], penalise_pixels=penalise)
+    for name in ("p_loss", "p_grad_norm", "g_pixel"):
+        assert metrics[name].item() == pytest.approx(expected[name].item(), rel=0.1), name
+
+
 def test_a_run_with_pixels_resumes_exactly(config, tmp_path):
     config.pixel_loss_weight, config.pixel_channels = 0.5, 4
     whole = torch.load(loop.train(config) / "checkpoints" / "step-00000004" / "state.pt")

@@ -171,15 +171,16 @@ def pixel_phase(nets: Networks, batches: Sequence[StepInputs], fakes: Generated 
     for number, inputs in enumerate(batches, start=1):
         fake = (fakes or _generate_without_graph(nets, inputs)).images
         with nets.gather_gradients(nets.pixel_discriminator, now=number == len(batches)):
-            # In float32 throughout: it is small, and its penalty differentiates it twice.
-            terms = pixels.discriminator_loss(
-                nets.pixel_discriminator,
-                inputs.images,
-                fake,
-                _conditioned_text(nets, inputs),
-                nets.config.pixel_penalty_weight,
-                penalise,
-            )
+            # As of the other discriminator, what is differentiated twice stays in float32.
+            with contextlib.nullcontext() if penalise else nets.autocast():
+                terms = pixels.discriminator_loss(
+                    nets.pixel_discriminator,
+                    inputs.images,
+                    fake,
+                    _conditioned_text(nets, inputs),
+                    nets.config.pixel_penalty_weight,
+                    penalise,
+                )
             optimization.backward(terms.pop("loss") / len(batches))
         metrics.append(terms)
     return {**_mean_over_micro_batches(metrics), "p_grad_norm": optimization.step()}
@@ -215,7 +216,8 @@ def generator_loss(nets: Networks, inputs: StepInputs, fakes: Generated) -> tupl
     metrics = {"g_adversarial": adversarial, "clip_similarity": similarity}
     if nets.pixel_discriminator:
         critic, text = nets.bare(nets.pixel_discriminator), _conditioned_text(nets, inputs)
-        metrics["g_pixel"] = pixels.generator_loss(critic, inputs.images, fakes.images.float(), text)
+        with nets.autocast():
+            metrics["g_pixel"] = pixels.generator_loss(critic, inputs.images, fakes.images, text)
         loss = loss + config.pixel_loss_weight * metrics["g_pixel"]
     return loss, {"g_loss": loss, **metrics}
 
