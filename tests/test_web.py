@@ -147,17 +147,17 @@ class TestJavaScript:
         pipe_dir, rng = bundled.model_dir(), random.Random(0)
         captions = [*ODD, *(any_caption(sample_attributes(rng), rng) for _ in range(10_000))]
         (tmp_path / "captions.json").write_text(json.dumps(captions))
+        tokenizer = RATLIPPipeline.from_pretrained(pipe_dir, generator=None, image_encoder=None).tokenizer
         found = run_node(f"""
             import {{ readFileSync }} from "fs";
             import {{ Tokenizer }} from "./libraries/tokenizers.min.mjs";
             import {{ Model }} from "./model.js";
             const read = (path) => JSON.parse(readFileSync(path));
             const files = {json.dumps(str(pipe_dir / "tokenizer"))};
-            const config = {{ max_tokens: 40, pad_token_id: 710 }};
+            const config = {{ max_tokens: 40, pad_token_id: {tokenizer.pad_token_id} }};
             const tokenizer = new Tokenizer(read(files + "/tokenizer.json"), read(files + "/tokenizer_config.json"));
             const model = Object.assign(new Model(), {{ config, tokenizer }});
             show(read({json.dumps(str(tmp_path / "captions.json"))}).map((text) => model.ids(text)));""")
-        tokenizer = RATLIPPipeline.from_pretrained(pipe_dir, generator=None, image_encoder=None).tokenizer
         expected = tokenizer(captions, padding="max_length", truncation=True, max_length=40).input_ids
         assert [each["ids"] for each in found] == expected
         assert [each["cut"] for each in found] == [text == ODD[-1] for text in captions]
